@@ -1,0 +1,31 @@
+"""MetAug Workbook: the training engine of *MetAug: Contrastive Learning via Meta Feature Augmentation* (ICML 2022).
+
+    run = metaug_core.fit(metaug_core.preset("quick"))
+    metaug_core.evaluate(run)
+"""
+
+from metaug_core import data, encoders, methods, views  # noqa: F401  (they enter their names in the registries)
+from metaug_core.config import Config, ConfigError
+from metaug_core.engine import fit
+from metaug_core.evaluate import evaluate
+from metaug_core.methods import with_mag
+from metaug_core.presets import preset
+from metaug_core.registry import DATASETS, ENCODERS, METHODS, VIEWS, MetaugError
+from metaug_core.store import Run, list_runs, open_run
+
+__all__ = [
+    "DATASETS",
+    "ENCODERS",
+    "METHODS",
+    "VIEWS",
+    "Config",
+    "ConfigError",
+    "MetaugError",
+    "Run",
+    "evaluate",
+    "fit",
+    "list_runs",
+    "open_run",
+    "preset",
+    "with_mag",
+]

@@ -1,0 +1,271 @@
+"""Every setting of a run, in one frozen object that refuses what it does not know.
+
+Symbols and equation numbers are those of the paper (Li et al., ICML 2022). The defaults are the paper's where it states them.
+A named set of settings (`quick`, `paper`, `authors`) comes from `presets.preset`.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from metaug_core import registry
+from metaug_core.registry import MetaugError, suggestion
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Where and how fast a run is computed, not what it computes: these do not enter a run's name.
+NOT_IDENTITY = {"device", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard"}
+
+
+class ConfigError(MetaugError):
+    """A setting is unknown, ill-typed, out of range or contradicts another."""
+
+
+def one_sentence(error: ValidationError) -> str:
+    """The first fault of a pydantic error: which field, what is wrong, what was given."""
+    fault = error.errors()[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{suggestion(name, Config.model_fields)}"
+    if isinstance(cause := fault.get("ctx", {}).get("error"), Exception):
+        return str(cause)
+    more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
+    return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}{more}"
+
+
+class Config(BaseModel):
+    """A run's settings. Raises `ConfigError` (one sentence) for anything it does not accept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+    # --- data
+    dataset: str = "shapes"
+    """shapes, cifar10, cifar100, stl10, tiny-imagenet, imagenet, or folder (then data_dir is the image folder)."""
+    data_dir: Path = Path(os.environ.get("METAUG_DATA", HOME / "data"))
+    """Where downloaded data sets lie; for `folder`, the folder with train/CLASS/* and test/CLASS/* itself."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Side of the views that the encoders see, in pixels."""
+    stored_size: Annotated[int, Field(ge=8, le=2048)] | None = None
+    """Side to which images of any size (folder, imagenet) are resized when read; None: image_size."""
+    train_images: Positive | None = None
+    """How many training images to use, drawn evenly with the seed of the data (0); None: all."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the labelled training images held out for the kNN monitor and for choosing; 0: none, no monitor."""
+    storage: Literal["auto", "device", "stream"] = "auto"
+    """Whole data set as uint8 on the device, or decoded by workers as it is needed; auto: device up to 8 GB."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Threads or processes that decode images."""
+
+    # --- views
+    views: Annotated[tuple[str, ...], Field(min_length=1)] = ("L", "ab", "RGB")
+    """View j sees these channels; a name that stands twice shares one encoder (SimCLR: RGB, RGB)."""
+    independent: bool = False
+    """Each view has its own random augmentation (SimCLR); else all are colour splits of one augmented image (CMC)."""
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Area of the random resized crop as a share of the image; (1, 1): no crop."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Random rotation, uniform in +-this, degrees."""
+    jitter: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Strength of brightness, contrast and saturation jitter +-0.8 x this and hue +-0.2 x this (SimCLR); 0: none."""
+    grey: Share = 0.0
+    """Probability of turning an image grey."""
+    mixup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Mixup noise (DACL): x + share of another image, share uniform in [0, this); 0: none."""
+    randaugment: Annotated[float, Field(ge=0, le=30)] = 0.0
+    """Magnitude of RandAugment (0 to 30, two operations an image); 0: none."""
+
+    # --- networks
+    encoder: str = "conv"
+    """conv, fc (split AlexNet, Appendix B.1), resnet18, resnet50, or a registered one."""
+    stem: Literal["auto", "paper", "small"] = "auto"
+    """First layer: the paper's 11x11/4 (needs >= 64 px), or a small one for small images; auto: paper from 128 px."""
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper."""
+    feature_dim: Positive = 128
+    """d, the dimension of the features z that are contrasted."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Projection head g: one layer (CMC), or two with a ReLU between (SimCLR)."""
+    mag_hidden: Positive = 2048
+    """Units of the two hidden layers of the MAG."""
+
+    # --- objective
+    method: str = "metaug"
+    """A name in METHODS: metaug, metaug-only-oucl, metaug-only-mag, cmc, simclr, supervised, or a registered one."""
+    temperature: Size = 0.07
+    """t of InfoNCE (eq. 1) and NT-Xent."""
+    oucl: Literal["eq7", "eq8", "eq9", "eq10"] = "eq10"
+    """Which form of OUCL: the hinge on sums, with a temperature, weighted by Gamma, or reduced to gamma alone."""
+    beta: Annotated[float, Field(gt=0, le=1024)] = 16.0
+    """Temperature coefficient of OUCL (eq. 8-10)."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Margin of OUCL (eq. 10); the paper fixes 0.40 (Appendix A.4)."""
+    oucl_lambda: float = 0.0
+    """lambda, the margin of eq. 7 and 8."""
+    phi_dec: Size = 1.0
+    """Attenuation of Gamma in eq. 9 (section 4.4; the paper's best is 6); 1: none."""
+    gamma_detached: bool = False
+    """eq. 9: take the weights Gamma as constants, as the authors' code does."""
+    attenuate: Literal["weight", "similarity"] = "weight"
+    """phi_dec divides Gamma x (d - margin) (paper), or the similarity inside it but not its margin (authors' code)."""
+    scope: Literal["anchor", "minibatch"] = "anchor"
+    """One OUCL per anchor, averaged, or one over all pairs of the minibatch."""
+    loss_scale: Size = 1.0
+    """The loss is multiplied by this constant (the authors' code has one)."""
+    negatives: Literal["bank", "batch"] = "bank"
+    """Negatives: past features from the memory bank, or the other images of the minibatch."""
+    bank_negatives: Positive = 4096
+    """K, past features drawn per view (paper 4096, authors' code 1024)."""
+    bank_draw: Literal["shared", "per-anchor"] = "shared"
+    """One draw that the whole minibatch shares (fast), or one per anchor (authors' code)."""
+    bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the old entry that stays when an image's entry is written; the result is renormalised."""
+    positives: Literal["features", "bank"] = "features"
+    """Positives: the other views' features, or their stale bank entries (authors' code)."""
+    bank_writes: Literal["step", "every-pass"] = "step"
+    """Write the bank once a step, or also from the look-ahead's two passes (authors' code)."""
+
+    # --- meta feature augmentation (used by methods with a MAG)
+    delta: Rate = 1e-7
+    """delta of eq. 11: weight of the loss that includes augmented features."""
+    alpha: Rate = 1e-13
+    """alpha of eq. 6: weight of R_sigma in the MAG update."""
+    margin: Literal["large", "medium", "small", "none"] = "large"
+    """How sigma+ and sigma- come from the original similarities (eq. 4, Appendix A.2)."""
+    margin_scope: Literal["minibatch", "anchor"] = "minibatch"
+    """Margins over the minibatch (eq. 4), or per anchor (authors' code)."""
+    margin_source: Literal["original", "augmented"] = "original"
+    """Similarities that give the margins: of original features (eq. 4), or augmented ones (authors' code)."""
+    margin_everywhere: bool = False
+    """R_sigma also in the regular step and in the look-ahead loss (authors' code); the paper: the MAG update only."""
+    margin_positive_weight: Rate = 1.0
+    """Factor on the positive part of R_sigma (authors' code: 1e-4)."""
+    augmented_sets: Literal["joint", "swapped"] = "joint"
+    """L_aug: one loss over z and z~ together, or a sum with each view swapped in turn and then all (authors' code)."""
+    schedule: Literal["alternate", "epoch"] = "alternate"
+    """MAG step after each regular one on the same minibatch, or a pass of each in turn (Algorithm 1)."""
+    look_ahead: Literal["shared", "fresh"] = "shared"
+    """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
+    inner_lr: Rate | None = None
+    """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
+    meta: Literal["forward", "double-backward"] = "forward"
+    """How the meta-gradient is computed; both are exact, the second is the slow reference."""
+
+    # --- optimisation
+    epochs: Positive = 200
+    """Passes over the training images."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per step."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """For encoders and heads."""
+    lr: Size = 1e-3
+    """l, learning rate of encoders and heads."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    weight_decay: Rate = 0.0
+    """L2 penalty on encoders and heads."""
+    mag_optimiser: Literal["adam", "sgd"] = "adam"
+    """For the MAG."""
+    mag_lr: Size = 1e-3
+    """l' of eq. 6, learning rate of the MAG."""
+    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
+    """How both learning rates change over the epochs."""
+    lr_steps: tuple[Positive, ...] = ()
+    """Epochs after which `step` multiplies the rates by lr_decay."""
+    lr_decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor of `step`."""
+    warmup_epochs: Rate = 0.0
+    """Linear rise of the learning rates from 0."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast in the encoders; BatchNorm statistics, features and loss stay float32."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of weights, order, augmentation and draws. The data set and its splits do not depend on it."""
+
+    # --- the run
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda, else mps, else cpu."""
+    runs_dir: Path = Path(os.environ.get("METAUG_RUNS", HOME / "runs"))
+    """Folder of all runs."""
+    log_every: Positive = 20
+    """Steps between two rows of metrics."""
+    monitor_every: Positive = 1
+    """Epochs between two kNN readings on the validation split."""
+    keep_last: Positive = 1
+    """Encoders kept from the last so many epochs; evaluation is their mean (paper: 20)."""
+    checkpoint_minutes: Size = 5.0
+    """A checkpoint at least this often, besides one at the end of every epoch."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events (needs the tensorboard package)."""
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(one_sentence(error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A method's own defaults stand where the user said nothing (SimCLR: two independent RGB crops)."""
+        method = registry.METHODS.get(values.get("method", cls.model_fields["method"].default))
+        return {**getattr(method, "defaults", {}), **values}
+
+    @field_validator("dataset", "encoder", "method", "views")
+    @classmethod
+    def _known(cls, value: Any, info) -> Any:
+        table = {"dataset": "DATASETS", "encoder": "ENCODERS", "method": "METHODS", "views": "VIEWS"}[info.field_name]
+        for name in (value,) if isinstance(value, str) else value:
+            if name not in getattr(registry, table):
+                raise ValueError(f"unknown {info.field_name} {name!r}{suggestion(name, getattr(registry, table))}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        for contradiction, sentence in self._contradictions():
+            if contradiction:
+                raise ValueError(sentence)
+        return self
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        low, high = self.crop_scale
+        return [
+            (not 0 < low <= high, f"crop_scale: needs 0 < low <= high, got {self.crop_scale}"),
+            (self.stem == "paper" and self.image_size < 64, f"stem 'paper' needs image_size >= 64, got {self.image_size}"),
+            (self.positives == "bank" and self.negatives != "bank", "positives 'bank' needs negatives 'bank'"),
+            (self.bank_writes == "every-pass" and self.negatives != "bank", "bank_writes 'every-pass' needs negatives 'bank'"),
+            (self.oucl != "eq9" and (self.phi_dec != 1 or self.gamma_detached or self.attenuate != "weight"),
+             f"phi_dec, gamma_detached and attenuate change Gamma, which only oucl 'eq9' has, got oucl {self.oucl!r}"),
+            (self.oucl in ("eq9", "eq10") and self.oucl_lambda != 0, f"oucl_lambda is of eq7 and eq8, got oucl {self.oucl!r}"),
+            (bool(self.lr_steps) != (self.lr_schedule == "step"), f"lr_steps goes with lr_schedule 'step', got {self.lr_schedule!r}"),
+            (list(self.lr_steps) != sorted(set(self.lr_steps)), f"lr_steps must rise, got {self.lr_steps}"),
+            (bool(self.lr_steps) and self.lr_steps[-1] >= self.epochs, f"lr_steps must lie before epochs {self.epochs}, got {self.lr_steps}"),
+            (self.warmup_epochs >= self.epochs, f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"),
+            (self.keep_last > self.epochs, f"keep_last {self.keep_last} is more than epochs {self.epochs}"),
+            (self.schedule == "epoch" and self.margin_everywhere and self.look_ahead == "fresh", "look_ahead is of schedule 'alternate'"),
+            (self.train_images is not None and self.train_images * (1 - self.val_fraction) < self.batch_size,
+             f"train_images {self.train_images} less val_fraction {self.val_fraction:g} gives no batch of {self.batch_size}"),
+        ]  # fmt: skip
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with these settings changed and everything checked again."""
+        return Config(**{**self.model_dump(), **changes})
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result, JSON-ready; the place of an image folder is one of them."""
+        values = self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        return values | ({"data_dir": str(self.data_dir.resolve())} if self.dataset == "folder" else {})
+
+    def name(self) -> str:
+        """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.dataset}-{self.method}-{self.encoder}-s{self.seed}-{digest}"

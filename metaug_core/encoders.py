@@ -1,0 +1,140 @@
+"""Networks per view: split AlexNet (conv, fc), ResNets, projection heads, and the V of them together.
+
+An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaug_core.config import Config
+from metaug_core.registry import ENCODERS, VIEWS, MetaugError
+
+ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
+HIDDEN = 2048  # units of its two fully connected layers
+
+
+def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
+    """11x11 stride 4 at the paper's 224 px. Small images keep their pixels: stride 2 from 48 px, else stride 1."""
+    paper = config.stem == "paper" or (config.stem == "auto" and config.image_size >= 128)
+    if paper:
+        return nn.Conv2d(channels, width, 11, stride=4, padding=2, bias=False)
+    return nn.Conv2d(channels, width, 3, stride=2 if config.image_size >= 48 else 1, padding=1, bias=False)
+
+
+def conv(channels: int, config: Config) -> nn.Sequential:
+    """The five convolutional layers of the split AlexNet, BatchNorm and ReLU after each, max-pool 3/2 after 1, 2 and 5."""
+    widths = [max(1, round(w * config.width)) for w in ALEXNET]
+    layers: list[nn.Module] = []
+    for number, width in enumerate(widths):
+        before = widths[number - 1]
+        kernel = 5 if number == 1 else 3
+        layer = nn.Conv2d(before, width, kernel, padding=kernel // 2, bias=False) if number else None
+        layers += [layer or _stem(config, channels, width), nn.BatchNorm2d(width), nn.ReLU()]
+        if number in (0, 1, 4):
+            layers.append(nn.MaxPool2d(3, 2, ceil_mode=False))
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def fc(channels: int, config: Config) -> nn.Sequential:
+    """`conv` and the two fully connected layers of the split AlexNet."""
+    layers = conv(channels, config)
+    hidden = max(1, round(HIDDEN * config.width))
+    for inputs in (output_dim(layers, channels, config), hidden):
+        layers.extend([nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()])
+    return layers
+
+
+def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Module]:
+    def make(channels: int, config: Config) -> nn.Module:
+        """torchvision's network for `channels` input channels; up to 64 px a 3x3 stem without max-pool, the usual
+        change for small images (SimCLR, Appendix B.9)."""
+        if config.width != 1:
+            raise MetaugError(f"width is of conv and fc; encoder {config.encoder!r} has only width 1, got {config.width:g}")
+        network = build(weights=None)
+        small = config.stem == "small" or (config.stem == "auto" and config.image_size <= 64)
+        if small:
+            network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            network.maxpool = nn.Identity()
+        else:
+            network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        network.fc = nn.Identity()
+        return network
+
+    return make
+
+
+ENCODERS |= {
+    "conv": conv,
+    "fc": fc,
+    "resnet18": _resnet(torchvision.models.resnet18),
+    "resnet50": _resnet(torchvision.models.resnet50),
+}
+
+
+def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
+    """D, by a trial run in evaluation mode (no statistics are touched). MetaugError if it does not give (B, D)."""
+    training = encoder.training
+    with torch.no_grad():
+        try:
+            shape = encoder.eval()(torch.zeros(2, channels, config.image_size, config.image_size)).shape
+        except RuntimeError as error:
+            raise MetaugError(
+                f"encoder {config.encoder!r} does not take {channels} x {config.image_size} px images: {error}"
+            ) from None
+    encoder.train(training)
+    if len(shape) != 2 or 0 in shape:
+        raise MetaugError(f"encoder {config.encoder!r} gives shape {tuple(shape)} from 2 images, needs (2, D)")
+    return shape[1]
+
+
+def head(inputs: int, config: Config) -> nn.Module:
+    """Projection head g: (B, D) -> (B, d), linear (CMC) or with one hidden layer (SimCLR)."""
+    if config.head == "linear":
+        return nn.Linear(inputs, config.feature_dim)
+    hidden = min(inputs, HIDDEN)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, config.feature_dim))
+
+
+class Encoders(nn.Module):
+    """One encoder per distinct view name; a name that stands twice (two crops) is one network on both."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.views, self.bf16 = config.views, config.precision == "bf16"
+        self.nets = nn.ModuleDict()
+        self.dims: dict[str, int] = {}
+        for name in dict.fromkeys(config.views):
+            channels = VIEWS[name].channels
+            self.nets[name] = ENCODERS[config.encoder](channels, config)
+            self.dims[name] = output_dim(self.nets[name], channels, config)
+
+    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, float32. names: which views they are (default all)."""
+        names = names or self.views
+        found: dict[str, list[Tensor]] = {}
+        for name in dict.fromkeys(names):
+            crops = [x for x, of in zip(images, names, strict=True) if of == name]
+            with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
+                h = self.nets[name](torch.cat(crops) if len(crops) > 1 else crops[0])
+            # A float64 network (the tests' yardstick) stays float64; bf16 is lifted for head and loss.
+            h = h.float() if self.bf16 else h
+            found[name] = list(h.chunk(len(crops)))
+        return [found[name].pop(0) for name in names]
+
+
+class Networks(nn.Module):
+    """theta: the encoders f and the projection heads g."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.encoders = Encoders(config)
+        self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in self.encoders.dims.items()})
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm."""
+        h = self.encoders(images)
+        return torch.stack([F.normalize(self.heads[n](x), dim=-1) for n, x in zip(self.encoders.views, h, strict=True)])

@@ -1,0 +1,131 @@
+"""Every objective, as a pure function of similarities or features.
+
+Shapes: A anchors, P positives and N negatives per anchor. d = (1 + cos) / 2 lies in [0, 1]; the optimum of a positive is 1,
+of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums of eq. 8-10 factorise,
+
+    sum_{k-} sum_{k+} exp(a_{k-} + b_{k+}) = (sum exp a) (sum exp b),
+
+so they cost O(P + N) and never form the P x N table; log1p(exp(.)) is logaddexp(0, .), exact in float32 at any beta.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def info_nce(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Eq. 1 with one positive per term: mean of -log(e^{p/t} / (e^{p/t} + sum_k e^{n_k/t})).
+
+    positives (A, P) and negatives (A, N) are cosines (any real similarity does); each positive of an anchor makes a term.
+    """
+    positives = positives / temperature
+    rest = torch.logsumexp(negatives / temperature, dim=-1, keepdim=True)  # (A, 1)
+    return (torch.logaddexp(positives, rest) - positives).mean()
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (Chen et al. 2020) over W unit features of each image, z (W, B, d): every ordered pair is a positive,
+    every feature of another image of the minibatch a negative. W = 2 is SimCLR."""
+    count, batch, _ = z.shape
+    flat = z.flatten(0, 1)  # (WB, d)
+    cosines = flat @ flat.T / temperature
+    image = torch.arange(batch, device=z.device).repeat(count)
+    same = image[:, None] == image[None, :]
+    rest = cosines.masked_fill(same, -torch.inf).logsumexp(-1, keepdim=True)
+    positive = same & ~torch.eye(count * batch, dtype=torch.bool, device=z.device)
+    terms = torch.logaddexp(cosines, rest) - cosines
+    return terms.masked_fill(~positive, 0).sum() / (count * (count - 1) * batch)
+
+
+def oucl_sum_hinge(positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
+    """Eq. 7: mean over anchors of [sum_k d-_k - sum_k d+_k + lambda]_+; positives (A, P), negatives (A, N) in [0, 1]."""
+    return (negatives.sum(-1) - positives.sum(-1) + margin).clamp(min=0).mean()
+
+
+def _soft_hinge(from_negatives: Tensor, from_positives: Tensor, beta: float, constant: float = 0.0) -> Tensor:
+    """Mean over anchors of (1/beta) log(1 + sum sum exp(beta (a + b + constant))), with a (A, N) and b (A, P)."""
+    exponent = torch.logsumexp(beta * from_negatives, -1) + torch.logsumexp(beta * from_positives, -1) + beta * constant
+    return torch.logaddexp(torch.zeros_like(exponent), exponent).mean() / beta
+
+
+def oucl_plain(positives: Tensor, negatives: Tensor, beta: float, margin: float) -> Tensor:
+    """Eq. 8: (1/beta) log(1 + sum sum exp(beta (d- - d+ + lambda))), mean over anchors.
+
+    As beta grows it tends to the hinge on the hardest pair, [max d- - min d+ + lambda]_+. The paper says it tends to
+    eq. 7; that holds for one pair only.
+    """
+    return _soft_hinge(negatives, -positives, beta, margin)
+
+
+def oucl_weighted(
+    positives: Tensor,
+    negatives: Tensor,
+    beta: float,
+    optimum: tuple[float, float],
+    margin: tuple[float, float],
+    phi_dec: float = 1.0,
+    detached: bool = False,
+    attenuate: str = "weight",
+) -> Tensor:
+    """Eq. 9: pairs weighted by how far they are from their optimum, G+ = [O+ - d+]_+ and G- = [d- - O-]_+.
+
+    optimum = (O+, O-), margin = (gamma+, gamma-). phi_dec attenuates Gamma (section 4.4): G / phi_dec x (d - margin), or with
+    attenuate="similarity" G x (d / phi_dec - margin), as the authors' code has it. detached takes G as a constant.
+    """
+    weight_pos = (optimum[0] - positives).clamp(min=0)
+    weight_neg = (negatives - optimum[1]).clamp(min=0)
+    if detached:
+        weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
+    outer, inner = (phi_dec, 1.0) if attenuate == "weight" else (1.0, phi_dec)
+    a = weight_neg / outer * (negatives / inner - margin[1])
+    b = -weight_pos / outer * (positives / inner - margin[0])
+    return _soft_hinge(a, b, beta)
+
+
+def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float) -> Tensor:
+    """Eq. 10, optimization-driven unified contrast, mean over anchors:
+    (1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2))).
+
+    positives (A, P) and negatives (A, N) are similarities in [0, 1]; beta > 0; gamma in [0, 1]. It is eq. 9 with O+ = 1 + gamma,
+    O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma.
+    """
+    return _soft_hinge(negatives.square(), (positives - 1).square(), beta, -2 * gamma**2)
+
+
+def margin_regularisation(
+    positives: Tensor, negatives: Tensor, sigma_plus: Tensor, sigma_minus: Tensor, positive_weight: float = 1.0
+) -> Tensor:
+    """R_sigma (eq. 5): mean [d+ - sigma+]_+ + mean [sigma- - d-]_+ over pairs of ONE original and ONE augmented feature.
+
+    positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them (scalars, or (A, 1) per anchor).
+    """
+    too_near = (positives - sigma_plus).clamp(min=0).mean()
+    too_far = (sigma_minus - negatives).clamp(min=0).mean()
+    return positive_weight * too_near + too_far
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits (B, C) at int64 labels (B,): the fully supervised row."""
+    return F.cross_entropy(logits, labels)
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """Wang and Isola 2020: mean squared distance of the unit features (B, d) of the same images; 0 is best."""
+    return (first - second).square().sum(-1).mean()
+
+
+def uniformity(z: Tensor, scale: float = 2.0) -> Tensor:
+    """Wang and Isola 2020: log mean exp(-scale |z_i - z_j|^2) over pairs i != j of unit features (B, d); lower is better."""
+    square = (2 - 2 * z @ z.T).clamp(min=0)
+    count = len(z)
+    off = ~torch.eye(count, dtype=torch.bool, device=z.device)
+    total = torch.exp(-scale * square).masked_fill(~off, 0).sum()
+    return torch.log(total / (count * (count - 1)))
+
+
+def effective_rank(z: Tensor) -> Tensor:
+    """Roy and Vetterli 2007: exp of the entropy of the normalised singular values of centred features (B, d);
+    between 1 (collapsed on a line) and min(B - 1, d)."""
+    values = torch.linalg.svdvals((z - z.mean(0)).float())
+    share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.exp(torch.special.entr(share).sum())

@@ -1,0 +1,89 @@
+"""MetAug: any method with the seam, on meta augmented features as well (Li et al., ICML 2022, sections 3.2 and 3.4).
+
+Algorithm 1, as the engine runs it with this room:
+
+    regular step   theta <- theta - l grad_theta  [ L(z) + delta L(z, z~) ]                      `terms`        eq. 11
+    look-ahead     theta' = theta - l grad_theta  [ L(z) + delta L(z, z~) ]                      `terms`        eq. 3
+    MAG step       omega <- omega - l' grad_omega [ (L + delta L_aug)(theta') + alpha R_sigma ]  `outer_terms`  eq. 6
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaug_core.config import Config
+from metaug_core.generator import MAG
+from metaug_core.losses import margin_regularisation
+from metaug_core.margins import margins
+from metaug_core.methods.base import Augment, Context, Method
+from metaug_core.pairs import pairs, similarity
+
+
+class MetAug(Method):
+    """`base` with a MAG: L_MetAug = L_ori + delta L_aug, where L_aug is base's own loss over features that include z~."""
+
+    def __init__(self, config: Config, base: Method):
+        super().__init__(config)
+        self.base = base
+        # All but the loss is the base method's own.
+        self.networks, self.memory = base.networks, base.memory
+        self.context, self.remember = base.context, base.remember
+        self.minimum_views = max(2, base.minimum_views)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        return self.base.loss(z, context)
+
+    def generator(self) -> nn.Module:
+        return MAG(len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
+
+    def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
+        augmented = augment(z)
+        found = self._terms(z, augmented, context)
+        if self.config.margin_everywhere:
+            found["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
+        return found
+
+    def outer_terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
+        augmented = augment(z)
+        found = self._terms(z, augmented, context)
+        found["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
+        return found
+
+    def _terms(self, z: Tensor, augmented: Tensor, context: Context) -> dict[str, Tensor]:
+        sets = augmented_sets(z, augmented, self.config.augmented_sets)
+        including = torch.stack([self.base.loss(features, context) for features in sets]).sum()
+        scale = self.config.loss_scale
+        return {"loss_original": scale * self.base.loss(z, context), "loss_augmented": scale * self.config.delta * including}
+
+    def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
+        """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
+        views, config = len(self.config.views), self.config
+        mixed = [similarity(c) for c in pairs(augmented, z, views, context.negatives, context.drawn)]
+        source = z if config.margin_source == "original" else augmented
+        original = [similarity(c) for c in pairs(source, source, views, context.negatives, context.drawn)]
+        sigma = margins(*original, config.margin, per_anchor=config.margin_scope == "anchor")
+        return margin_regularisation(*mixed, *sigma, config.margin_positive_weight)
+
+
+def augmented_sets(z: Tensor, augmented: Tensor, how: str) -> list[Tensor]:
+    """The sets of features over which L_aug runs, from z and z~ (V, B, d).
+
+    joint: one set (2V, B, d) of both. swapped: V + 1 sets (V, B, d), each view replaced in turn, then all (authors' code).
+    """
+    if how == "joint":
+        return [torch.cat([z, augmented])]
+    one = [torch.cat([z[:v], augmented[v : v + 1], z[v + 1 :]]) for v in range(len(z))]
+    return [*one, augmented]
+
+
+class with_mag:  # noqa: N801  (reads as a verb in METHODS)
+    """Compose a method class with the MAG: METHODS["mine+mag"] = with_mag(Mine)."""
+
+    def __init__(self, base: type[Method]):
+        self.base = base
+        self.defaults: dict[str, Any] = base.defaults
+        self.labelled, self.minimum_views = base.labelled, max(2, base.minimum_views)
+
+    def __call__(self, config: Config) -> MetAug:
+        return MetAug(config, self.base(config))

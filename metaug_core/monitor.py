@@ -1,0 +1,40 @@
+"""What a reader of a run wants to know of its features, beside the loss."""
+
+import torch
+from torch import Tensor
+
+from metaug_core.config import Config
+from metaug_core.losses import alignment, effective_rank, uniformity
+from metaug_core.margins import margins
+from metaug_core.methods.base import Context
+from metaug_core.pairs import pairs, similarity
+
+
+@torch.no_grad()
+def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Config) -> dict[str, Tensor]:
+    """Scalars of one minibatch: z and z~ (V, B, d) of unit norm, on the device. {} for a method without unit features.
+
+    Mean similarities d in [0, 1] of positives and negatives, the margins of eq. 4, effective rank (mean over views), alignment
+    and uniformity of the first two views, and d(z, z~) of the same view: 1 is the collapse that R_sigma is there against.
+    """
+    views = len(config.views)
+    if z.shape[0] != views or views < 2:
+        return {}
+    positives, negatives = (similarity(c) for c in pairs(z, z, views, context.negatives, context.drawn))
+    found = {
+        "positive_similarity": positives.mean(),
+        "negative_similarity": negatives.mean(),
+        "effective_rank": torch.stack([effective_rank(view) for view in z]).mean(),
+        "alignment": alignment(z[0], z[1]),
+        "uniformity": uniformity(z[0]),
+    }
+    if augmented is not None:
+        sigma_plus, sigma_minus = margins(positives, negatives, config.margin)
+        found |= {"sigma_plus": sigma_plus.mean(), "sigma_minus": sigma_minus.mean()}
+        found["augmented_similarity"] = similarity((z * augmented).sum(-1)).mean()
+    return found
+
+
+def norm(values: list[Tensor]) -> Tensor:
+    """Euclidean norm of all values together."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v.float()) for v in values]))

@@ -1,0 +1,134 @@
+"""Everything that changes while a run trains, in one place: made from a config, saved whole, restored whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaug_core import methods
+from metaug_core.config import Config, ConfigError
+from metaug_core.data import Images, Splits
+from metaug_core.meta import Params
+from metaug_core.methods import Method
+from metaug_core.methods.base import initial_networks
+from metaug_core.store import StoreError, load_module, read_tensors, write_tensors
+
+ROLES = ("order", "views", "draw")  # one random generator each, so that no setting of one shifts the others
+
+
+@dataclass
+class TrainState:
+    """A run between two steps. Lives on `device`, but for the order of images and its generator."""
+
+    config: Config
+    method: Method
+    images: Images
+    device: str
+    networks: nn.Module  # theta
+    mag: nn.Module | None  # omega
+    memory: nn.Module | None
+    optimiser: torch.optim.Optimizer
+    mag_optimiser: torch.optim.Optimizer | None
+    generators: dict[str, torch.Generator]
+    epoch: int = 0  # finished passes
+    position: int = 0  # steps done of the pass under way
+    step: int = 0  # steps done in all
+    order: Tensor | None = None  # (N,) the images in the order of the pass under way
+
+    @property
+    def theta(self) -> Params:
+        return dict(self.networks.named_parameters())
+
+    @property
+    def omega(self) -> Params:
+        return dict(self.mag.named_parameters()) if self.mag is not None else {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Minibatches of a pass (the last, incomplete one is left out), twice if a MAG pass follows each (Algorithm 1)."""
+        passes = 2 if self.mag is not None and self.config.schedule == "epoch" else 1
+        return passes * (len(self.images) // self.config.batch_size)
+
+
+def optimiser(kind: str, parameters: list[nn.Parameter], lr: float, config: Config, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam, or SGD with config.momentum; fused where the device has it."""
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=weight_decay, fused=fused)
+
+
+def create(config: Config, splits: Splits, device: str) -> TrainState:
+    """The state before the first step. ConfigError if the method cannot train on these images."""
+    method = methods.build(config)
+    images = splits.train if method.labelled else splits.pretrain
+    if len(images) < config.batch_size:
+        raise ConfigError(f"batch_size {config.batch_size} is more than the {len(images)} training images of {config.dataset}")
+    seeds = {role: config.seed * len(ROLES) + number for number, role in enumerate(ROLES)}
+    generators = {
+        role: torch.Generator("cpu" if role == "order" else device).manual_seed(seed) for role, seed in seeds.items()
+    }
+    networks, mag = (m.to(device) if m is not None else None for m in initial_networks(method, len(splits.train.classes), config.seed))
+    assert networks is not None
+    memory = method.memory(networks, len(images), generators["draw"])
+    return TrainState(
+        config, method, images, device, networks, mag, memory,
+        optimiser(config.optimiser, list(networks.parameters()), config.lr, config, config.weight_decay),
+        optimiser(config.mag_optimiser, list(mag.parameters()), config.mag_lr, config, 0.0) if mag is not None else None,
+        generators,
+    )  # fmt: skip
+
+
+def _modules(state: TrainState) -> dict[str, nn.Module]:
+    named = {"networks.": state.networks, "mag.": state.mag, "memory.": state.memory}
+    return {prefix: module for prefix, module in named.items() if module is not None}
+
+
+def _optimisers(state: TrainState) -> dict[str, torch.optim.Optimizer]:
+    named = {"optimiser": state.optimiser, "mag_optimiser": state.mag_optimiser}
+    return {name: o for name, o in named.items() if o is not None}
+
+
+def save(state: TrainState, path: Path) -> None:
+    """All of it, atomically: weights, MAG, memory, optimisers, generators, order and position."""
+    tensors = {prefix + name: t for prefix, m in _modules(state).items() for name, t in m.state_dict().items()}
+    for name, o in _optimisers(state).items():
+        for number, values in o.state_dict()["state"].items():
+            tensors |= {f"{name}.{number}.{key}": t for key, t in values.items() if isinstance(t, Tensor)}
+    tensors |= {f"generator.{role}": g.get_state() for role, g in state.generators.items()}
+    if state.order is not None:
+        tensors["order"] = state.order
+    write_tensors(path, tensors, {"epoch": state.epoch, "position": state.position, "step": state.step})
+
+
+def save_encoders(state: TrainState, path: Path) -> None:
+    """Only what evaluation needs: encoders, heads and MAG."""
+    modules = {prefix: m for prefix, m in _modules(state).items() if prefix != "memory."}
+    write_tensors(path, {p + n: t for p, m in modules.items() for n, t in m.state_dict().items()}, {"epoch": state.epoch})
+
+
+def restore(state: TrainState, path: Path) -> None:
+    """Put a saved state into a freshly created one. StoreError if the file is torn, foreign or of another config."""
+    tensors, scalars = read_tensors(path)
+    for prefix, module in _modules(state).items():
+        load_module(module, tensors, prefix, path)
+    for name, o in _optimisers(state).items():
+        _load_optimiser(o, tensors, name + ".")
+    try:
+        for role, generator in state.generators.items():
+            generator.set_state(tensors[f"generator.{role}"])
+        state.epoch, state.position, state.step = (int(scalars[k]) for k in ("epoch", "position", "step"))
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise StoreError(f"{path} is not a whole checkpoint: {error}") from None
+    state.order = tensors.get("order")
+
+
+def _load_optimiser(o: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
+    found: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            number, key = name.removeprefix(prefix).split(".", 1)
+            found.setdefault(int(number), {})[key] = value
+    o.load_state_dict({"state": found, "param_groups": o.state_dict()["param_groups"]})

@@ -1,0 +1,99 @@
+"""One training step: the regular update of theta, the look-ahead, the MAG's update. No disk, no clock, no printing."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from metaug_core import meta, monitor
+from metaug_core.config import Config
+from metaug_core.methods.base import Context
+from metaug_core.state import TrainState
+from metaug_core.views import make_views
+
+
+def lr_factor(config: Config, epochs_done: float) -> float:
+    """What both learning rates are multiplied by after so many epochs (a real number)."""
+    if epochs_done < config.warmup_epochs:
+        return (epochs_done + 1e-3) / config.warmup_epochs  # not 0: a step that does nothing wastes a minibatch
+    if config.lr_schedule == "step":
+        return config.lr_decay ** sum(epochs_done >= s for s in config.lr_steps)
+    if config.lr_schedule == "cosine":
+        done = (epochs_done - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
+
+
+def regular_step(s: TrainState, views: list[Tensor], context: Context, log: bool) -> tuple[meta.Params, dict[str, Tensor], Tensor]:
+    """grad_theta of eq. 11, the terms of the loss, and z (detached). Nothing is moved yet.
+
+    Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So each term's own
+    dL/dz is at hand, and with log the share of the encoders' gradient that comes from augmented features is one more backward.
+    """
+    z = s.networks(views)
+    leaf = z.detach().requires_grad_()
+    terms = s.method.terms(leaf, context, s.mag)
+    pulls = {name: torch.autograd.grad(term, leaf, retain_graph=True)[0] for name, term in terms.items()}
+    theta = s.theta
+    share = log and "loss_augmented" in pulls
+    gradient = meta.gradients(z, theta, grad_outputs=torch.stack([*pulls.values()]).sum(0), retain_graph=share)
+    terms = {name: term.detach() for name, term in terms.items()}
+    if share:
+        augmented = meta.gradients(z, theta, grad_outputs=pulls["loss_augmented"])
+        part = monitor.norm([*augmented.values()])
+        rest = monitor.norm([gradient[name] - augmented[name] for name in theta])
+        terms["augmented_gradient_share"] = part / (part + rest)
+    return gradient, terms, z.detach()
+
+
+def mag_step(s: TrainState, views: list[Tensor], context: Context, gradient: meta.Params | None) -> dict[str, Tensor]:
+    """omega <- omega - l' grad_omega (eq. 6). gradient: that of the regular step, where the look-ahead shares it."""
+    config, method = s.config, s.method
+    lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
+    compute = meta.look_ahead if config.meta == "forward" else meta.look_ahead_reference
+
+    def features(theta: meta.Params) -> Tensor:
+        return functional_call(s.networks, theta, (views,))
+
+    def total(terms: Callable, z: Tensor, omega: meta.Params) -> Tensor:
+        return torch.stack([*terms(z, context, lambda x: functional_call(s.mag, omega, (x,))).values()]).sum()
+
+    with meta.frozen_statistics(s.networks, s.mag):
+        found = compute(features, partial(total, method.terms), s.theta, s.omega, lr, partial(total, method.outer_terms), gradient)
+    descend(s.mag_optimiser, s.omega, found.gradient)
+    if config.bank_writes == "every-pass":
+        for z in (found.features, found.features_ahead):
+            method.remember(s.memory, s.networks, z, context)
+    return {"loss_ahead": found.loss_ahead, "mag_gradient_norm": monitor.norm([*found.gradient.values()])}
+
+
+def descend(optimiser: torch.optim.Optimizer, parameters: meta.Params, gradient: meta.Params) -> None:
+    for name, parameter in parameters.items():
+        parameter.grad = gradient[name]
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dict[str, Tensor]:
+    """One step of the schedule on uint8 pixels (B, 3, H, W); returns scalar metrics as tensors, not read yet."""
+    config = s.config
+    with torch.no_grad():
+        views = make_views(pixels, config, s.generators["views"])
+        context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
+    if s.mag is not None and config.schedule == "epoch" and s.position >= s.steps_per_epoch // 2:
+        return mag_step(s, views, context, None)
+    gradient, found, z = regular_step(s, views, context, log)
+    shared = config.schedule == "alternate" and config.look_ahead == "shared"
+    if s.mag is not None and shared:  # at the theta of the gradient, so before it moves
+        found |= mag_step(s, views, context, gradient)
+    descend(s.optimiser, s.theta, gradient)
+    s.method.remember(s.memory, s.networks, z, context)
+    if s.mag is not None and config.schedule == "alternate" and not shared:
+        found |= mag_step(s, views, context, None)
+    if log:
+        with torch.no_grad(), meta.frozen_statistics(s.mag):
+            found |= monitor.describe(z, s.mag(z) if s.mag is not None else None, context, config)
+    return found

@@ -1,0 +1,164 @@
+"""The fast meta-gradient against double backward and finite differences, on real networks with BatchNorm."""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+import metaug_core
+from metaug_core import meta
+from metaug_core.bank import Bank
+from metaug_core.methods import build
+
+SMALL = {"image_size": 16, "feature_dim": 6, "mag_hidden": 10, "batch_size": 6, "bank_negatives": 9, "delta": 0.7,
+         "alpha": 0.3, "views": ("L", "ab")}  # fmt: skip
+
+
+def problem(encoder="conv", method="metaug", **changes):
+    """features, loss, outer loss, theta, omega of the real method in float64 on a small batch."""
+    width = {} if encoder.startswith("resnet") else {"width": 0.1}
+    config = metaug_core.Config(encoder=encoder, method=method, **{**SMALL, **width, **changes})
+    torch.manual_seed(0)
+    built = build(config)
+    networks, mag = built.networks(10).double(), built.generator().double()
+    bank = Bank(len(config.views), 40, config.feature_dim, torch.Generator().manual_seed(1)).double()
+    views = [torch.randn(6, {"L": 1, "ab": 2, "RGB": 3}[v], 16, 16, dtype=torch.float64) for v in config.views]
+    labels = torch.zeros(6, dtype=torch.int64)
+    context = built.context(bank, views, torch.arange(6), labels, torch.Generator().manual_seed(2))
+
+    def features(theta):
+        return functional_call(networks, theta, (views,))
+
+    def summed(terms):
+        return lambda z, omega: sum(terms(z, context, lambda x: functional_call(mag, omega, (x,))).values())
+
+    theta = {n: p.detach() for n, p in networks.named_parameters()}
+    omega = {n: p.detach() for n, p in mag.named_parameters()}
+    return features, summed(built.terms), summed(built.outer_terms), theta, omega, (networks, mag, bank)
+
+
+def difference(a, b):
+    """Largest error relative to the size of the whole gradient."""
+    size = max(float(x.abs().max()) for x in b.values())
+    assert size > 0
+    return max(float((a[name] - b[name]).abs().max()) for name in b) / size
+
+
+@pytest.mark.parametrize("method", ["metaug", "metaug-only-mag"])
+@pytest.mark.parametrize("encoder", ["conv", "fc", "resnet18"])
+def test_equals_double_backward(encoder, method):
+    features, loss, outer, theta, omega, modules = problem(encoder, method)
+    with meta.frozen_statistics(*modules):
+        fast = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
+        slow = meta.meta_gradient_reference(features, loss, theta, omega, 0.3, outer)
+    assert fast.keys() == omega.keys()
+    assert difference(fast, slow) < 1e-10
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-3, 5.0, torch.tensor(0.2, dtype=torch.float64)])
+def test_any_inner_learning_rate(lr):
+    features, loss, _, theta, omega, modules = problem()
+    with meta.frozen_statistics(*modules):
+        fast = meta.meta_gradient(features, loss, theta, omega, lr)
+        slow = meta.meta_gradient_reference(features, loss, theta, omega, lr)
+    assert difference(fast, slow) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"oucl": "eq8", "oucl_lambda": 0.2},
+        {"oucl": "eq9", "phi_dec": 6.0, "gamma_detached": True},
+        {"augmented_sets": "swapped", "margin_everywhere": True, "margin_scope": "anchor", "margin_source": "augmented"},
+        {"bank_draw": "per-anchor", "positives": "bank"},
+        {"negatives": "batch", "scope": "minibatch"},
+    ],
+    ids=["eq8", "eq9", "authors", "per-anchor", "batch"],
+)
+def test_every_form_of_the_loss(changes):
+    features, loss, outer, theta, omega, modules = problem(**changes)
+    with meta.frozen_statistics(*modules):
+        fast = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
+        slow = meta.meta_gradient_reference(features, loss, theta, omega, 0.3, outer)
+    assert difference(fast, slow) < 1e-10
+
+
+def test_agrees_with_finite_differences_in_omega():
+    """Along a random direction, of the whole look-ahead as a black box: theta' is recomputed at every omega."""
+    features, loss, outer, theta, omega, modules = problem(alpha=0.0)  # R_sigma's margins are constants by definition, not by value
+    generator = torch.Generator().manual_seed(3)
+    direction = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in omega.items()}
+
+    def ahead(step):
+        moved = {n: p + step * direction[n] for n, p in omega.items()}
+        leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
+        inner = meta.gradients(loss(features(leaves), moved), leaves)
+        with torch.no_grad():
+            return float(outer(features(meta.step(theta, inner, 0.3)), moved))
+
+    with meta.frozen_statistics(*modules):
+        found = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
+        step = 1e-5
+        wanted = (ahead(step) - ahead(-step)) / (2 * step)
+    got = float(sum((found[n] * direction[n]).sum() for n in omega))
+    assert got == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_mixed_part_matters():
+    """A control: without the second derivative the gradient would be another one, so the tests above can fail."""
+    features, loss, _, theta, omega, modules = problem()
+    with meta.frozen_statistics(*modules):
+        whole = meta.meta_gradient(features, loss, theta, omega, 5.0)
+        leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
+        ahead = meta.step(theta, meta.gradients(loss(features(leaves), omega), leaves), 5.0)
+        grown = {n: p.clone().requires_grad_() for n, p in omega.items()}
+        direct = meta.gradients(loss(features(ahead), grown), grown)
+    assert difference(direct, whole) > 1e-3
+
+
+def test_sharing_the_regular_gradient_is_exact():
+    features, loss, outer, theta, omega, modules = problem()
+    leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
+    with meta.frozen_statistics(*modules):
+        shared = meta.gradients(loss(features(leaves), omega), leaves)
+        with_it = meta.meta_gradient(features, loss, theta, omega, 0.3, outer, gradient=shared)
+        without = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
+    for name in omega:
+        torch.testing.assert_close(with_it[name], without[name], rtol=0, atol=0)
+
+
+def test_statistics_and_bank_are_untouched():
+    features, loss, outer, theta, omega, modules = problem()
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in modules]
+    with meta.frozen_statistics(*modules):
+        meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
+    for module, saved in zip(modules, before, strict=True):
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, saved[name]), name
+    features(theta)  # a control: outside the guard a pass does write them
+    assert not torch.equal(modules[0].state_dict()["encoders.nets.L.1.running_mean"], before[0]["encoders.nets.L.1.running_mean"])
+
+
+def test_frozen_statistics_puts_back_what_it_found():
+    norm, other = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3, track_running_stats=False)
+    with pytest.raises(KeyError), meta.frozen_statistics(norm, None, other):
+        assert not norm.track_running_stats
+        raise KeyError
+    assert norm.track_running_stats
+    assert not other.track_running_stats
+
+
+def test_a_loss_without_omega_has_zero_gradient():
+    theta, omega = {"w": torch.randn(3)}, {"a": torch.randn(2)}
+    found = meta.meta_gradient(lambda t: t["w"] ** 2, lambda z, o: z.sum(), theta, omega, 0.1)
+    assert torch.equal(found["a"], torch.zeros(2))
+
+
+def test_a_hand_computed_case():
+    """z = theta, L = omega z^2 / 2: theta' = theta (1 - l omega), L' = omega theta'^2 / 2, and by the product rule
+    dL'/domega = theta'^2 / 2 - l omega theta theta'."""
+    theta, omega, lr = {"t": torch.tensor([3.0])}, {"o": torch.tensor([0.5])}, 0.4
+    ahead = 3.0 * (1 - lr * 0.5)
+    wanted = ahead**2 / 2 - lr * 0.5 * 3.0 * ahead
+    for compute in (meta.meta_gradient, meta.meta_gradient_reference):
+        found = compute(lambda t: t["t"], lambda z, o: (o["o"] * z**2 / 2).sum(), theta, omega, lr)
+        assert found["o"].item() == pytest.approx(wanted, rel=1e-6)
