@@ -1,7 +1,7 @@
 """MetAug Workbook: the training engine of *MetAug: Contrastive Learning via Meta Feature Augmentation* (ICML 2022).
 
-    run = metaug_core.fit(metaug_core.preset("quick"))
-    metaug_core.evaluate(run)
+run = metaug_core.fit(metaug_core.preset("quick"))
+metaug_core.evaluate(run)
 """
 
 from metaug_core import data, encoders, methods, views  # noqa: F401  (they enter their names in the registries)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metaug_core import registry
+from metaug_core.contradictions import contradictions
 from metaug_core.registry import MetaugError, suggestion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,30 +232,9 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        for contradiction, sentence in self._contradictions():
-            if contradiction:
-                raise ValueError(sentence)
+        if found := next(contradictions(self), None):
+            raise ValueError(found)
         return self
-
-    def _contradictions(self) -> list[tuple[bool, str]]:
-        low, high = self.crop_scale
-        return [
-            (not 0 < low <= high, f"crop_scale: needs 0 < low <= high, got {self.crop_scale}"),
-            (self.stem == "paper" and self.image_size < 64, f"stem 'paper' needs image_size >= 64, got {self.image_size}"),
-            (self.positives == "bank" and self.negatives != "bank", "positives 'bank' needs negatives 'bank'"),
-            (self.bank_writes == "every-pass" and self.negatives != "bank", "bank_writes 'every-pass' needs negatives 'bank'"),
-            (self.oucl != "eq9" and (self.phi_dec != 1 or self.gamma_detached or self.attenuate != "weight"),
-             f"phi_dec, gamma_detached and attenuate change Gamma, which only oucl 'eq9' has, got oucl {self.oucl!r}"),
-            (self.oucl in ("eq9", "eq10") and self.oucl_lambda != 0, f"oucl_lambda is of eq7 and eq8, got oucl {self.oucl!r}"),
-            (bool(self.lr_steps) != (self.lr_schedule == "step"), f"lr_steps goes with lr_schedule 'step', got {self.lr_schedule!r}"),
-            (list(self.lr_steps) != sorted(set(self.lr_steps)), f"lr_steps must rise, got {self.lr_steps}"),
-            (bool(self.lr_steps) and self.lr_steps[-1] >= self.epochs, f"lr_steps must lie before epochs {self.epochs}, got {self.lr_steps}"),
-            (self.warmup_epochs >= self.epochs, f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"),
-            (self.keep_last > self.epochs, f"keep_last {self.keep_last} is more than epochs {self.epochs}"),
-            (self.schedule == "epoch" and self.margin_everywhere and self.look_ahead == "fresh", "look_ahead is of schedule 'alternate'"),
-            (self.train_images is not None and self.train_images * (1 - self.val_fraction) < self.batch_size,
-             f"train_images {self.train_images} less val_fraction {self.val_fraction:g} gives no batch of {self.batch_size}"),
-        ]  # fmt: skip
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with these settings changed and everything checked again."""

@@ -53,7 +53,9 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Modul
         """torchvision's network for `channels` input channels; up to 64 px a 3x3 stem without max-pool, the usual
         change for small images (SimCLR, Appendix B.9)."""
         if config.width != 1:
-            raise MetaugError(f"width is of conv and fc; encoder {config.encoder!r} has only width 1, got {config.width:g}")
+            raise MetaugError(
+                f"width is of conv and fc; encoder {config.encoder!r} has only width 1, got {config.width:g}"
+            )
         network = build(weights=None)
         small = config.stem == "small" or (config.stem == "auto" and config.image_size <= 64)
         if small:

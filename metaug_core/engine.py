@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaug_core import data, evaluate, state, store
+from metaug_core import data, evaluate, probe, state, store
 from metaug_core.config import Config, ConfigError
 from metaug_core.progress import Progress, Reporter, TerminalBar
 from metaug_core.registry import MetaugError
@@ -44,7 +44,7 @@ def knn_monitor(s: TrainState, splits: data.Splits) -> float | None:
         for images, most in ((splits.train, MONITOR_TRAIN), (splits.val, MONITOR_VAL))
     )
     found = [evaluate.features(s.networks, images, s.config) for images in (train, val)]
-    return evaluate.knn(found[0], train.labels, found[1], val.labels, len(train.classes))
+    return probe.knn(found[0], train.labels, found[1], val.labels, len(train.classes))
 
 
 def check_finite(pending: list[tuple[int, dict[str, Tensor]]], run: store.Run) -> None:
@@ -66,7 +66,10 @@ def deferred_interrupt() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield caught
     finally:
@@ -134,7 +137,9 @@ class Session:
             if log:
                 values = {name: float(value) for name, value in found.items()}
                 self.log({"lr": s.optimiser.param_groups[0]["lr"]} | values)
-            self.tell(float(sum(v for name, v in found.items() if name in ("loss_original", "loss_augmented", "loss_margin"))))
+            self.tell(
+                float(sum(v for name, v in found.items() if name in ("loss_original", "loss_augmented", "loss_margin")))
+            )
         if time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes:
             self.save()
 

@@ -277,7 +277,7 @@ def read_tiny_imagenet(root: Path) -> tuple:
     """Tiny ImageNet below `root`; its labelled `val` is the test, a class is named by the first of its words."""
     folder = root / "tiny-imagenet-200"
     known = read_lines(folder / "wnids.txt")
-    words = dict(line.partition("\t")[::2] for line in read_lines(folder / "words.txt"))
+    words = {name: rest for name, _, rest in (line.partition("\t") for line in read_lines(folder / "words.txt"))}
     notes = [line.split("\t") for line in read_lines(folder / "val" / "val_annotations.txt")]
     if wrong := [note for note in notes if len(note) < 2 or note[1] not in known]:
         raise DataError(f"{folder / 'val' / 'val_annotations.txt'} gives {wrong[0][0]!r} no class of wnids.txt")

@@ -9,6 +9,7 @@ where z_dot is one forward-mode pass. The second derivative then touches the los
 reverse-over-forward mixed partial cut at the feature layer (related: Pearlmutter's R-operator, MixFlow-MG, GradCache).
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,6 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+with (
+    warnings.catch_warnings()
+):  # the first jvp loads torch's own scripted decompositions, which warn that scripting is deprecated
+    warnings.simplefilter("ignore", FutureWarning)
+    import torch._decomp.decompositions_for_jvp
 
 Params = dict[str, Tensor]
 Features = Callable[[Params], Tensor]  # theta -> z, any shape
@@ -87,9 +94,7 @@ def look_ahead(
     z_ahead = features(ahead)
     value = outer_loss(z_ahead, omega)
     # One backward gives both the direct part (omega) and the direction of the mixed part (theta').
-    both = torch.autograd.grad(
-        value, [*omega.values(), *ahead.values()], allow_unused=True, materialize_grads=True
-    )
+    both = torch.autograd.grad(value, [*omega.values(), *ahead.values()], allow_unused=True, materialize_grads=True)
     direct = dict(zip(omega, both[: len(omega)], strict=True))
     direction = dict(zip(ahead, both[len(omega) :], strict=True))
     with torch.no_grad():

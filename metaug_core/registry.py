@@ -30,7 +30,7 @@ class Registry(dict):
         raise MetaugError(f"unknown {self.kind} {name!r}{suggestion(name, self)}")
 
 
-DATASETS = Registry("dataset")  # name -> load(folder, config) -> data.Splits
+DATASETS = Registry("dataset")  # name -> load(config) -> data.RawSplits
 VIEWS = Registry("view")  # name -> views.View
 ENCODERS = Registry("encoder")  # name -> build(channels, config) -> nn.Module, (B, C, H, W) -> (B, D)
 METHODS = Registry("method")  # name -> methods.base.Method subclass or composition

@@ -52,7 +52,9 @@ class TrainState:
         return passes * (len(self.images) // self.config.batch_size)
 
 
-def optimiser(kind: str, parameters: list[nn.Parameter], lr: float, config: Config, weight_decay: float) -> torch.optim.Optimizer:
+def optimiser(
+    kind: str, parameters: list[nn.Parameter], lr: float, config: Config, weight_decay: float
+) -> torch.optim.Optimizer:
     """Adam, or SGD with config.momentum; fused where the device has it."""
     fused = parameters[0].device.type in ("cpu", "cuda")
     if kind == "adam":
@@ -65,12 +67,17 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
     method = methods.build(config)
     images = splits.train if method.labelled else splits.pretrain
     if len(images) < config.batch_size:
-        raise ConfigError(f"batch_size {config.batch_size} is more than the {len(images)} training images of {config.dataset}")
+        raise ConfigError(
+            f"batch_size {config.batch_size} is more than the {len(images)} training images of {config.dataset}"
+        )
     seeds = {role: config.seed * len(ROLES) + number for number, role in enumerate(ROLES)}
     generators = {
         role: torch.Generator("cpu" if role == "order" else device).manual_seed(seed) for role, seed in seeds.items()
     }
-    networks, mag = (m.to(device) if m is not None else None for m in initial_networks(method, len(splits.train.classes), config.seed))
+    networks, mag = (
+        m.to(device) if m is not None else None
+        for m in initial_networks(method, len(splits.train.classes), config.seed)
+    )
     assert networks is not None
     memory = method.memory(networks, len(images), generators["draw"])
     return TrainState(
@@ -106,7 +113,9 @@ def save(state: TrainState, path: Path) -> None:
 def save_encoders(state: TrainState, path: Path) -> None:
     """Only what evaluation needs: encoders, heads and MAG."""
     modules = {prefix: m for prefix, m in _modules(state).items() if prefix != "memory."}
-    write_tensors(path, {p + n: t for p, m in modules.items() for n, t in m.state_dict().items()}, {"epoch": state.epoch})
+    write_tensors(
+        path, {p + n: t for p, m in modules.items() for n, t in m.state_dict().items()}, {"epoch": state.epoch}
+    )
 
 
 def restore(state: TrainState, path: Path) -> None:

@@ -27,7 +27,9 @@ def lr_factor(config: Config, epochs_done: float) -> float:
     return 1.0
 
 
-def regular_step(s: TrainState, views: list[Tensor], context: Context, log: bool) -> tuple[meta.Params, dict[str, Tensor], Tensor]:
+def regular_step(
+    s: TrainState, views: list[Tensor], context: Context, log: bool
+) -> tuple[meta.Params, dict[str, Tensor], Tensor]:
     """grad_theta of eq. 11, the terms of the loss, and z (detached). Nothing is moved yet.
 
     Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So each term's own
@@ -62,7 +64,9 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, gradient: met
         return torch.stack([*terms(z, context, lambda x: functional_call(s.mag, omega, (x,))).values()]).sum()
 
     with meta.frozen_statistics(s.networks, s.mag):
-        found = compute(features, partial(total, method.terms), s.theta, s.omega, lr, partial(total, method.outer_terms), gradient)
+        found = compute(
+            features, partial(total, method.terms), s.theta, s.omega, lr, partial(total, method.outer_terms), gradient
+        )
     descend(s.mag_optimiser, s.omega, found.gradient)
     if config.bank_writes == "every-pass":
         for z in (found.features, found.features_ahead):

@@ -12,25 +12,31 @@ PACKAGE = Path(__file__).resolve().parents[1] / ROOT
 # A room may import rooms of strictly lower rank. A new room needs a rank here.
 RANK: dict[str, float] = {
     "registry": -1,
+    "contradictions": -1,
     "config": 0,
-    "shapes": 0.5,
-    **dict.fromkeys(["losses", "margins", "data", "views", "encoders", "generator", "bank", "meta"], 1),
+    **dict.fromkeys(["presets", "shapes", "formats"], 0.5),
+    **dict.fromkeys(
+        ["losses", "margins", "pairs", "probe", "data", "views", "encoders", "generator", "bank", "meta"], 1
+    ),
     "methods.base": 1.5,
     "methods.*": 2,  # one file per method; they may import methods.base, not each other
-    "evaluate": 2,
     "store": 2,
-    "methods": 2.5,  # methods/__init__.py gathers them
+    "monitor": 2,
+    "methods": 2.2,  # methods/__init__.py gathers them
+    "progress": 2.2,
+    **dict.fromkeys(["evaluate", "state"], 2.5),
+    "step": 2.7,
     "engine": 3,
     "sweep": 4,
     "figures": 4,
     "widgets": 5,
     "notebooks": 5,
-    "cli": 5,
+    "cli": 6,
     "": 9,  # metaug_core/__init__.py may import anything
 }
 PACKAGES = {ROOT, f"{ROOT}.methods"}
 MAX_MODULE, MAX_FUNCTION = 250, 60
-UNPICKLER_ROOM = f"{ROOT}.data"  # the one room that may restrict an unpickler: CIFAR's files are pickles
+UNPICKLER_ROOM = f"{ROOT}.formats"  # the one room that may restrict an unpickler: CIFAR's files are pickles
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "jsonpickle"}
 BANNED = {"torch.load", "torch.save", "torch.serialization.load", "joblib.load", "pandas.read_pickle"}
 
@@ -195,13 +201,13 @@ def test_a_good_house_passes():
 RESTRICTED = "import pickle\nclass Safe(pickle.Unpickler):\n    def find_class(self, module, name): raise ValueError\n"
 
 
-def test_data_may_restrict_an_unpickler():
+def test_formats_may_restrict_an_unpickler():
     caught = RESTRICTED + "try:\n    Safe(f).load()\nexcept pickle.UnpicklingError:\n    pass"
-    assert violations({"metaug_core.data": caught}) == []
+    assert violations({"metaug_core.formats": caught}) == []
     assert (
         violations(
             {
-                "metaug_core.data": RESTRICTED.replace("import pickle", "from pickle import Unpickler").replace(
+                "metaug_core.formats": RESTRICTED.replace("import pickle", "from pickle import Unpickler").replace(
                     "pickle.U", "U"
                 )
             }
@@ -228,12 +234,12 @@ BAD = [
     ("registry", "from .config import Config", "rank -1 imports metaug_core.config of rank 0"),
     ("shapes", "from metaug_core import data", "rank 0.5 imports metaug_core.data of rank 1"),
     ("methods.cmc", "from .simclr import SimCLR", "rank 2 imports metaug_core.methods.simclr of rank 2"),
-    ("methods.cmc", "from metaug_core.methods import METHODS", "rank 2 imports metaug_core.methods of rank 2.5"),
-    ("methods.cmc", "from . import METHODS", "rank 2 imports metaug_core.methods of rank 2.5"),
+    ("methods.cmc", "from metaug_core.methods import METHODS", "rank 2 imports metaug_core.methods of rank 2.2"),
+    ("methods.cmc", "from . import METHODS", "rank 2 imports metaug_core.methods of rank 2.2"),
     ("methods.cmc", "from ..engine import fit", "rank 2 imports metaug_core.engine of rank 3"),
     ("methods.base", "from .cmc import CMC", "rank 1.5 imports metaug_core.methods.cmc of rank 2"),
-    ("methods", "from ..engine import fit", "rank 2.5 imports metaug_core.engine of rank 3"),
-    ("evaluate", "from metaug_core import store", "rank 2 imports metaug_core.store of rank 2"),
+    ("methods", "from ..engine import fit", "rank 2.2 imports metaug_core.engine of rank 3"),
+    ("monitor", "from metaug_core import store", "rank 2 imports metaug_core.store of rank 2"),
     ("cli", "import metaug_core", "imports from the package root"),
     ("cli", "from metaug_core import __version__", "imports from the package root"),
     ("cli", "from . import __version__", "imports from the package root"),
@@ -255,11 +261,11 @@ BAD = [
     ("store", RESTRICTED, "imports a pickle"),
     ("store", "import pandas as pd\npd.read_pickle('f')", "uses pandas.read_pickle"),
     ("store", "import numpy as np\nnp.load('f', allow_pickle=True)", "allows pickle"),
-    ("data", "import pickle\npickle.load(f)", "uses pickle.load"),
-    ("data", "import pickle as p\np.loads(b'')", "uses pickle.loads"),
-    ("data", "from pickle import load\nload(f)", "uses pickle.load"),
-    ("data", "import pickle\npickle.Unpickler(f).load()", "uses pickle.Unpickler"),
-    ("data", "import pickle\nclass Open(pickle.Unpickler):\n    pass", "uses pickle.Unpickler"),
+    ("formats", "import pickle\npickle.load(f)", "uses pickle.load"),
+    ("formats", "import pickle as p\np.loads(b'')", "uses pickle.loads"),
+    ("formats", "from pickle import load\nload(f)", "uses pickle.load"),
+    ("formats", "import pickle\npickle.Unpickler(f).load()", "uses pickle.Unpickler"),
+    ("formats", "import pickle\nclass Open(pickle.Unpickler):\n    pass", "uses pickle.Unpickler"),
 ]
 
 

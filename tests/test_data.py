@@ -74,6 +74,8 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 class Python2Pickler(pickle._Pickler):
     """Writes bytes as Python 2 wrote str, and NumPy's names as they were then: the opcodes of the original files."""
 
+    write: Any
+    memoize: Any
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_text(self, text: bytes | str) -> None:
@@ -184,7 +186,8 @@ def test_a_pickle_that_wants_code_is_refused_and_not_run(tmp_path: Path, call: C
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"\x80", b"not a pickle", b"}.", b"N.", b"\x80\x02}q\x00(U\x04dataq\x01K\x01u.", b"(lp0\n.", b"\x80\x02K\x01.",
+        b"", b"\x80", b"not a pickle", b"}.", b"N.", b"(lp0\n.", b"\x80\x02K\x01.",
+        b"\x80\x02}q\x00(U\x04dataq\x01K\x01u.",
         b"c_codecs\nencode\n.",  # a name that is admitted, without what belongs to it
         b"\x80\x02}U\x04datacnumpy\nndarray\n)\x81N}b\x86s.",  # state for a stand-in
         b"\x80\x02}U\x04dataI10\ns.",
@@ -387,7 +390,8 @@ def as_image(pixels: np.ndarray) -> Image.Image:
 @pytest.mark.parametrize("ending", ["png", "bmp", "ppm", "tif", "TIFF", "webp"])
 def test_lossless_formats_keep_every_byte(tmp_path: Path, ending: str):
     pixels = noise(1, 8)[0]
-    as_image(pixels).save(tmp_path / f"x.{ending}", **({"lossless": True} if ending == "webp" else {}))
+    how: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
+    as_image(pixels).save(tmp_path / f"x.{ending}", **how)
     np.testing.assert_array_equal(formats.read_image(tmp_path / f"x.{ending}", 8), pixels)
 
 
@@ -427,7 +431,8 @@ def test_exif_turns_the_image_upright(tmp_path: Path, ending: str, turn: int):
     image, exif = as_image(quarters(16)), Image.Exif()
     exif[0x0112] = turn
     laid = image.transpose(Image.Transpose(undo[turn])) if turn > 1 else image
-    laid.save(tmp_path / f"x.{ending}", exif=exif, **({"quality": 100, "subsampling": 0} if ending == "jpg" else {}))
+    how: dict[str, Any] = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
+    laid.save(tmp_path / f"x.{ending}", exif=exif, **how)
     found = formats.read_image(tmp_path / f"x.{ending}", 16)
     assert np.abs(found.astype(int) - quarters(16)).max() < 40  # JPEG
 
@@ -521,6 +526,7 @@ def not_root() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
+            os.chmod(folder, 0o700)
             for place, folders, files in os.walk(folder):
                 for name in folders + files:
                     os.chmod(Path(place) / name, 0o700)
@@ -681,7 +687,7 @@ def test_streaming_stops_when_the_consumer_does(tmp_path: Path):
     image_folder(tmp_path, ("train", "test"), {"cat": 15, "dog": 12})
     train = load(config(dataset="folder", data_dir=tmp_path, storage="stream")).train
     before = threading.active_count()
-    batches = train.batches(torch.arange(26).view(13, 2))
+    batches: Any = train.batches(torch.arange(26).view(13, 2))
     next(batches)
     assert threading.active_count() > before
     batches.close()

@@ -39,7 +39,10 @@ def test_margins_are_constants():
 
 def test_large_asks_most_and_none_asks_nothing():
     mixed = torch.rand(2, 3), torch.rand(2, 4)
-    asked = {k: margin_regularisation(*mixed, *margins(POSITIVES, NEGATIVES, k)) for k in ("large", "medium", "small", "none")}
+    asked = {
+        k: margin_regularisation(*mixed, *margins(POSITIVES, NEGATIVES, k))
+        for k in ("large", "medium", "small", "none")
+    }
     assert asked["large"] >= asked["medium"] >= asked["small"] >= asked["none"] == 0
 
 

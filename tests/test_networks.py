@@ -65,9 +65,13 @@ def test_two_crops_share_one_encoder_and_their_batch_statistics():
 
 
 def test_an_encoder_of_ones_own_in_one_line():
-    ENCODERS["tiny"] = lambda channels, config: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 256, 5))
+    ENCODERS["tiny"] = lambda channels, config: torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(channels * 256, 5)
+    )
     try:
-        z = Networks(Config(encoder="tiny", image_size=16, feature_dim=3))([torch.rand(2, c, 16, 16) for c in (1, 2, 3)])
+        z = Networks(Config(encoder="tiny", image_size=16, feature_dim=3))(
+            [torch.rand(2, c, 16, 16) for c in (1, 2, 3)]
+        )
         assert z.shape == (3, 2, 3)
         with pytest.raises(MetaugError, match="'tiny' does not take 1 x 32 px"):
             ENCODERS["tiny"] = lambda channels, config: torch.nn.Linear(7, 5)

@@ -53,7 +53,9 @@ def test_equals_the_literal_loop(source, sets, views, by_view):
     }[source]
     got = as_multiset(*pairs(z, z, views, *arguments, by_view))
     wanted = literal(z, z, views, past, by_view).values()
-    assert got == sorted((tuple(sorted(round(x, 9) for x in p)), tuple(sorted(round(x, 9) for x in n))) for p, n in wanted)
+    assert got == sorted(
+        (tuple(sorted(round(x, 9) for x in p)), tuple(sorted(round(x, 9) for x in n))) for p, n in wanted
+    )
 
 
 def test_mixed_pairs_join_one_original_and_one_augmented_feature():

@@ -106,7 +106,7 @@ def test_luminance_does_not_predict_the_ground_hue_nor_chroma_the_ground_lightne
     coarse = lab.reshape(2000, 8, 4, 8, 4, 3).mean((2, 4))  # (N, 8, 8, 3)
     luminance, chroma = coarse[..., 0].reshape(2000, -1), coarse[..., 1:].reshape(2000, -1)
     assert held_out_r2(luminance, ground[:, 1:]) < 0.05
-    assert held_out_r2(chroma, ground[:, :1]) < 0.15
+    assert held_out_r2(chroma, ground[:, :1]) < 0.05
     assert held_out_r2(chroma, ground[:, 1:]) > 0.9  # the same test does find what is there
     assert held_out_r2(luminance, ground[:, :1]) > 0.9
 

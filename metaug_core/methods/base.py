@@ -37,7 +37,9 @@ class Context:
 
     indices: Tensor  # (B,) int64, the images' numbers in the pretraining set
     labels: Tensor  # (B,) int64, -1 where there is none
-    negatives: Tensor | None = None  # (V, V - 1, K, d), past features that each view meets; None: those of the minibatch
+    negatives: Tensor | None = (
+        None  # (V, V - 1, K, d), past features that each view meets; None: those of the minibatch
+    )
     drawn: Tensor | None = None  # (B, K), which of them each image takes; None: all
     positives: Tensor | None = None  # (V, B, d), stale positives; None: the features themselves
 

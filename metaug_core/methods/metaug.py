@@ -54,7 +54,10 @@ class MetAug(Method):
         sets = augmented_sets(z, augmented, self.config.augmented_sets)
         including = torch.stack([self.base.loss(features, context) for features in sets]).sum()
         scale = self.config.loss_scale
-        return {"loss_original": scale * self.base.loss(z, context), "loss_augmented": scale * self.config.delta * including}
+        return {
+            "loss_original": scale * self.base.loss(z, context),
+            "loss_augmented": scale * self.config.delta * including,
+        }
 
     def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
         """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
@@ -77,7 +80,7 @@ def augmented_sets(z: Tensor, augmented: Tensor, how: str) -> list[Tensor]:
     return [*one, augmented]
 
 
-class with_mag:  # noqa: N801  (reads as a verb in METHODS)
+class with_mag:
     """Compose a method class with the MAG: METHODS["mine+mag"] = with_mag(Mine)."""
 
     def __init__(self, base: type[Method]):
