@@ -7,7 +7,7 @@ metaug_core.evaluate(run)
 from metaug_core import data, encoders, methods, views  # noqa: F401  (they enter their names in the registries)
 from metaug_core.config import Config, ConfigError
 from metaug_core.engine import fit
-from metaug_core.evaluate import evaluate
+from metaug_core.evaluation import evaluate
 from metaug_core.methods import with_mag
 from metaug_core.presets import preset
 from metaug_core.registry import DATASETS, ENCODERS, METHODS, VIEWS, MetaugError

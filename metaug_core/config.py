@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metaug_core import registry
-from metaug_core.contradictions import contradictions
+from metaug_core.contradictions import contradictions, one_sentence, shown, surprise
 from metaug_core.registry import MetaugError, suggestion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,18 +29,6 @@ NOT_IDENTITY = {"device", "runs_dir", "data_dir", "workers", "storage", "checkpo
 
 class ConfigError(MetaugError):
     """A setting is unknown, ill-typed, out of range or contradicts another."""
-
-
-def one_sentence(error: ValidationError) -> str:
-    """The first fault of a pydantic error: which field, what is wrong, what was given."""
-    fault = error.errors()[0]
-    name = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}{suggestion(name, Config.model_fields)}"
-    if isinstance(cause := fault.get("ctx", {}).get("error"), Exception):
-        return str(cause)
-    more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
-    return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}{more}"
 
 
 class Config(BaseModel):
@@ -111,7 +99,7 @@ class Config(BaseModel):
     """Temperature coefficient of OUCL (eq. 8-10)."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.4
     """Margin of OUCL (eq. 10); the paper fixes 0.40 (Appendix A.4)."""
-    oucl_lambda: float = 0.0
+    oucl_lambda: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """lambda, the margin of eq. 7 and 8."""
     phi_dec: Size = 1.0
     """Attenuation of Gamma in eq. 9 (section 4.4; the paper's best is 6); 1: none."""
@@ -208,18 +196,26 @@ class Config(BaseModel):
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events (needs the tensorboard package)."""
 
-    def __init__(self, **values: Any):
+    def __init__(self, /, **values: Any):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(one_sentence(error)) from None
+            raise ConfigError(one_sentence(error.errors(), Config.model_fields)) from None
 
     @model_validator(mode="before")
     @classmethod
     def _method_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A method's own defaults stand where the user said nothing (SimCLR: two independent RGB crops)."""
-        method = registry.METHODS.get(values.get("method", cls.model_fields["method"].default))
+        name = values.get("method", cls.model_fields["method"].default)
+        method = registry.METHODS.get(name) if isinstance(name, str) else None
         return {**getattr(method, "defaults", {}), **values}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_surprise(cls, value: Any, info) -> Any:
+        if found := surprise(value, switch=cls.model_fields[info.field_name].annotation is bool):
+            raise ValueError(f"{info.field_name}: {found}")
+        return value
 
     @field_validator("dataset", "encoder", "method", "views")
     @classmethod
@@ -227,7 +223,8 @@ class Config(BaseModel):
         table = {"dataset": "DATASETS", "encoder": "ENCODERS", "method": "METHODS", "views": "VIEWS"}[info.field_name]
         for name in (value,) if isinstance(value, str) else value:
             if name not in getattr(registry, table):
-                raise ValueError(f"unknown {info.field_name} {name!r}{suggestion(name, getattr(registry, table))}")
+                what = info.field_name.removesuffix("s")
+                raise ValueError(f"unknown {what} {shown(name)}{suggestion(name, getattr(registry, table))}")
         return value
 
     @model_validator(mode="after")

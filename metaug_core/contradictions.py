@@ -1,7 +1,58 @@
-"""Settings that are each allowed and cannot stand together."""
+"""What is wrong with settings, in one sentence: a fault that pydantic found, or values that cannot stand together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 from typing import Any
+
+from metaug_core.registry import suggestion
+
+WORDS = {  # by the beginning of pydantic's type of fault
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be finite",
+    "bool": "must be true or false",
+    "string": "must be a text",
+    "tuple": "must be a list",
+    "path": "must be a path",
+}
+
+
+def shown(value: Any) -> str:
+    """A value as it was given, cut short if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
+
+
+def surprise(value: Any, switch: bool) -> str | None:
+    """What pydantic and the file system would take for something else: true for 1, a path cut at a NUL."""
+    if isinstance(value, bool) and not switch:
+        return f"is not a switch, got {value}"
+    if isinstance(value, str | PurePath) and "\0" in str(value):
+        return f"holds a NUL character, got {shown(value)}"
+    return None
+
+
+def one_sentence(faults: list[Any], known: Iterable[str]) -> str:
+    """The first fault of pydantic's list: which setting, what is wrong, what was given. known: all settings."""
+    fault = faults[0]
+    kind, (first, *inner), limits = fault["type"], fault["loc"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = suggestion(first, known)
+        return f"unknown setting {shown(first)}" + (near if "mean" in near else "; Config lists them all")
+    if isinstance(cause := limits.get("error"), Exception):
+        return str(cause)
+    what = WORDS.get(kind.split("_")[0])
+    if kind in ("int_from_float", "int_parsing_size") or what is None:
+        what = fault["msg"].replace("Input should", "must").replace("must be a valid integer, got", "must be whole, not")
+    if kind in ("too_short", "too_long"):
+        bound = f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
+        what = f"needs {bound} in its list"
+    if kind == "missing":
+        what = f"has too few values, number {inner[-1] + 1} is missing"
+        inner = []
+    name = f"{first}" + "".join(f"[{part}]" for part in inner)
+    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return f"{name}: {what[0].lower()}{what[1:]}, got {shown(fault['input'])}{more}"
 
 
 def contradictions(config: Any) -> Iterator[str]:

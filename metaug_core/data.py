@@ -9,10 +9,8 @@ images and labels and, if you like, class names; images are uint8 (N, 3, H, W) o
 
 import math
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +22,10 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from metaug_core import formats, shapes
 from metaug_core.config import Config
-from metaug_core.formats import DataError, said, told
+from metaug_core.images import DataError, Files, Images, Rows, StreamedImages, filled, said, told
 from metaug_core.registry import DATASETS
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
-CHUNK = 256  # images read at a time to fill the device
 SHAPES_TRAIN, SHAPES_TEST = (10_000, 1), (2_000, 2)  # images and seed of the embedded data set
 ARCHIVES = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}  # url, md5, folder
 PLACES = {  # one of these in data_dir holds the data set; the first is what a download makes
@@ -50,108 +47,6 @@ class RawSplits(NamedTuple):
     classes: Sequence[str] | None = None  # names by label; None: the numbers
 
 
-class Rows:
-    """Images in arrays uint8 (n, 3, H, W) that follow each other, in memory or mapped; threads may read at once."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]):
-        self.arrays, self.ends = arrays, np.cumsum([len(array) for array in arrays])
-        self.shape = (int(self.ends[-1]), *arrays[0].shape[1:])
-
-    def read(self, index: np.ndarray) -> np.ndarray:
-        """int64 (B,) in [0, N) -> uint8 (B, 3, H, W)."""
-        out, part = np.empty((len(index), *self.shape[1:]), np.uint8), np.searchsorted(self.ends, index, "right")
-        for number, array in enumerate(self.arrays):
-            out[part == number] = array[index[part == number] - self.ends[number] + len(array)]
-        return out
-
-
-class Files:
-    """Image files of any size and mode, decoded when read; threads may read at once."""
-
-    def __init__(self, paths: Sequence[str | Path], size: int):
-        self.paths, self.shape = paths, (len(paths), 3, size, size)
-
-    def read(self, index: np.ndarray) -> np.ndarray:
-        """int64 (B,) in [0, N) -> uint8 (B, 3, size, size). Raises DataError, naming the file."""
-        out = np.empty((len(index), *self.shape[1:]), np.uint8)
-        for place, number in enumerate(index):
-            out[place] = formats.read_image(self.paths[number], self.shape[-1])
-        return out
-
-
-def ahead(read: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Iterator[Any]:
-    """read(row) for each row, in order; `workers` threads read up to twice as many rows ahead. 0: no threads."""
-    if not workers:
-        yield from map(read, rows)
-        return
-    pool, coming = ThreadPoolExecutor(workers, "metaug-data"), deque()
-    try:
-        for row in rows:
-            coming.append(pool.submit(read, row))
-            if len(coming) > 2 * workers:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-    finally:  # also when the consumer stops early
-        pool.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images in memory: pixels uint8 (N, 3, H, W) and labels int64 (N,) on one device, -1 for unlabelled."""
-
-    pixels: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor | slice) -> "Images":
-        """The images at int64 (M,) indices; a slice shares memory."""
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
-
-    def to(self, device: torch.device | str) -> "Images":
-        """The same on another device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
-
-    def batches(self, rows: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
-        """For each row of int64 (B,) indices, on any device: uint8 (B, 3, H, W) on the device."""
-        rows = rows.to(self.pixels.device) if isinstance(rows, Tensor) else rows
-        for row in rows:
-            yield self.pixels[row.to(self.pixels.device, non_blocking=True)]
-
-
-@dataclass(frozen=True, eq=False)
-class StreamedImages:
-    """As `Images`, the same bytes for the same rows, but read by threads as they are needed."""
-
-    source: Any  # Rows, Files, or what has their shape and read
-    index: np.ndarray  # int64 (N,), which of the source
-    labels: Tensor
-    classes: tuple[str, ...]
-    workers: int = 2
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def take(self, indices: Tensor | slice) -> "StreamedImages":
-        """The images at int64 (M,) indices, or in a slice."""
-        index = self.index[indices if isinstance(indices, slice) else indices.cpu().numpy()]
-        return replace(self, index=index, labels=self.labels[indices])
-
-    def to(self, device: torch.device | str) -> "StreamedImages":
-        """The same for another device."""
-        return replace(self, labels=self.labels.to(device))
-
-    def batches(self, rows: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
-        """For each row of int64 (B,) indices, on any device: uint8 (B, 3, H, W) on the device. Raises DataError."""
-        device, rows = self.labels.device, rows.cpu() if isinstance(rows, Tensor) else rows
-        for pixels in ahead(lambda row: self.source.read(self.index[row.cpu().numpy()]), rows, self.workers):
-            batch = torch.from_numpy(pixels)
-            yield batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-
-
 @dataclass(frozen=True)
 class Splits:
     """The images of a run. No image of `val` or `test` is in another split."""
@@ -170,9 +65,8 @@ def drawn(labels: np.ndarray, count: int) -> np.ndarray:
     order = np.random.RandomState(0).permutation(len(labels))  # of all NumPy's streams, only this one never changes
     order = order[np.argsort(labels[order], kind="stable")]
     _, first, size = np.unique(labels[order], return_index=True, return_counts=True)
-    place = (np.arange(len(labels)) - np.repeat(first, size) + 0.5) / np.repeat(
-        size, size
-    )  # within the class, in (0, 1)
+    first, size = np.repeat(first, size), np.repeat(size, size)
+    place = (np.arange(len(labels)) - first + 0.5) / size  # within the class, in (0, 1)
     return np.sort(order[np.argsort(place, kind="stable")[:count]])
 
 
@@ -249,15 +143,6 @@ def streams(config: Config, size: int, device: torch.device) -> bool:
     if config.storage != "auto":
         return config.storage == "stream"
     return size > ON_DEVICE or (device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2)
-
-
-def filled(source: Rows | Files, index: np.ndarray, device: torch.device, workers: int) -> Tensor:
-    """The images at int64 (M,) `index`, read by threads -> uint8 (M, 3, H, W) on the device."""
-    pixels = torch.empty((len(index), *source.shape[1:]), dtype=torch.uint8, device=device)
-    chunks = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]
-    for number, chunk in enumerate(ahead(source.read, chunks, workers)):
-        pixels[number * CHUNK : number * CHUNK + len(chunk)] = torch.from_numpy(chunk).to(device)
-    return pixels
 
 
 def load(config: Config, device: torch.device | str = "cpu") -> Splits:

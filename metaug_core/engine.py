@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaug_core import data, evaluate, probe, state, store
+from metaug_core import data, evaluation, probe, state, store
 from metaug_core.config import Config, ConfigError
 from metaug_core.progress import Progress, Reporter, TerminalBar
 from metaug_core.registry import MetaugError
@@ -43,19 +43,22 @@ def knn_monitor(s: TrainState, splits: data.Splits) -> float | None:
         images.take(torch.linspace(0, len(images) - 1, min(most, len(images))).long())
         for images, most in ((splits.train, MONITOR_TRAIN), (splits.val, MONITOR_VAL))
     )
-    found = [evaluate.features(s.networks, images, s.config) for images in (train, val)]
+    found = [evaluation.features(s.networks, images, s.config) for images in (train, val)]
     return probe.knn(found[0], train.labels, found[1], val.labels, len(train.classes))
 
 
+def diverged(run: store.Run, step: int, what: str) -> DivergedError:
+    hint = "the last good checkpoint is kept (a lower lr or inner_lr may help)"
+    return DivergedError(f"run {run.path.name} stopped at step {step}: {what}; {hint}")
+
+
 def check_finite(pending: list[tuple[int, dict[str, Tensor]]], run: store.Run) -> None:
-    """DivergedError at the first step with a term that is NaN or infinite, naming both."""
+    """DivergedError at the first step with a term that is NaN or infinite, naming both. Empties the list."""
     for number, found in pending:
         for name, value in found.items():
             if name.startswith("loss") and not torch.isfinite(value):
-                raise DivergedError(
-                    f"run {run.path.name} stopped at step {number}: {name} is {value.item()}; "
-                    "the last good checkpoint is kept (a lower lr or inner_lr may help)"
-                )
+                raise diverged(run, number, f"{name} is {value.item()}")
+    pending.clear()
 
 
 @contextmanager
@@ -99,7 +102,11 @@ class Session:
         self.board = tensorboard(run, s.step) if s.config.tensorboard else None
 
     def train(self) -> None:
-        """To the last epoch. An interrupt (Ctrl-C, SIGTERM) is taken between two steps, and saves first."""
+        """To the last epoch. An interrupt (Ctrl-C, SIGTERM) is taken between two steps, and saves first.
+
+        No checkpoint is made between the last step of a pass and its monitor reading: both rows have the same step, and a
+        resume could not tell whether the second is still to be written.
+        """
         s = self.s
         with deferred_interrupt() as interrupted:
             if s.step == 0:
@@ -107,10 +114,14 @@ class Session:
             while s.epoch < self.config.epochs:
                 for rows, pixels in self.remaining():
                     self.one_step(rows, pixels)
-                    if interrupted:
-                        self.save()
-                        raise KeyboardInterrupt
+                    if s.position < s.steps_per_epoch:
+                        if interrupted or time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes:
+                            self.save()
+                        if interrupted:
+                            raise KeyboardInterrupt
                 self.end_epoch()
+                if interrupted:
+                    raise KeyboardInterrupt
 
     def remaining(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The minibatches of this pass that are still to do: indices (B,) and pixels (B, 3, H, W)."""
@@ -133,20 +144,15 @@ class Session:
         self.pending.append((s.step, found))
         if log or s.device == "cpu":  # elsewhere reading a loss would wait for the device at every step
             check_finite(self.pending, self.run)
-            self.pending.clear()
             if log:
                 values = {name: float(value) for name, value in found.items()}
                 self.log({"lr": s.optimiser.param_groups[0]["lr"]} | values)
-            self.tell(
-                float(sum(v for name, v in found.items() if name in ("loss_original", "loss_augmented", "loss_margin")))
-            )
-        if time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes:
-            self.save()
+            parts = [found[name] for name in ("loss_original", "loss_augmented", "loss_margin") if name in found]
+            self.tell(float(sum(parts) if parts else found["loss_ahead"]))  # a MAG pass (Algorithm 1) has only the latter
 
     def end_epoch(self) -> None:
         s, config = self.s, self.config
         check_finite(self.pending, self.run)
-        self.pending.clear()
         s.epoch, s.position, s.order = s.epoch + 1, 0, None
         if s.epoch % config.monitor_every == 0 or s.epoch == config.epochs:
             self.log_monitor()
@@ -162,8 +168,10 @@ class Session:
         s = self.s
         epochs_done = s.epoch + s.position / s.steps_per_epoch
         store.append(self.run.path / "metrics.jsonl", [{"step": s.step, "epoch": round(epochs_done, 6)} | values])
-        for name, value in values.items() if self.board is not None else ():
-            self.board.add_scalar(name, value, s.step)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, s.step)
+            self.board.flush()
 
     def tell(self, loss: float) -> None:
         now = time.monotonic()
@@ -177,7 +185,13 @@ class Session:
         self.report(Progress(self.run, self.s.epoch, self.s.step, self.steps, loss, speed, left))
 
     def save(self) -> None:
-        """Metrics first, then the checkpoint: a kill between the two leaves rows that the resume drops."""
+        """Metrics first, then the checkpoint: a kill between the two leaves rows that the resume drops.
+
+        DivergedError instead of a checkpoint from which no step would be finite.
+        """
+        check_finite(self.pending, self.run)
+        if bad := state.not_finite(self.s):
+            raise diverged(self.run, self.s.step, f"{bad} is not finite")
         store.sync(self.run.path / "metrics.jsonl")
         state.save(self.s, self.run.checkpoint)
         self.saved_at = time.monotonic()
@@ -193,8 +207,11 @@ def fit(config: Config, report: Reporter | None = None, splits: data.Splits | No
     if run.finished:
         return run
     device = pick_device(config.device)
-    with run.lock():
+    with run.lock(), torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        if run.finished:  # by the process that had the lock a moment ago
+            return run
         s = state.create(config, splits := splits or data.load(config, device), device)
+        torch.manual_seed(config.seed)  # for what a user's encoder or method draws, dropout for one
         if run.checkpoint.exists():
             state.restore(s, run.checkpoint)
         store.begin(run, s.step, device)

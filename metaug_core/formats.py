@@ -6,46 +6,18 @@ A reader of a data set returns what any loader returns, see `data.RawSplits`.
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from metaug_core.registry import MetaugError
+from metaug_core.images import DataError, told
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-FAULTS = {
-    FileNotFoundError: "is missing",
-    PermissionError: "may not be read: permission denied",
-    NotADirectoryError: "is a file where a folder is expected",
-    IsADirectoryError: "is a folder where a file is expected",
-}
 # What a pickle names to describe a numpy array. None of it is called: harmless things stand in for it.
 ARRAY_NAMES = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
                ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}  # fmt: skip
-
-
-class DataError(MetaugError):
-    """A data set is missing, damaged or not what it should be; one sentence that names what and where."""
-
-
-@contextmanager
-def told(path: str | Path) -> Iterator[None]:
-    """Turns an error of the file system into a `DataError` about the file it names, or `path`."""
-    try:
-        yield
-    except OSError as error:
-        why = FAULTS.get(type(error), f"cannot be read: {error.strerror or error}")
-        raise DataError(f"{error.filename or path} {why}") from None
-
-
-def said(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_labels(labels: np.ndarray, classes: int, where: object, lowest: int = 0) -> np.ndarray:
@@ -53,48 +25,6 @@ def check_labels(labels: np.ndarray, classes: int, where: object, lowest: int = 
     if len(wrong := labels[(labels < lowest) | (labels >= classes)]):
         raise DataError(f"{where} has label {wrong[0]}, outside {lowest}..{classes - 1}")
     return labels
-
-
-# --- one image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: transparency over white, 16-bit grey as 8 bits. ValueError for grey without a known range."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("grey values beyond 16 bits")
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("grey values are floats")
-    elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def read_image(path: str | Path, size: int) -> np.ndarray:
-    """The central square of the upright image, resized to uint8 (3, size, size); untouched if it has that size.
-
-    Raises DataError, naming the file, for whatever cannot be opened or decoded.
-    """
-    try:
-        with told(path), open(path, "rb") as file:
-            content = BytesIO(file.read())
-        with Image.open(content) as image:
-            image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
-            ImageOps.exif_transpose(image, in_place=True)
-            picture = to_rgb(image)
-        if picture.size != (size, size):
-            (width, height), side = picture.size, min(picture.size)
-            box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-            picture = picture.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image, or of an unknown format") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
-        raise DataError(f"{path} is not a readable image: {said(error)}") from None
-    return np.asarray(picture).transpose(2, 0, 1)
 
 
 # --- CIFAR and STL-10

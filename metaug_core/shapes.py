@@ -5,6 +5,7 @@ of the hue and the texture of ab, nor does the sign of the object's contrast in 
 two views share is what contrast between them can learn, so here contrast between L and ab has to learn the object.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -23,7 +24,8 @@ HUE, CONTRAST_AB, TEXTURE_AB, NOISE_AB = 18.0, (28.0, 42.0), (3.5, 10.0), 2.0
 WAVES, CYCLES = 2, (0.5, 3.0)  # a texture is a sum of plane waves, each with so many cycles across the image
 
 _ATLAS_SIDE, _ATLAS_REACH = 64, 2.2
-_CHUNK = 500  # images at once: the temporaries of a chunk stay in the cache, and memory does not grow with count
+_CHUNK = 500  # images drawn at once: memory does not grow with count. Another number gives other bytes for a seed
+_PIECE = 50  # of them turned to sRGB at once: the temporaries stay in the cache. Any number gives the same bytes
 
 
 def _regular(corners: int, inner: float = 1.0) -> np.ndarray:
@@ -89,6 +91,7 @@ def _distance(corners: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.where(inside, -1, 1) * np.sqrt(squared)
 
 
+@functools.cache
 def _atlas() -> Tensor:
     """Signed distances of all classes on the square [-reach, reach]^2: (10, 1, side, side).
 
@@ -157,12 +160,13 @@ def _chroma(mask: Tensor, axis: Tensor, g: torch.Generator) -> Tensor:
 def _rgb(lightness: Tensor, ab: Tensor) -> Tensor:
     """Lab (D65) to sRGB, uint8 (n, 3, S, S); what sRGB cannot show is clipped."""
     y = (lightness + 16) / 116
-    f = torch.stack([y + ab[:, 0] / 500, y, y - ab[:, 1] / 200], -1)  # (n, S, S, 3)
-    xyz = torch.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)) * f.new_tensor([0.95047, 1.0, 1.08883])
+    f = torch.stack([y + ab[:, 0] / 500, y, y - ab[:, 1] / 200]).flatten(1)  # (3, n S S)
+    white = f.new_tensor([[0.95047], [1.0], [1.08883]])
+    xyz = torch.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)) * white
     to_rgb = [[3.2404542, -1.5371385, -0.4985314], [-0.969266, 1.8760108, 0.041556], [0.0556434, -0.2040259, 1.0572252]]
-    linear = (xyz @ f.new_tensor(to_rgb).T).clamp(0, 1)
+    linear = (f.new_tensor(to_rgb) @ xyz).clamp(0, 1)
     gamma = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (gamma * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
+    return (gamma * 255).round().to(torch.uint8).view(3, *lightness.shape).transpose(0, 1)
 
 
 def make(count: int, seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -181,5 +185,7 @@ def make(count: int, seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
     for out, some in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True):
         mask = _mask(some, axis, atlas, g)
-        out.copy_(_rgb(_luminance(mask, axis, g), _chroma(mask, axis, g)))
+        lightness, ab = _luminance(mask, axis, g), _chroma(mask, axis, g)
+        for piece, *lab in zip(out.split(_PIECE), lightness.split(_PIECE), ab.split(_PIECE), strict=True):
+            piece.copy_(_rgb(*lab))
     return images, labels

@@ -99,7 +99,10 @@ def _optimisers(state: TrainState) -> dict[str, torch.optim.Optimizer]:
 
 
 def save(state: TrainState, path: Path) -> None:
-    """All of it, atomically: weights, MAG, memory, optimisers, generators, order and position."""
+    """All of it, atomically: weights, MAG, memory, optimisers, generators, order and position.
+
+    Torch's global generator is of it: a user's encoder with dropout draws from there.
+    """
     tensors = {prefix + name: t for prefix, m in _modules(state).items() for name, t in m.state_dict().items()}
     for name, o in _optimisers(state).items():
         for number, values in o.state_dict()["state"].items():
@@ -107,7 +110,27 @@ def save(state: TrainState, path: Path) -> None:
     tensors |= {f"generator.{role}": g.get_state() for role, g in state.generators.items()}
     if state.order is not None:
         tensors["order"] = state.order
-    write_tensors(path, tensors, {"epoch": state.epoch, "position": state.position, "step": state.step})
+    tensors["generator.global"] = _global(state.device).get_rng_state()
+    write_tensors(path, tensors, {"epoch": state.epoch, "position": state.position, "step": state.step} | _whose(state))
+
+
+def not_finite(state: TrainState) -> str | None:
+    """The name of a weight, a statistic or a remembered feature that is NaN or infinite, if there is one."""
+    for prefix, module in _modules(state).items():
+        for name, value in module.state_dict().items():
+            if not torch.isfinite(value).all():
+                return prefix + name
+    return None
+
+
+def _global(device: str) -> Any:
+    """Where the device's global generator is got and set."""
+    return torch if device == "cpu" else getattr(torch, device)
+
+
+def _whose(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint must agree on with the run that takes it up."""
+    return {"run": state.config.name(), "images": len(state.images)}
 
 
 def save_encoders(state: TrainState, path: Path) -> None:
@@ -121,16 +144,20 @@ def save_encoders(state: TrainState, path: Path) -> None:
 def restore(state: TrainState, path: Path) -> None:
     """Put a saved state into a freshly created one. StoreError if the file is torn, foreign or of another config."""
     tensors, scalars = read_tensors(path)
+    for what, own in _whose(state).items():
+        if scalars.get(what) != own:
+            raise StoreError(f"{path} does not fit: its {what} is {scalars.get(what)!r}, here it is {own!r}")
     for prefix, module in _modules(state).items():
         load_module(module, tensors, prefix, path)
-    for name, o in _optimisers(state).items():
-        _load_optimiser(o, tensors, name + ".")
     try:
+        for name, o in _optimisers(state).items():
+            _load_optimiser(o, tensors, name + ".")
         for role, generator in state.generators.items():
             generator.set_state(tensors[f"generator.{role}"])
+        _global(state.device).set_rng_state(tensors["generator.global"])
         state.epoch, state.position, state.step = (int(scalars[k]) for k in ("epoch", "position", "step"))
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise StoreError(f"{path} is not a whole checkpoint: {error}") from None
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from None
     state.order = tensors.get("order")
 
 

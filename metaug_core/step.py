@@ -97,7 +97,7 @@ def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dic
     s.method.remember(s.memory, s.networks, z, context)
     if s.mag is not None and config.schedule == "alternate" and not shared:
         found |= mag_step(s, views, context, None)
-    if log:
+    if log and torch.isfinite(z).all():  # else the loss says so; no singular values could be had
         with torch.no_grad(), meta.frozen_statistics(s.mag):
             found |= monitor.describe(z, s.mag(z) if s.mag is not None else None, context, config)
     return found

@@ -9,28 +9,23 @@ their scalars in the header, all else is JSON: nothing is ever unpickled.
 
 import json
 import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import safetensors.torch
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from metaug_core.config import ROOT, Config
+from metaug_core.config import Config, ConfigError
+from metaug_core.machine import environment
 from metaug_core.registry import MetaugError, suggestion
 
 FORMAT = "metaug-run-1"
-PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas", "papermill")
 
 
 class StoreError(MetaugError):
@@ -86,7 +81,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StoreError(f"cannot read {path}: {error}") from None
     if metadata.get("format") != FORMAT:
         raise StoreError(f"{path} was not written by this workbook (format {metadata.get('format')!r}, not {FORMAT!r})")
-    return tensors, json.loads(metadata["scalars"])
+    try:
+        return tensors, dict(json.loads(metadata["scalars"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise StoreError(f"cannot read {path}: its scalars are damaged ({error!r})") from None
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: Path) -> None:
@@ -101,29 +99,6 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], prefix: str, sour
             shapes = f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
             raise StoreError(f"{source} does not fit this run's config: {prefix}{name} has shape {shapes}")
     module.load_state_dict(values)
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions, machine and commit, for whoever wants to repeat the run."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except OSError:  # no git on this machine
-        commit, changed = None, None
-    return {
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "commit": commit,
-        "uncommitted_changes": changed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 class Run:
@@ -157,27 +132,32 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process trains a run; the lock dies with its holder. StoreError if another holds it."""
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / ".lock", timeout=0):
-                for left in self.path.rglob(".writing-*"):  # of a writer that was killed
-                    left.unlink(missing_ok=True)
-                yield
+            lock.acquire()
         except Timeout:
             raise StoreError(f"run {self.path.name} is being trained by another process") from None
-        except PermissionError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}") from None
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from None
+        try:
+            for left in self.path.rglob(".writing-*"):  # of a writer that was killed
+                left.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON-lines file; a torn last line (a kill while writing) is not one. [] if there is no file."""
     if not path.exists():
         return []
-    found = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        found.append(json.loads(line))
+    try:
+        found = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from None
+    if not all(isinstance(row, dict) and "step" in row for row in found):
+        raise StoreError(f"{path} does not hold rows of metrics")
     return found
 
 
@@ -204,7 +184,7 @@ def request(config: Config) -> Run:
 def open_run(where: str | Path, runs_dir: Path) -> Run:
     """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. StoreError if there is none."""
     path = Path(where)
-    if not (path / "config.json").exists():
+    if not os.path.exists(path / "config.json"):  # Path.exists raises for a name too long for the file system
         names = [p.parent.name for p in runs_dir.glob("*/config.json")]
         near = [name for name in names if name == str(where)] or [n for n in names if n.startswith(str(where))]
         if len(near) > 1:
@@ -215,7 +195,10 @@ def open_run(where: str | Path, runs_dir: Path) -> Run:
     values = read_json(path / "config.json")
     if not isinstance(values, dict):
         raise StoreError(f"{path / 'config.json'} does not hold a config")
-    return Run(path, Config(**{**values, "runs_dir": path.resolve().parent}))
+    try:
+        return Run(path, Config(**{**values, "runs_dir": path.resolve().parent}))
+    except ConfigError as error:
+        raise StoreError(f"{path / 'config.json'}: {error}") from None
 
 
 def list_runs(runs_dir: Path) -> list[Run]:

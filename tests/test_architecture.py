@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / ROOT
 # A room may import rooms of strictly lower rank. A new room needs a rank here.
 RANK: dict[str, float] = {
     "registry": -1,
-    "contradictions": -1,
+    "contradictions": -0.5,
     "config": 0,
-    **dict.fromkeys(["presets", "shapes", "formats"], 0.5),
+    "images": 0.4,
+    **dict.fromkeys(["presets", "shapes", "formats", "machine"], 0.5),
     **dict.fromkeys(
         ["losses", "margins", "pairs", "probe", "data", "views", "encoders", "generator", "bank", "meta"], 1
     ),
@@ -24,13 +25,16 @@ RANK: dict[str, float] = {
     "monitor": 2,
     "methods": 2.2,  # methods/__init__.py gathers them
     "progress": 2.2,
-    **dict.fromkeys(["evaluate", "state"], 2.5),
+    **dict.fromkeys(["evaluation", "state"], 2.5),
     "step": 2.7,
     "engine": 3,
+    "style": 3.5,
     "sweep": 4,
     "figures": 4,
+    "pictures": 4,
     "widgets": 5,
-    "notebooks": 5,
+    "notebooks": 5.2,
+    "headless": 5.5,
     "cli": 6,
     "": 9,  # metaug_core/__init__.py may import anything
 }

@@ -18,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metaug_core import data, formats, shapes
+from metaug_core import data, shapes
 from metaug_core.config import Config
 from metaug_core.data import DataError, Images, StreamedImages, load
+from metaug_core.images import read_image
 from metaug_core.registry import DATASETS, MetaugError
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10-images.tar.gz"
@@ -392,7 +393,7 @@ def test_lossless_formats_keep_every_byte(tmp_path: Path, ending: str):
     pixels = noise(1, 8)[0]
     how: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
     as_image(pixels).save(tmp_path / f"x.{ending}", **how)
-    np.testing.assert_array_equal(formats.read_image(tmp_path / f"x.{ending}", 8), pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / f"x.{ending}", 8), pixels)
 
 
 def test_every_mode_becomes_rgb(tmp_path: Path):
@@ -400,7 +401,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path):
 
     def read(image: Image.Image, ending: str = "png", **how: Any) -> np.ndarray:
         image.save(tmp_path / f"x.{ending}", **how)
-        return formats.read_image(tmp_path / f"x.{ending}", 8)
+        return read_image(tmp_path / f"x.{ending}", 8)
 
     three = np.stack([grey] * 3)
     np.testing.assert_array_equal(read(Image.fromarray(grey)), three)
@@ -433,7 +434,7 @@ def test_exif_turns_the_image_upright(tmp_path: Path, ending: str, turn: int):
     laid = image.transpose(Image.Transpose(undo[turn])) if turn > 1 else image
     how: dict[str, Any] = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
     laid.save(tmp_path / f"x.{ending}", exif=exif, **how)
-    found = formats.read_image(tmp_path / f"x.{ending}", 16)
+    found = read_image(tmp_path / f"x.{ending}", 16)
     assert np.abs(found.astype(int) - quarters(16)).max() < 40  # JPEG
 
 
@@ -444,10 +445,10 @@ def test_central_square_resized_by_the_short_side(tmp_path: Path):
     )
     for name, pixels, target in (("wide", wide, half), ("tall", wide.swapaxes(1, 2), half.swapaxes(1, 2))):
         as_image(pixels).save(tmp_path / f"{name}.png")
-        assert np.abs(formats.read_image(tmp_path / f"{name}.png", 8) - target).max() <= 1
-        assert formats.read_image(tmp_path / f"{name}.png", 64).shape == (3, 64, 64)  # enlarged
+        assert np.abs(read_image(tmp_path / f"{name}.png", 8) - target).max() <= 1
+        assert read_image(tmp_path / f"{name}.png", 64).shape == (3, 64, 64)  # enlarged
     Image.new("RGB", (1, 500), "red").save(tmp_path / "line.png")
-    assert (formats.read_image(tmp_path / "line.png", 8)[0] == 255).all()
+    assert (read_image(tmp_path / "line.png", 8)[0] == 255).all()
 
 
 def test_a_large_jpeg_decoded_small_stays_close_to_the_exact_resize(tmp_path: Path):
@@ -455,7 +456,7 @@ def test_a_large_jpeg_decoded_small_stays_close_to_the_exact_resize(tmp_path: Pa
     pixels = np.stack([np.tile(ramp, (640, 1)), np.tile(ramp[:, None], (1, 640)), np.full((640, 640), 77, np.uint8)])
     as_image(pixels).save(tmp_path / "x.jpg", quality=95)
     exact = Image.open(tmp_path / "x.jpg").resize((32, 32), Image.Resampling.BOX)
-    found = formats.read_image(tmp_path / "x.jpg", 32).astype(int)
+    found = read_image(tmp_path / "x.jpg", 32).astype(int)
     assert np.abs(found - np.asarray(exact).transpose(2, 0, 1)).max() <= 4
 
 

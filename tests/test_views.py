@@ -178,7 +178,8 @@ def test_equalize_agrees_with_torchvision(size):
 @pytest.mark.parametrize("kind", list(views.RECOLOUR))
 def test_randaugment_colours_agree_with_torchvision(kind, sign, magnitude):
     images, direction = photos(), -1 if sign < 0.5 else 1
-    name = {"saturation": "Color", "autocontrast": "AutoContrast"}.get(kind, kind.capitalize())
+    theirs = {"saturation": "Color", "autocontrast": "AutoContrast"}
+    name = theirs[kind] if kind in theirs else kind.capitalize()
     sizes, signed = RandAugment()._augmentation_space(31, (16, 16))[name]
     amount = float(sizes[magnitude] if sizes.ndim else 0) * (direction if signed else 1)
     oracle = {
@@ -286,10 +287,10 @@ def test_crops_have_the_area_lie_inside_and_keep_the_ratio_if_it_fits(scale, asp
 
 
 def test_large_images_are_averaged_not_skipped():
-    board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255  # any skipped pixel shows as not 1/2
-    images = board.to(torch.uint8).expand(2, 3, 64, 64)
+    stripes = (torch.arange(64) % 4 == 0).to(torch.uint8) * 255  # bilinear samples at every fourth pixel would show 0
+    images = stripes.expand(2, 3, 64, 64)
     small = augment(images, Config(**OFF).replace(flip=0.5), seeded())
-    torch.testing.assert_close(small, torch.full_like(small, 0.5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(small, torch.full_like(small, 0.25), rtol=0, atol=1e-5)
 
 
 # --- the whole
@@ -300,6 +301,7 @@ def test_plain_resizes_as_torchvision_does():
     expected = tv.resize(images.float() / 255, [16, 16], antialias=True)
     torch.testing.assert_close(plain(images, 16), expected, rtol=0, atol=1e-6)
     assert torch.equal(plain(photos(), 16), photos() / 255)
+    assert plain(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), 8).max() == 1  # the weights add up to 1 + 1e-7
 
 
 @pytest.mark.parametrize("independent", [False, True])
@@ -328,20 +330,26 @@ def test_turning_one_item_on_leaves_the_draws_of_others():
     torch.testing.assert_close(coloured, expected, rtol=0, atol=1e-5)
 
 
-def test_jitter_has_simclrs_strengths():
-    draws, images = fixed(4, brightness=1, contrast=0, saturation=1, hue=0), photos()
+@pytest.mark.parametrize(("share", "is_grey"), [(0.29, True), (0.31, False)])
+def test_grey_is_drawn_by_its_own_draw_against_its_probability(share, is_grey):
+    result = views.transform(photos(), Config(**OFF).replace(grey=0.3), fixed(4, grey=share))
+    assert ((result.amax(1) - result.amin(1)).max() == 0) == is_grey
+
+
+@pytest.mark.parametrize(("end", "sign"), [(0.0, -1), (1.0, 1)])
+def test_jitter_has_simclrs_strengths(end, sign):
+    draws, images = fixed(4, brightness=end, contrast=end, saturation=end, hue=end), photos()
     ours = views.transform(images, Config(**OFF).replace(jitter=0.5), draws)
     expected = plain(images, 16)
-    for change, amount in [
-        (tv.adjust_brightness, 1.4),
-        (tv.adjust_contrast, 0.6),
-        (tv.adjust_saturation, 1.4),
-        (tv.adjust_hue, -0.1),
-    ]:
-        expected = torch.stack([change(image, amount) for image in expected])
+    for change in (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation):
+        expected = change(expected, 1 + 0.4 * sign)
+    expected = tv.adjust_hue(expected, 0.1 * sign)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    dark = views.transform(images, Config(**OFF).replace(jitter=2), fixed(4, brightness=0))  # 1 - 1.6 is held at 0
-    assert dark.max() == 0
+
+
+def test_a_strong_jitter_does_not_turn_colours_into_their_negative():
+    result = views.transform(photos(), Config(**OFF).replace(jitter=2), fixed(4, saturation=0))  # 1 - 1.6 is held at 0
+    assert (result.amax(1) - result.amin(1)).max() < 1e-5
 
 
 def test_mixup_adds_a_share_of_a_partner_drawn_as_a_permutation():
@@ -390,7 +398,7 @@ def test_randaugments_second_turn_comes_after_the_first():
 @pytest.mark.parametrize("shape", [(6, 3, 16, 16), (6, 3, 40, 25), (1, 3, 9, 9)])
 def test_the_result_lies_in_its_range(settings, shape):
     images = torch.randint(256, shape, generator=seeded(3), dtype=torch.uint8)
-    images[0, :, ::2] = 255
+    images[0] = 255  # all the weights of an interpolation must not add up to more
     result = augment(images, Config(**settings, image_size=16), seeded())
     assert result.shape == (shape[0], 3, 16, 16)
     assert result.dtype == torch.float32

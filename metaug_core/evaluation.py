@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from metaug_core import data, methods
 from metaug_core.config import Config
@@ -24,7 +25,7 @@ BATCH = 512
 
 
 @torch.no_grad()
-def features(networks: nn.Module, images: data.Images, config: Config) -> Tensor:
+def features(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> Tensor:
     """h of all distinct views, concatenated, (N, sum D_j) float32: what downstream tasks use; the heads are discarded."""
     names = tuple(dict.fromkeys(config.views))
     with evaluating(networks):
@@ -36,7 +37,7 @@ def features(networks: nn.Module, images: data.Images, config: Config) -> Tensor
 
 
 @torch.no_grad()
-def embeddings(networks: nn.Module, images: data.Images, config: Config, mag: nn.Module | None = None) -> Tensor:
+def embeddings(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config, mag: nn.Module | None = None) -> Tensor:
     """z of all views, (V, N, d); with a MAG z and z~, (2V, N, d) (Table 5, "with augmented features"; Figure 2)."""
     found = []
     with evaluating(networks, mag):
@@ -45,6 +46,25 @@ def embeddings(networks: nn.Module, images: data.Images, config: Config, mag: nn
             z = networks([seen[name] for name in config.views])
             found.append(z if mag is None else torch.cat([z, mag(z)]))
     return torch.cat(found, dim=1)
+
+
+@torch.no_grad()
+def settle_statistics(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> None:
+    """Give an untrained network's BatchNorm the statistics of up to 2048 training images.
+
+    Without them it would be measured under statistics (0, 1) that no image has, and the floor would look lower than it is.
+    """
+    norms = [module for module in networks.modules() if isinstance(module, _NormBase)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's cumulative average
+    names = tuple(dict.fromkeys(config.views))
+    some = torch.linspace(0, len(images) - 1, min(2048, len(images))).long()
+    for pixels in images.batches(some.tensor_split(-(-len(some) // BATCH))):  # equal parts: each has the same weight
+        networks.encoders(evaluation_views(pixels, config), names)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
 
 
 @contextmanager
@@ -61,7 +81,7 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def raw_pixels(images: data.Images, config: Config) -> Tensor:
+def raw_pixels(images: data.Images | data.StreamedImages, config: Config) -> Tensor:
     """The floor: the pixels themselves, (N, 3 S S)."""
     rows = torch.arange(len(images)).split(BATCH)
     return torch.cat([plain(pixels, config.image_size).flatten(1) for pixels in images.batches(rows)])
@@ -88,10 +108,12 @@ def evaluate(
     The trained row is the mean over the kept epochs. The result is stored in the run's folder and found there by the same call.
     Raises MetaugError if the run is not finished or the split is empty.
     """
-    if not run.encoder_files():
-        raise MetaugError(
-            f"run {run.path.name} has no trained encoder yet: finish it with `metaug resume {run.path.name}`"
-        )
+    if not run.finished:
+        raise MetaugError(f"run {run.path.name} is not finished: finish it with `metaug resume {run.path.name}`")
+    if split not in ("test", "val") or (split == "val" and not run.config.val_fraction):
+        raise MetaugError(f"split must be test, or val with val_fraction > 0, got {split!r}")
+    if augmented and load_networks(run.config, 2)[1] is None:
+        raise MetaugError(f"method {run.config.method!r} has no MAG, so there are no augmented features to evaluate")
     file = run.path / f"evaluation-{split}.json"
     stored = read_json(file) if file.exists() else {}
     wanted = ["raw pixels", "untrained", "trained"] + ["trained, z and z~"] * augmented
@@ -105,18 +127,17 @@ def evaluate(
 
 def _representation(name: str, run: Run, split: str, splits: data.Splits, device: str) -> dict[str, Any]:
     config, classes = run.config, len(splits.train.classes)
-    test = {"test": splits.test, "val": splits.val}.get(split)
-    if test is None:
-        raise MetaugError(f"split must be test, or val with val_fraction > 0, got {split!r}")
+    test = splits.test if split == "test" else splits.val
+    assert test is not None
     files = run.encoder_files() if name.startswith("trained") else [None]
     found = []
     for file in files:
         networks, mag = load_networks(config, classes, file)
         networks, mag = networks.to(device), mag.to(device) if mag and "z~" in name else None
-        if "z~" in name and mag is None:
-            raise MetaugError(f"method {config.method!r} has no MAG, so there are no augmented features to evaluate")
+        if file is None and name != "raw pixels":
+            settle_statistics(networks, splits.train, config)
 
-        def labelled(images: data.Images, networks=networks, mag=mag) -> Labelled:
+        def labelled(images: data.Images | data.StreamedImages, networks=networks, mag=mag) -> Labelled:
             if name == "raw pixels":
                 return Labelled(raw_pixels(images, config), images.labels)
             if mag is not None:

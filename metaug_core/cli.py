@@ -1,0 +1,206 @@
+"""The `metaug` command: run notebooks, list, resume and report runs, download data. Slow imports wait until they are needed."""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import update_wrapper
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metaug_core.registry import MetaugError
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class Sentences(click.Group):
+    """A group whose commands end with one sentence and an exit code instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MetaugError as error:
+            code = {"CellFailed": FAILED, "Interrupted": INTERRUPTED}.get(type(error).__name__, BAD_INPUT)
+            self.end(str(error), code)
+        except KeyboardInterrupt:
+            self.end("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.end(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
+
+    @staticmethod
+    def end(sentence: str, code: int) -> None:
+        click.echo(f"metaug: {sentence}", err=True)
+        sys.exit(code)
+
+
+def takes_runs_dir(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --runs-dir, as an absolute path; the default is that of Config."""
+
+    def with_default(*args: Any, runs_dir: Path | None, **options: Any) -> Any:
+        from metaug_core.config import Config
+
+        place = runs_dir or Config.model_fields["runs_dir"].default
+        return command(*args, runs_dir=place.resolve(), **options)
+
+    kind = click.Path(file_okay=False, path_type=Path)
+    explained = "Folder of all runs; default: METAUG_RUNS, or runs/ in the workbook."
+    return click.option("--runs-dir", type=kind, help=explained)(update_wrapper(with_default, command))
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+@click.group(cls=Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("metaug-workbook"), prog_name="metaug")
+def main() -> None:
+    """MetAug Workbook: run its notebooks, and look after the runs they leave."""
+
+
+@main.command()
+@click.argument("notebook")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter of the notebook.")
+@takes_runs_dir
+def run(notebook: str, given: tuple[tuple[str, str], ...], runs_dir: Path) -> None:
+    """Execute NOTEBOOK (a path, or a name such as 01_pretrain) without a screen.
+
+    Parameters are checked before anything starts. A run that is finished already is found, not repeated.
+    """
+    from metaug_core import headless
+
+    path = headless.find(notebook)
+    values, config = headless.checked(path, dict(given))
+    config = config.replace(runs_dir=runs_dir) if config is not None else None
+    output = headless.execute(path, values, config, runs_dir)
+    click.echo(f"executed notebook: {shown(output)}")
+
+
+@main.command()
+@takes_runs_dir
+def runs(runs_dir: Path) -> None:
+    """List the runs, oldest first."""
+    from metaug_core import store
+
+    rows = [describe(found) for found in store.list_runs(runs_dir)]
+    if not rows:
+        click.echo(f"no runs in {shown(runs_dir)}; `metaug run 01_pretrain` makes one")
+        return
+    heads = ("run", "method", "dataset", "epochs", "state", "probe %", "age")
+    widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
+    for row in [heads, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def describe(found: Any) -> tuple[str, ...]:
+    """One row of `metaug runs`."""
+    from metaug_core import store
+
+    metrics = store.rows(found.path / "metrics.jsonl")
+    epochs = f"{int(metrics[-1]['epoch']) if metrics else 0}/{found.config.epochs}"
+    file = found.path / "evaluation-test.json"
+    trained = store.read_json(file).get("trained", {}) if file.exists() else {}
+    probe = f"{100 * trained['probe_paper']:.1f}" if trained else "-"
+    newest = max(path.stat().st_mtime for path in found.path.glob("*.json*"))
+    state = "finished" if found.finished else "unfinished"
+    return found.path.name, found.config.method, found.config.dataset, epochs, state, probe, age(time.time() - newest)
+
+
+def age(seconds: float) -> str:
+    """Roughly, in one unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+@main.command()
+@click.argument("name", metavar="RUN")
+@takes_runs_dir
+def resume(name: str, runs_dir: Path) -> None:
+    """Train RUN (its name, the beginning of it, or its folder) from its last checkpoint to the end."""
+    from metaug_core import engine, headless, store
+
+    found = store.open_run(name, runs_dir)
+    if store.request(found.config).path.resolve() != found.path.resolve():
+        raise store.StoreError(f"{found.path} was renamed: its config belongs to a run {found.config.name()}")
+    if found.finished:
+        click.echo(f"{found.path.name} is finished already: {shown(found.path)}")
+        return
+    try:
+        engine.fit(found.config)
+    except KeyboardInterrupt:
+        raise headless.Interrupted(f"interrupted{headless.how_to_continue(found)}") from None
+    click.echo(f"finished: {shown(found.path)}")
+
+
+@main.command()
+@click.argument("name", metavar="[RUN]", required=False)
+@takes_runs_dir
+def report(name: str | None, runs_dir: Path) -> None:
+    """Say where a run's files are and how good its encoder is; without RUN, the latest that is evaluated."""
+    from metaug_core import store
+
+    found = store.open_run(name, runs_dir) if name else latest(runs_dir)
+    click.echo(f"run        {shown(found.path.resolve())}")
+    for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
+        for number, path in enumerate(sorted(found.path.resolve().glob(pattern))):
+            click.echo(f"{'' if number else label:<11}{shown(path)}")
+    if not (found.path / "evaluation-test.json").exists():
+        click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
+        return
+    click.echo("\n" + table(found))
+
+
+def latest(runs_dir: Path) -> Any:
+    """The finished run that was evaluated last. MetaugError if there is none."""
+    from metaug_core import store
+
+    evaluated = [found for found in store.list_runs(runs_dir) if (found.path / "evaluation-test.json").exists()]
+    if not evaluated:
+        raise MetaugError(f"no evaluated run in {shown(runs_dir)}: `metaug run 02_evaluate` makes one")
+    return max(evaluated, key=lambda found: (found.path / "evaluation-test.json").stat().st_mtime)
+
+
+def table(found: Any) -> str:
+    """Accuracies in percent on the test split, as text."""
+    from metaug_core import store
+
+    stored = store.read_json(found.path / "evaluation-test.json")
+    measures = {"probe_paper": "linear probe", "probe_fast": "probe (fast)", "knn": "kNN"}
+    lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in measures.values())]
+    for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):
+        if name in stored:
+            lines.append(f"{name:<20}" + "".join(f"{100 * stored[name][key]:>14.1f}" for key in measures))
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where to; default: that of Config.")
+def download(dataset: str, data_dir: Path | None) -> None:
+    """Fetch DATASET from its authors."""
+    from metaug_core import data
+    from metaug_core.config import Config
+
+    place = data.download(dataset, data_dir or Config.model_fields["data_dir"].default)
+    click.echo(f"{dataset} is in {shown(place)}")
+
+
+@main.command()
+def methods() -> None:
+    """List the methods: name, views by default, what it is."""
+    from metaug_core import methods as rooms
+    from metaug_core.config import Config
+    from metaug_core.registry import METHODS
+
+    for name in METHODS:
+        built = rooms.build(config := Config(method=name))
+        base = getattr(built, "base", built)  # of a method with a MAG
+        said = (base.__doc__ or "").strip().splitlines()[0] + (" With the MAG." if base is not built else "")
+        click.echo(f"{name:<18}{', '.join(config.views):<12}{said}")

@@ -1,0 +1,137 @@
+"""What the notebooks call, so that a cell stays one line: their parameters checked, the run trained or found, networks, tables."""
+
+import ast
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from IPython.core.getipython import get_ipython
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from metaug_core import data, engine, evaluation, methods, presets
+from metaug_core.config import Config, ConfigError
+from metaug_core.registry import suggestion
+from metaug_core.store import Run, StoreError, list_runs, request
+from metaug_core.widgets import live
+
+INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
+WAIT_SECONDS = 1.0
+
+
+# --- parameters
+def build(values: Mapping[str, Any]) -> Config:
+    """The Config of a notebook's parameters: `preset` names the preset, a None leaves a setting to it. Raises ConfigError."""
+    given = {name: value for name, value in values.items() if value is not None}
+    config = presets.preset(given.pop("preset", "quick"), **given)
+    methods.build(config)  # refuses views that the method cannot contrast
+    return config
+
+
+def assigned(source: str) -> list[str]:
+    """The names that a cell assigns at its top level."""
+    found: list[str] = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [target.id for target in targets if isinstance(target, ast.Name)]
+    return found
+
+
+def refuse_unknown(known: Iterable[str]) -> None:
+    """ConfigError if papermill injected a name that is not a parameter of this notebook: it does so without a word.
+
+    Only the last injected cell that ran is read, so other variables, and cells run twice, do no harm.
+    """
+    shell, names = get_ipython(), list(known)
+    injected = [cell for cell in shell.user_ns.get("In", []) if cell.startswith(INJECTED)] if shell else []
+    for name in assigned(injected[-1]) if injected else ():
+        if name not in names:
+            raise ConfigError(f"{name!r} is not a parameter of this notebook{suggestion(name, names)}")
+
+
+def check_own(own: Mapping[str, Any]) -> None:
+    """ConfigError if a parameter of the notebook's own is not of the type that its parameters cell annotates."""
+    shell = get_ipython()
+    kinds = shell.user_ns.get("__annotations__", {}) if shell else {}
+    for name, value in own.items():
+        try:
+            TypeAdapter(kinds.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError:
+            kind = getattr(kinds[name], "__name__", kinds[name])
+            raise ConfigError(f"{name}: needs a value of type {kind}, got {value!r}") from None
+
+
+def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
+    """The Config of a notebook. settings: `preset` and settings of Config, None for the preset's own. own: parameters of the
+    notebook that are not settings. Raises ConfigError (one sentence) for an unknown name or a wrong value, injected ones too.
+    """
+    own = own or {}
+    refuse_unknown([*settings, *own])
+    check_own(own)
+    return build(settings)
+
+
+# --- a run and what belongs to it
+def load(config: Config) -> data.Splits:
+    """The images of a run, on the device that it uses."""
+    return data.load(config, engine.pick_device(config.device))
+
+
+def trained(config: Config, splits: data.Splits | None = None) -> Run:
+    """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
+    one waits; if that one is stopped, this one goes on from its checkpoint."""
+    view = live(config)
+    while True:
+        try:
+            run = engine.fit(config, view, splits)
+        except StoreError as error:
+            if "another process" not in str(error):
+                raise
+            view.wait(request(config))
+            time.sleep(WAIT_SECONDS)
+            continue
+        view.finish(run)
+        return run
+
+
+def networks(run: Run, splits: data.Splits, trained: bool) -> nn.Module:
+    """Encoders and heads of the last kept epoch, or as they were before training, on the device of the images."""
+    file = run.encoder_files()[-1] if trained else None
+    found, _ = evaluation.load_networks(run.config, len(splits.train.classes), file)
+    found = found.to(splits.train.labels.device)
+    if not trained:
+        evaluation.settle_statistics(found, splits.train, run.config)
+    return found
+
+
+def sample(images: data.Images | data.StreamedImages, count: int) -> Any:
+    """Up to so many images, evenly spaced (image folders are sorted by class)."""
+    return images.take(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
+
+
+def accuracies(run: Run, splits: data.Splits, augmented: bool = False) -> pd.DataFrame:
+    """`evaluate` on the test split, on the device of the images. augmented: also z and z~, where the method has a MAG."""
+    augmented = augmented and methods.build(run.config).generator() is not None
+    return evaluation.evaluate(run, augmented=augmented, splits=splits, device=str(splits.train.labels.device))
+
+
+def seeds(run: Run) -> list[Run]:
+    """This run and the finished ones beside it that differ from it by their seed only."""
+    wanted = run.config.identity() | {"seed": None}
+    found = [other for other in list_runs(run.config.runs_dir) if other.finished]
+    return [other for other in found if other.config.identity() | {"seed": None} == wanted]
+
+
+def percent(table: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies of an `evaluate` table in percent, as one shows them."""
+    names = {"probe_paper": "linear probe (paper)", "probe_fast": "linear probe (fast)", "knn": "kNN"}
+    return pd.DataFrame(table, columns=list(names)).set_axis(list(names.values()), axis=1).mul(100).round(1)
+
+
+def last(metrics: pd.DataFrame, column: str) -> float:
+    """The last value of a metric, for a sentence about it; nan if the method has none."""
+    values = metrics[column].dropna().tolist() if column in metrics else []
+    return values[-1] if values else float("nan")

@@ -1,0 +1,78 @@
+"""One look for every figure: palette, panels, labels, and how a figure is saved.
+
+The palette is Okabe and Ito's, which colour-blind readers can tell apart; line styles and hatches say the same again in grey.
+"""
+
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metaug_core import store
+
+BLUE, RED, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
+METHOD_COLOURS = {
+    "metaug": BLUE,
+    "metaug-only-oucl": ORANGE,
+    "metaug-only-mag": GREEN,
+    "cmc": PURPLE,
+    "simclr": SKY,
+    "supervised": "#000000",
+}
+OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#661100")  # Tol's muted, for registered methods
+FLOORS = {"raw pixels": "#D9D9D9", "untrained": "#8C8C8C"}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "metaug",
+}
+
+
+def method_colour(method: str) -> str:
+    """The colour of a method in every figure; one registered by a user gets a fixed one by its name."""
+    return METHOD_COLOURS.get(method) or OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
+
+
+def panels(columns: int = 1, width: float = 4.2, height: float = 3.1) -> tuple[Figure, Any]:
+    """A figure in the workbook's style and its axes side by side (one Axes if there is one column)."""
+    rcParams.update(STYLE)
+    return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write path.png and path.svg, each whole or not at all. Raises StoreError (full disk, no permission)."""
+    kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+    for kind, options in kinds.items():
+        with io.BytesIO() as buffer:
+            figure.savefig(buffer, format=kind, **options)
+            store.write(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
+
+
+def dress(ax: Axes, title: str, x: str = "", y: str = "", caption: str = "") -> Axes:
+    """Title, labels with units, and a small caption below."""
+    ax.set(title=title, xlabel=x, ylabel=y)
+    if caption:
+        below = {"xytext": (0, -34 if x else -20), "textcoords": "offset points", "va": "top"}
+        ax.annotate(caption, (0, 0), xycoords="axes fraction", fontsize=8.5, color="0.35", **below)
+    return ax
+
+
+def nothing(ax: Axes, title: str, why: str) -> Axes:
+    """An empty panel that says why it is empty."""
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color="0.35", wrap=True)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    return dress(ax, title)
