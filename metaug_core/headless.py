@@ -183,8 +183,9 @@ class Engine(NBClientEngine):
         watch = Watch(options["title"], options["run"], nb_man.nb.cells)
         logging.getLogger("papermill").setLevel(logging.ERROR)
         with watch.bar():
-            client = Client(nb_man, timeout=None, startup_timeout=start_timeout, kernel_name=kernel_name)
-            return client.execute(extra_arguments=["--log-level=ERROR"])
+            quiet = ["--log-level=ERROR"]  # else the kernel warns on the terminal that it speaks TCP on this machine
+            options = {"timeout": None, "startup_timeout": start_timeout, "extra_arguments": quiet}
+            return Client(nb_man, kernel_name=kernel_name, **options).execute()
 
 
 papermill_engines.register("metaug", Engine)
