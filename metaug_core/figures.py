@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
+from torch.nn import functional as F
 
 from metaug_core.evaluation import over_seeds
 from metaug_core.pairs import similarity
@@ -209,7 +210,7 @@ def project(features: Tensor, seed: int = 0) -> np.ndarray:
     """t-SNE of features (N, D) to the plane, (N, 2); the same for a seed. About three seconds for 1,000."""
     from sklearn.manifold import TSNE  # slow to import, and only this needs it
 
-    x = features.cpu().numpy()
+    x = F.normalize(features - features.mean(0), dim=1).cpu().numpy()  # as kNN compares them: by angle
     return TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
 
 

@@ -16,7 +16,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad as fwAD
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 with (
     warnings.catch_warnings()
@@ -36,6 +39,65 @@ class LookAhead(NamedTuple):
     features: Tensor  # z at theta
     features_ahead: Tensor  # z at theta'
     loss_ahead: Tensor  # outer_loss at theta'
+
+
+class Regular(NamedTuple):
+    """What the regular step of the same minibatch, context and theta has at hand; sharing any of it is exact."""
+
+    gradient: Params  # grad_theta loss(features(theta), omega): saves three encoder passes
+    pull: Tensor | None = None  # dL/dz with its graph to omega: saves loss and MAG one forward and backward
+    products: "Products | None" = None  # of the forward pass: saves the tangent pass its own
+
+
+class Products(TorchFunctionMode):
+    """Within, keeps the outputs of convolutions and linear maps in order; `replayed` uses them instead of computing again."""
+
+    OPERATIONS = (torch.conv2d, F.linear)
+
+    def __init__(self):
+        super().__init__()
+        self.kept: list[tuple[Tensor, int]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in self.OPERATIONS:
+            self.kept.append((out.detach(), out._version))
+        return out
+
+
+class Tangents(TorchFunctionMode):
+    """Within a dual level, a product's primal value is the one kept, and only its tangent is computed (product rule).
+
+    A kept value that an in-place operation has changed since, or one of another shape, is computed again.
+    """
+
+    def __init__(self, products: Products | None):
+        super().__init__()
+        self.kept = iter(products.kept if products else ())
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in Products.OPERATIONS or kwargs:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias = (*args[:2], args[2] if len(args) > 2 else None)
+        (x, x_dot), (weight, weight_dot) = fwAD.unpack_dual(x), fwAD.unpack_dual(weight)
+        bias, bias_dot = fwAD.unpack_dual(bias) if bias is not None else (None, None)
+        if weight_dot is None:
+            return func(*args)
+        tangent = func(x, weight_dot, bias_dot, *args[3:])
+        if x_dot is not None:
+            tangent = tangent + func(x_dot, weight, None, *args[3:])
+        kept, version = next(self.kept, (tangent, -1))
+        if kept._version != version or kept.shape != tangent.shape:
+            kept = func(x, weight, bias, *args[3:])
+        return fwAD.make_dual(kept, tangent)
+
+
+def tangent(features: Features, theta: Params, direction: Params, products: Products | None = None) -> tuple[Tensor, Tensor]:
+    """z and z_dot = J_z(theta) direction by one forward-mode pass; with products of a pass at theta only the tangents are new."""
+    with torch.no_grad(), fwAD.dual_level(), Tangents(products):
+        dual = features({name: fwAD.make_dual(p.detach(), direction[name]) for name, p in theta.items()})
+        z, z_dot = fwAD.unpack_dual(dual)
+        return z, torch.zeros_like(z) if z_dot is None else z_dot
 
 
 @contextmanager
@@ -77,32 +139,32 @@ def look_ahead(
     omega: Params,
     lr: float | Tensor,
     outer_loss: Loss | None = None,
-    gradient: Params | None = None,
+    regular: Regular | None = None,
 ) -> LookAhead:
     """The meta-gradient by one tangent pass (see the module's text), with what a training step wants to log.
 
-    gradient: grad_theta loss(features(theta), omega), if it is at hand (the regular step of the same minibatch, the same
-    context and the same theta); sharing it is exact and saves a third. outer_loss: L' where it differs from loss (eq. 6 adds
-    alpha R_sigma). Cost in encoder passes, forward = 1, backward = 2: 3 (unless shared) + 3 + 2.
+    outer_loss: L' where it differs from loss (eq. 6 adds alpha R_sigma). regular: what the regular step has at hand.
+    Cost in encoder passes, forward = 1 and backward = 2: 3 (0 if shared) + 3 + 3 (2 with its products).
     """
-    outer_loss = outer_loss or loss
-    omega = _leaves(omega)
-    if gradient is None:
-        theta = _leaves(theta)
-        gradient = gradients(loss(features(theta), omega), theta)
-    ahead = _leaves(step(theta, gradient, lr))
+    own = _leaves(omega)
+    if regular is None:
+        leaves = _leaves(theta)
+        regular = Regular(gradients(loss(features(leaves), own), leaves))
+    ahead = _leaves(step(theta, regular.gradient, lr))
     z_ahead = features(ahead)
-    value = outer_loss(z_ahead, omega)
+    value = (outer_loss or loss)(z_ahead, own)
     # One backward gives both the direct part (omega) and the direction of the mixed part (theta').
-    both = torch.autograd.grad(value, [*omega.values(), *ahead.values()], allow_unused=True, materialize_grads=True)
-    direct = dict(zip(omega, both[: len(omega)], strict=True))
+    both = torch.autograd.grad(value, [*own.values(), *ahead.values()], allow_unused=True, materialize_grads=True)
+    total = dict(zip(omega, both[: len(omega)], strict=True))
     direction = dict(zip(ahead, both[len(omega) :], strict=True))
-    with torch.no_grad():
-        z, z_dot = torch.func.jvp(features, ({n: p.detach() for n, p in theta.items()},), (direction,))
-    z = z.detach().requires_grad_()
-    (pull,) = torch.autograd.grad(loss(z, omega), z, create_graph=True)
-    mixed = gradients((z_dot.detach() * pull).sum(), omega) if pull.requires_grad else {}
-    total = {name: direct[name] - lr * mixed[name] if mixed else direct[name] for name in omega}
+    z, z_dot = tangent(features, theta, direction, regular.products)
+    pull, through = regular.pull, omega
+    if pull is None:
+        z, through = z.detach().requires_grad_(), own
+        (pull,) = torch.autograd.grad(loss(z, own), z, create_graph=True)
+    if pull.requires_grad:
+        mixed = gradients((z_dot * pull).sum(), through)
+        total = {name: total[name] - lr * mixed[name] for name in omega}
     return LookAhead(total, z.detach(), z_ahead.detach(), value.detach())
 
 
@@ -113,15 +175,15 @@ def meta_gradient(
     omega: Params,
     lr: float | Tensor,
     outer_loss: Loss | None = None,
-    gradient: Params | None = None,
+    regular: Regular | None = None,
 ) -> Params:
     """omega's gradient of outer_loss(features(theta'), omega), theta' = theta - lr grad_theta loss(features(theta), omega).
 
     features(theta) -> z (any shape) must not depend on omega nor write buffers (`frozen_statistics`); loss(z, omega) -> scalar
     must be twice differentiable. theta and omega are dicts of tensors; lr is any real number or scalar tensor. Exact: equal to
-    `meta_gradient_reference` up to rounding. outer_loss defaults to loss; gradient as in `look_ahead`.
+    `meta_gradient_reference` up to rounding. outer_loss defaults to loss; regular as in `look_ahead`.
     """
-    return look_ahead(features, loss, theta, omega, lr, outer_loss, gradient).gradient
+    return look_ahead(features, loss, theta, omega, lr, outer_loss, regular).gradient
 
 
 def look_ahead_reference(
@@ -131,13 +193,13 @@ def look_ahead_reference(
     omega: Params,
     lr: float | Tensor,
     outer_loss: Loss | None = None,
-    gradient: Params | None = None,
+    regular: Regular | None = None,
 ) -> LookAhead:
     """`look_ahead` by double backward, to the letter of eq. 2-3 (a retained graph of theta). Slow and plain: the yardstick.
 
-    gradient is accepted for the one signature and not used: here it must carry its graph to omega.
+    regular is accepted for the one signature and not used: here the gradient must carry its graph to omega.
     """
-    del gradient
+    del regular
     theta, omega = _leaves(theta), _leaves(omega)
     z = features(theta)
     inner = gradients(loss(z, omega), theta, create_graph=True)
@@ -153,7 +215,7 @@ def meta_gradient_reference(
     omega: Params,
     lr: float | Tensor,
     outer_loss: Loss | None = None,
-    gradient: Params | None = None,
+    regular: Regular | None = None,
 ) -> Params:
     """`meta_gradient` by double backward (see `look_ahead_reference`); the gradient is taken to omega only."""
-    return look_ahead_reference(features, loss, theta, omega, lr, outer_loss, gradient).gradient
+    return look_ahead_reference(features, loss, theta, omega, lr, outer_loss, regular).gradient

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -28,31 +29,37 @@ def lr_factor(config: Config, epochs_done: float) -> float:
 
 
 def regular_step(
-    s: TrainState, views: list[Tensor], context: Context, log: bool
-) -> tuple[meta.Params, dict[str, Tensor], Tensor]:
+    s: TrainState, views: list[Tensor], context: Context, log: bool, share: bool
+) -> tuple[meta.Regular, dict[str, Tensor], Tensor]:
     """grad_theta of eq. 11, the terms of the loss, and z (detached). Nothing is moved yet.
 
     Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So each term's own
     dL/dz is at hand, and with log the share of the encoders' gradient that comes from augmented features is one more backward.
+    share: keep for the look-ahead what it would compute again.
     """
-    z = s.networks(views)
+    products = meta.Products() if share else None
+    with products or nullcontext():
+        z = s.networks(views)
     leaf = z.detach().requires_grad_()
     terms = s.method.terms(leaf, context, s.mag)
-    pulls = {name: torch.autograd.grad(term, leaf, retain_graph=True)[0] for name, term in terms.items()}
-    theta = s.theta
-    share = log and "loss_augmented" in pulls
-    gradient = meta.gradients(z, theta, grad_outputs=torch.stack([*pulls.values()]).sum(0), retain_graph=share)
+    # The graph of dL/dz leads to omega through the terms that hold the MAG; the others' would only take memory.
+    pulls = {
+        name: torch.autograd.grad(term, leaf, retain_graph=True, create_graph=share and name != "loss_original")[0]
+        for name, term in terms.items()
+    }
+    pull, theta, log = torch.stack([*pulls.values()]).sum(0), s.theta, log and "loss_augmented" in pulls
+    gradient = meta.gradients(z, theta, grad_outputs=pull.detach(), retain_graph=log)
     terms = {name: term.detach() for name, term in terms.items()}
-    if share:
-        augmented = meta.gradients(z, theta, grad_outputs=pulls["loss_augmented"])
+    if log:
+        augmented = meta.gradients(z, theta, grad_outputs=pulls["loss_augmented"].detach())
         part = monitor.norm([*augmented.values()])
         rest = monitor.norm([gradient[name] - augmented[name] for name in theta])
         terms["augmented_gradient_share"] = part / (part + rest)
-    return gradient, terms, z.detach()
+    return meta.Regular(gradient, pull if share else None, products), terms, z.detach()
 
 
-def mag_step(s: TrainState, views: list[Tensor], context: Context, gradient: meta.Params | None) -> dict[str, Tensor]:
-    """omega <- omega - l' grad_omega (eq. 6). gradient: that of the regular step, where the look-ahead shares it."""
+def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: meta.Regular | None) -> dict[str, Tensor]:
+    """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it."""
     config, method = s.config, s.method
     lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
     compute = meta.look_ahead if config.meta == "forward" else meta.look_ahead_reference
@@ -63,10 +70,9 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, gradient: met
     def total(terms: Callable, z: Tensor, omega: meta.Params) -> Tensor:
         return torch.stack([*terms(z, context, lambda x: functional_call(s.mag, omega, (x,))).values()]).sum()
 
+    inner, outer = partial(total, method.terms), partial(total, method.outer_terms)
     with meta.frozen_statistics(s.networks, s.mag):
-        found = compute(
-            features, partial(total, method.terms), s.theta, s.omega, lr, partial(total, method.outer_terms), gradient
-        )
+        found = compute(features, inner, s.theta, s.omega, lr, outer, regular)
     descend(s.mag_optimiser, s.omega, found.gradient)
     if config.bank_writes == "every-pass":
         for z in (found.features, found.features_ahead):
@@ -89,13 +95,14 @@ def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dic
         context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
     if s.mag is not None and config.schedule == "epoch" and s.position >= s.steps_per_epoch // 2:
         return mag_step(s, views, context, None)
-    gradient, found, z = regular_step(s, views, context, log)
-    shared = config.schedule == "alternate" and config.look_ahead == "shared"
-    if s.mag is not None and shared:  # at the theta of the gradient, so before it moves
-        found |= mag_step(s, views, context, gradient)
-    descend(s.optimiser, s.theta, gradient)
+    alternate = s.mag is not None and config.schedule == "alternate"
+    share = alternate and config.look_ahead == "shared"
+    regular, found, z = regular_step(s, views, context, log, share and config.meta == "forward")
+    if share:  # at the theta of the gradient, so before it moves
+        found |= mag_step(s, views, context, regular)
+    descend(s.optimiser, s.theta, regular.gradient)
     s.method.remember(s.memory, s.networks, z, context)
-    if s.mag is not None and config.schedule == "alternate" and not shared:
+    if alternate and not share:
         found |= mag_step(s, views, context, None)
     if log and torch.isfinite(z).all():  # else the loss says so; no singular values could be had
         with torch.no_grad(), meta.frozen_statistics(s.mag):

@@ -1,6 +1,7 @@
 """One look for every figure: palette, panels, labels, and how a figure is saved.
 
-The palette is Okabe and Ito's, which colour-blind readers can tell apart; line styles and hatches say the same again in grey.
+The palette is Okabe and Ito's (the red is Tol's), which colour-blind readers can tell apart; line styles and hatches say the
+same again in grey.
 """
 
 import io
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from metaug_core import store
 
-BLUE, RED, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
+BLUE, RED, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#CC3311", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 METHOD_COLOURS = {
     "metaug": BLUE,
     "metaug-only-oucl": ORANGE,

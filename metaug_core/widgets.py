@@ -10,12 +10,14 @@ from html import escape
 from typing import Any
 
 from IPython.display import DisplayHandle, display
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from metaug_core import figures
 from metaug_core.config import Config
 from metaug_core.progress import Progress
 from metaug_core.store import Run, rows
+from metaug_core.style import STYLE
 
 FIGURE_SECONDS = 2.0  # between two drawings of the curves; more where drawing is slow, so that it costs a tenth at most
 
@@ -31,12 +33,12 @@ def clock(seconds: float) -> str:
 def curves(run: Run) -> bytes:
     """The curves of a run so far, as PNG: loss by term, similarities, kNN."""
     metrics = run.metrics
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    figures.loss_terms(metrics, left)
-    figures.similarities(metrics, middle)
-    figures.knn_curve({run.config.method: metrics}, right)
-    with io.BytesIO() as buffer:
+    with rc_context(STYLE), io.BytesIO() as buffer:
+        figure = Figure(figsize=(11, 2.9), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        figures.loss_terms(metrics, left)
+        figures.similarities(metrics, middle)
+        figures.knn_curve({run.config.method: metrics}, right)
         figure.savefig(buffer, format="png", dpi=72)
         return buffer.getvalue()
 

@@ -1,6 +1,7 @@
 """Each figure shows the right data: values computed by hand are found again in the artists."""
 
 import io
+import itertools
 
 import matplotlib
 import numpy as np
@@ -253,7 +254,7 @@ def test_the_palette_is_told_apart_in_grey_where_it_must_be():
         return float(np.dot([int(colour[k : k + 2], 16) for k in (1, 3, 5)], (0.299, 0.587, 0.114)))
 
     bars = [*map(grey, style.FLOORS.values()), grey(style.BLUE)]
-    assert min(abs(a - b) for a, b in zip(bars, bars[1:], strict=False)) > 40
+    assert min(abs(a - b) for a, b in itertools.pairwise(bars)) > 40
 
 
 def test_the_curves_of_a_live_view_are_a_png():

@@ -124,15 +124,48 @@ def test_the_mixed_part_matters():
     assert difference(direct, whole) > 1e-3
 
 
-def test_sharing_the_regular_gradient_is_exact():
-    features, loss, outer, theta, omega, modules = problem()
+def shared_by_the_regular_step(features, loss, theta, omega):
+    """What a regular step has at hand, with everything that the look-ahead can share."""
     leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
+    owners = {n: p.clone().requires_grad_() for n, p in omega.items()}
+    with meta.Products() as products:
+        z = features(leaves)
+    leaf = z.detach().requires_grad_()
+    (pull,) = torch.autograd.grad(loss(leaf, owners), leaf, create_graph=True)
+    return meta.Regular(meta.gradients(z, leaves, grad_outputs=pull.detach()), pull, products), owners
+
+
+@pytest.mark.parametrize("encoder", ["conv", "fc", "resnet18"])
+def test_sharing_with_the_regular_step_is_exact(encoder):
+    features, loss, outer, theta, omega, modules = problem(encoder)
     with meta.frozen_statistics(*modules):
-        shared = meta.gradients(loss(features(leaves), omega), leaves)
-        with_it = meta.meta_gradient(features, loss, theta, omega, 0.3, outer, gradient=shared)
+        regular, owners = shared_by_the_regular_step(features, loss, theta, omega)
         without = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
-    for name in omega:
-        torch.testing.assert_close(with_it[name], without[name], rtol=0, atol=0)
+        assert difference(meta.meta_gradient(features, loss, theta, owners, 0.3, outer, regular), without) < 1e-12
+        only_gradient = meta.Regular(regular.gradient)
+        assert difference(meta.meta_gradient(features, loss, theta, omega, 0.3, outer, only_gradient), without) < 1e-12
+
+
+def test_the_tangent_pass_takes_the_kept_products_and_no_stale_ones():
+    """Kept outputs are really used (a changed one changes z), but not after an in-place operation, nor of another shape."""
+    layer = torch.nn.Linear(3, 4).double()
+    x, theta = torch.randn(2, 3, dtype=torch.float64), {n: p.detach() for n, p in layer.named_parameters()}
+    direction = {n: torch.randn_like(p) for n, p in theta.items()}
+
+    def features(theta):
+        return torch.func.functional_call(layer, theta, (x,))
+
+    wanted = torch.func.jvp(features, (theta,), (direction,))
+    with meta.Products() as products:
+        features(theta)
+    for got, want in zip(meta.tangent(features, theta, direction, products), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+    products.kept = [(out + 1, version) for out, version in products.kept]
+    torch.testing.assert_close(meta.tangent(features, theta, direction, products)[0], wanted[0] + 1)
+    products.kept[0][0].add_(5)  # as an in-place ReLU after the layer would
+    torch.testing.assert_close(meta.tangent(features, theta, direction, products)[0], wanted[0])
+    products.kept = [(torch.zeros(7), 0)]
+    torch.testing.assert_close(meta.tangent(features, theta, direction, products)[0], wanted[0])
 
 
 def test_statistics_and_bank_are_untouched():

@@ -193,8 +193,8 @@ def test_the_same_request_gives_the_same_run_in_this_process(whole, tmp_path):
 def test_killed_again_and_again(driver, whole, tmp_path, name):
     """SIGKILL before a random access to the files: of configs, rows, checkpoints being written, encoders."""
     moments, config, killed = random.Random(name), settings(name, tmp_path), 0
-    shortest = 30 if name == "end of epoch only" else 10  # far enough to reach a checkpoint
-    while (code := driver.run(config, moment=shortest + moments.randrange(14))) != 0:
+    shortest = 15 if name != "end of epoch only" else 20  # far enough to reach a checkpoint
+    while (code := driver.run(config, moment=shortest + moments.randrange(12))) != 0:
         assert code == -signal.SIGKILL, driver.said()
         killed += 1
         assert killed < 60, "the run does not get on"

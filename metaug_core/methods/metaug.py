@@ -64,8 +64,9 @@ class MetAug(Method):
         views, config = len(self.config.views), self.config
         mixed = [similarity(c) for c in pairs(augmented, z, views, context.negatives, context.drawn)]
         source = z if config.margin_source == "original" else augmented
-        original = [similarity(c) for c in pairs(source, source, views, context.negatives, context.drawn)]
-        sigma = margins(*original, config.margin, per_anchor=config.margin_scope == "anchor")
+        with torch.no_grad():  # margins are constants
+            original = [similarity(c) for c in pairs(source, source, views, context.negatives, context.drawn)]
+            sigma = margins(*original, config.margin, per_anchor=config.margin_scope == "anchor")
         return margin_regularisation(*mixed, *sigma, config.margin_positive_weight)
 
 

@@ -1,0 +1,211 @@
+"""The `metaug` command with real notebooks, kernels and processes: one sentence for bad input, nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from click.testing import CliRunner, Result
+from nbformat.v4 import new_code_cell, new_notebook
+from papermill.exceptions import PapermillExecutionError
+
+from metaug_core import cli, store
+from metaug_core.presets import preset
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PARAMETERS = """\
+preset: str = "quick"  # a preset
+epochs: Optional[int] = 3  # passes
+seed: int = 0  # of everything
+width: float = 0.05
+train_images: int = 700
+mag_hidden: int = 16"""
+TRAIN = """\
+config = notebooks.configure(preset=preset, epochs=epochs, seed=seed, width=width, train_images=train_images, mag_hidden=mag_hidden)
+run = notebooks.trained(config)"""
+
+
+def metaug(*words: str) -> Result:
+    """The command in this process."""
+    return CliRunner().invoke(cli.main, words)
+
+
+def sentence(result: Result) -> str:
+    """The one line on stderr of a command that failed."""
+    lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.startswith("metaug: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output + result.stderr
+    return lines[0]
+
+
+def notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
+    imports = "from typing import Optional\nfrom metaug_core import notebooks"
+    parts = [new_code_cell(source) for source in ("from typing import Optional", parameters, *cells)]
+    parts[0].source = imports if any("notebooks." in cell for cell in cells) else parts[0].source
+    parts[1].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(
+        new_notebook(cells=parts, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}), path
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch):
+    for name in ("METAUG_RUNS", "PYDEVD_DISABLE_FILE_VALIDATION"):  # `metaug run` sets them for its kernel
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+def test_help_and_version():
+    assert "resume" in metaug("--help").output
+    assert metaug("--version").output.startswith("metaug, version ")
+    assert metaug("run", "--nonsense").exit_code == 2
+
+
+REFUSED = [
+    (["-p", "sede", "1"], "'sede' is not a parameter of 01_pretrain.ipynb; did you mean 'seed'?"),
+    (["-p", "zzz", "1"], "'zzz' is not a parameter"),
+    (["-p", "seed", "one"], "seed: needs a value of type int, got 'one'"),
+    (["-p", "seed", "1.5"], "seed: needs a value of type int, got '1.5'"),
+    (["-p", "seed", "None"], "seed: needs a value of type int, got 'None'"),
+    (["-p", "seed", "-1"], "greater than or equal to 0, got -1"),
+    (["-p", "epochs", "0"], "greater than 0, got 0"),
+    (["-p", "epochs", "many"], "epochs: needs a value of type int, got 'many'"),
+    (["-p", "delta", "nan"], "delta: "),
+    (["-p", "preset", "quik"], "unknown preset 'quik'; did you mean 'quick'?"),
+    (["-p", "dataset", "cifar11"], "unknown dataset 'cifar11'; did you mean 'cifar10"),
+    (["-p", "method", "metaugg"], "unknown method 'metaugg'; did you mean 'metaug'?"),
+    (["-p", "encoder", "7"], "unknown encoder '7'"),
+    (["-p", "train_images", "10"], "train_images 10"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), REFUSED)
+def test_a_bad_parameter_is_refused_in_one_sentence_before_anything_starts(words, expected, tmp_path):
+    result = metaug("run", "01_pretrain", *words, "--runs-dir", str(tmp_path / "runs"))
+    assert expected in sentence(result)
+    assert result.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_augmented_must_be_yes_or_no(tmp_path):
+    result = metaug("run", "02_evaluate", "-p", "augmented", "maybe", "--runs-dir", str(tmp_path))
+    assert "augmented: needs a value of type bool, got 'maybe'" in sentence(result)
+    assert result.exit_code == 2
+
+
+def test_a_notebook_that_is_not_there_or_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "there is no notebook '01_pretran'; did you mean '01_pretrain'?" in sentence(metaug("run", "01_pretran"))
+    (tmp_path / "x.ipynb").write_text("not JSON")
+    assert "is not a notebook" in sentence(metaug("run", "x.ipynb"))
+    notebook(tmp_path / "y.ipynb", "1", parameters="")
+    assert "has no cell tagged 'parameters'" in sentence(metaug("run", "y"))
+
+
+def test_commands_without_runs_say_what_makes_one(tmp_path):
+    place = ["--runs-dir", str(tmp_path)]
+    assert "no runs in" in metaug("runs", *place).output
+    assert "no evaluated run" in sentence(metaug("report", *place))
+    assert "no run 'x'" in sentence(metaug("resume", "x", *place))
+    assert "unknown dataset" in sentence(metaug("download", "cifar11"))
+    assert metaug("resume", "x", *place).exit_code == 2
+
+
+def test_a_runs_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = metaug("run", str(notebook(tmp_path / "n.ipynb", "1")), "--runs-dir", str(tmp_path / "file" / "runs"))
+    assert "file" in sentence(result)
+    assert result.exit_code == 2
+
+
+def test_methods_are_listed():
+    output = metaug("methods").output
+    assert [line.split()[0] for line in output.splitlines()][:3] == ["metaug", "metaug-only-oucl", "metaug-only-mag"]
+    assert "RGB, RGB" in output
+
+
+def test_a_failing_notebook_is_kept_and_told_in_one_sentence(tmp_path):
+    failing = notebook(
+        tmp_path / "failing.ipynb", "raise ValueError('first line\\nthe last line')", parameters="x: int = 1"
+    )
+    result = metaug("run", str(failing), "--runs-dir", str(tmp_path / "runs"))
+    executed = tmp_path / "runs" / "notebooks" / "failing.ipynb"
+    assert "failing stopped in cell 3: ValueError: the last line" in sentence(result)
+    assert str(executed) in sentence(result)
+    assert result.exit_code == 1
+    assert "first line" in executed.read_text()
+
+
+def test_a_value_reaches_the_notebook_with_its_type(tmp_path):
+    source = notebook(tmp_path / "typed.ipynb", "print(repr((name, x)))", parameters='name: str = "a"\nx: float = 1.0')
+    result = metaug("run", str(source), "-p", "name", "3", "-p", "x", "2", "--runs-dir", str(tmp_path / "runs"))
+    assert result.exit_code == 0, result.stderr
+    assert "('3', 2.0)" in (tmp_path / "runs" / "notebooks" / "typed.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
+    """SIGTERM in the middle of training saves; `resume` ends the run; the same request then finds it, from another folder."""
+    monkeypatch.chdir(tmp_path)
+    runs, place = tmp_path / "runs", ["--runs-dir", "runs"]
+    notebook(tmp_path / "train.ipynb", TRAIN)
+    config = preset("quick", epochs=3, width=0.05, train_images=700, mag_hidden=16, seed=0, runs_dir=runs)
+    command = [sys.executable, "-c", "from metaug_core.cli import main; main()", "run", "train.ipynb", *place]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    timing, deadline = runs / config.name() / "timing.jsonl", time.monotonic() + 300
+    while not store.rows(timing) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, told
+    assert f"metaug resume {config.name()}" in told
+    assert "Traceback" not in told
+    assert not store.request(config).finished
+    assert "unfinished" in metaug("runs", *place).output
+
+    result = metaug("resume", "shapes-metaug", *place)
+    assert result.exit_code == 0, result.stderr
+    assert "finished: " in result.output
+    assert "finished already" in metaug("resume", config.name(), *place).output
+
+    before = (runs / config.name() / "metrics.jsonl").read_bytes()
+    monkeypatch.chdir(tmp_path.parent)
+    result = metaug("run", str(tmp_path / "train.ipynb"), "--runs-dir", str(runs))
+    assert result.exit_code == 0, result.stderr
+    assert (runs / config.name() / "metrics.jsonl").read_bytes() == before
+    assert "finished, 3 epochs" in (runs / config.name() / "train.ipynb").read_text()
+    assert "3/3" in metaug("runs", "--runs-dir", str(runs)).output
+    reported = metaug("report", config.name(), "--runs-dir", str(runs)).output
+    assert "train.ipynb" in reported
+    assert "not evaluated yet" in reported
+
+
+def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
+    run = store.request(preset("quick", runs_dir=tmp_path))
+    store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    row = {"probe_paper": 0.7, "probe_fast": 0.75, "knn": 0.6512}
+    store.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
+    output = metaug("report", "--runs-dir", str(tmp_path)).output
+    assert run.path.name in output
+    assert [line.split()[-3:] for line in output.splitlines() if line.startswith("trained")] == [
+        ["70.0", "75.0", "65.1"]
+    ]
+
+
+@pytest.mark.slow
+def test_papermill_alone_cannot_pass_a_misspelt_name_or_a_wrong_value(tmp_path):
+    for values, expected in (
+        ({"sede": 1}, "'sede' is not a parameter of this notebook; did you mean 'seed'?"),
+        ({"augmented": "maybe"}, "augmented: needs a value of type bool, got 'maybe'"),
+    ):
+        with pytest.raises(PapermillExecutionError) as caught:
+            papermill.execute_notebook(
+                NOTEBOOKS / "02_evaluate.ipynb", tmp_path / "x.ipynb", values, progress_bar=False
+            )
+        assert caught.value.evalue == expected
