@@ -35,12 +35,13 @@ def surprise(value: Any, switch: bool) -> str | None:
 def one_sentence(faults: list[Any], known: Iterable[str]) -> str:
     """The first fault of pydantic's list: which setting, what is wrong, what was given. known: all settings."""
     fault = faults[0]
-    kind, (first, *inner), limits = fault["type"], fault["loc"], fault.get("ctx", {})
+    kind, limits = fault["type"], fault.get("ctx", {})
+    if isinstance(cause := limits.get("error"), Exception):  # of our own validators; those of the whole have no loc
+        return str(cause)
+    first, *inner = fault["loc"]
     if kind == "extra_forbidden":
         near = suggestion(first, known)
         return f"unknown setting {shown(first)}" + (near if "mean" in near else "; Config lists them all")
-    if isinstance(cause := limits.get("error"), Exception):
-        return str(cause)
     what = WORDS.get(kind.split("_")[0])
     if kind in ("int_from_float", "int_parsing_size") or what is None:
         what = fault["msg"].replace("Input should", "must").replace("must be a valid integer, got", "must be whole, not")

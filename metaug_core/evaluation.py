@@ -22,6 +22,7 @@ from metaug_core.store import Run, load_module, read_json, read_tensors, write_j
 from metaug_core.views import evaluation_views, plain
 
 BATCH = 512
+COLUMNS = ["probe_paper", "probe_fast", "knn", "epochs", "n_train", "n_eval", "split", "method", "dataset", "seed"]
 
 
 @torch.no_grad()
@@ -122,7 +123,7 @@ def evaluate(
         for name in missing:
             stored[name] = _representation(name, run, split, splits, device)
         write_json(file, stored)
-    return pd.DataFrame([stored[name] | {"representation": name} for name in wanted]).set_index("representation")
+    return pd.DataFrame([stored[name] for name in wanted], pd.Index(wanted, name="representation"), COLUMNS)
 
 
 def _representation(name: str, run: Run, split: str, splits: data.Splits, device: str) -> dict[str, Any]:

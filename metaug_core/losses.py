@@ -43,8 +43,8 @@ def oucl_sum_hinge(positives: Tensor, negatives: Tensor, margin: float) -> Tenso
 
 
 def _soft_hinge(from_negatives: Tensor, from_positives: Tensor, beta: float, constant: float = 0.0) -> Tensor:
-    """Mean over anchors of (1/beta) log(1 + sum sum exp(beta (a + b + constant))), with a (A, N) and b (A, P)."""
-    exponent = torch.logsumexp(beta * from_negatives, -1) + torch.logsumexp(beta * from_positives, -1) + beta * constant
+    """Mean over anchors of (1/beta) log(1 + sum sum exp(a + b + beta constant)), with a (A, N) and b (A, P)."""
+    exponent = torch.logsumexp(from_negatives, -1) + torch.logsumexp(from_positives, -1) + beta * constant
     return torch.logaddexp(torch.zeros_like(exponent), exponent).mean() / beta
 
 
@@ -54,7 +54,7 @@ def oucl_plain(positives: Tensor, negatives: Tensor, beta: float, margin: float)
     As beta grows it tends to the hinge on the hardest pair, [max d- - min d+ + lambda]_+. The paper says it tends to
     eq. 7; that holds for one pair only.
     """
-    return _soft_hinge(negatives, -positives, beta, margin)
+    return _soft_hinge(beta * negatives, -beta * positives, beta, margin)
 
 
 def oucl_weighted(
@@ -77,8 +77,8 @@ def oucl_weighted(
     if detached:
         weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
     outer, inner = (phi_dec, 1.0) if attenuate == "weight" else (1.0, phi_dec)
-    a = weight_neg / outer * (negatives / inner - margin[1])
-    b = -weight_pos / outer * (positives / inner - margin[0])
+    a = beta / outer * weight_neg * (negatives / inner - margin[1])
+    b = -beta / outer * weight_pos * (positives / inner - margin[0])
     return _soft_hinge(a, b, beta)
 
 
@@ -89,7 +89,8 @@ def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float) -> Ten
     positives (A, P) and negatives (A, N) are similarities in [0, 1]; beta > 0; gamma in [0, 1]. It is eq. 9 with O+ = 1 + gamma,
     O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma.
     """
-    return _soft_hinge(negatives.square(), (positives - 1).square(), beta, -2 * gamma**2)
+    root = beta**0.5  # inside the square: a pass less over A x N numbers
+    return _soft_hinge((root * negatives).square(), (root * (positives - 1)).square(), beta, -2 * gamma**2)
 
 
 def margin_regularisation(

@@ -76,6 +76,8 @@ class Tangents(TorchFunctionMode):
         self.kept = iter(products.kept if products else ())
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.batch_norm and args[1] is None and kwargs and kwargs["weight"] is not None:
+            return batch_norm_tangent(args[0], kwargs["weight"], kwargs["bias"], kwargs["eps"])
         if func not in Products.OPERATIONS or kwargs:
             return func(*args, **(kwargs or {}))
         x, weight, bias = (*args[:2], args[2] if len(args) > 2 else None)
@@ -85,11 +87,33 @@ class Tangents(TorchFunctionMode):
             return func(*args)
         tangent = func(x, weight_dot, bias_dot, *args[3:])
         if x_dot is not None:
-            tangent = tangent + func(x_dot, weight, None, *args[3:])
+            tangent += func(x_dot, weight, None, *args[3:])
         kept, version = next(self.kept, (tangent, -1))
         if kept._version != version or kept.shape != tangent.shape:
             kept = func(x, weight, bias, *args[3:])
         return fwAD.make_dual(kept, tangent)
+
+
+def batch_norm_tangent(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """BatchNorm by batch statistics of a dual x (B, C, ...), in three passes over x and x_dot; torch's own takes over ten.
+
+    y = w (x - m) r + b, so y_dot = A x_dot + B (x - m) + C by channel, with A = w r, B = w_dot r - w r^3 cov(x, x_dot) and
+    C = b_dot - A mean(x_dot).
+    """
+    (x, x_dot), (weight, w_dot), (bias, b_dot) = (fwAD.unpack_dual(t) for t in (x, weight, bias))
+    y, mean, r = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    others = [d for d in range(x.dim()) if d != 1]
+    mean, r = mean.view(shape).to(x.dtype), r.view(shape).to(x.dtype)
+    zero = torch.zeros_like(r)
+    w, w_dot, b_dot = (zero if t is None else t.view(shape) for t in (weight, w_dot, b_dot))
+    if x_dot is None:
+        return fwAD.make_dual(y, (x - mean) * (w_dot * r) + b_dot)
+    centred = x - mean
+    covariance = (centred * x_dot).mean(others, keepdim=True)
+    constant = b_dot - w * r * x_dot.mean(others, keepdim=True)
+    y_dot = torch.addcmul(constant, x_dot, w * r)
+    return fwAD.make_dual(y, y_dot.addcmul_(centred, w_dot * r - w * r**3 * covariance))
 
 
 def tangent(features: Features, theta: Params, direction: Params, products: Products | None = None) -> tuple[Tensor, Tensor]:

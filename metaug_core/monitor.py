@@ -20,7 +20,7 @@ def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Conf
     views = len(config.views)
     if z.shape[0] != views or views < 2:
         return {}
-    positives, negatives = (similarity(c) for c in pairs(z, z, views, context.negatives, context.drawn))
+    positives, negatives = pairs(z, z, views, context.negatives, context.drawn)
     found = {
         "positive_similarity": positives.mean(),
         "negative_similarity": negatives.mean(),

@@ -27,8 +27,9 @@ def pairs(
     negatives: Tensor | None = None,
     drawn: Tensor | None = None,
     by_view: bool = False,
+    cosines: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines (A, P) of the positives and (A, N) of the negatives of every anchor.
+    """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor; or their cosines.
 
     anchors (W, B, d), targets (U, B, d), unit norm. negatives (V, V - 1, K, d): past features that each view meets
     (`other_views` of (V, K, d)), shared by the minibatch; with drawn (B, K) each image takes these of them. None: the
@@ -39,29 +40,28 @@ def pairs(
     sets = targets.shape[0] // views
     a = anchors.view(rows // views, views, batch, dim).transpose(0, 1)  # (V, W/V, B, d)
     t = other_views(targets.view(sets, views, batch, dim).transpose(0, 1))  # (V, V-1, U/V, B, d)
-    positives = torch.einsum("vwbd,vtubd->vwbtu", a, t)
-    flat = a.reshape(views, -1, dim)  # (V, W/V B, d)
-    past = t if negatives is None else negatives
-    cosines = flat @ past.reshape(views, -1, dim).transpose(1, 2)
-    cosines = cosines.view(views, rows // views, batch, views - 1, -1)
+    # d = (1 + cos) / 2 comes out of the matmul itself: one pass less over A x N numbers, and over those of each derivative.
+    scale, shift = (1.0, 0.0) if cosines else (0.5, 0.5)
+    positives = scale * torch.einsum("vwbd,vtubd->vwbtu", a, t) + shift
+    past = (t if negatives is None else negatives).reshape(views, -1, dim).transpose(1, 2)
+    found = torch.baddbmm(a.new_full((1, 1, 1), shift), a.reshape(views, -1, dim), past, alpha=scale)
+    found = found.view(views, rows // views, batch, views - 1, -1)
     if negatives is None:
-        keep = _others(batch, anchors.device).repeat(1, sets) + batch * torch.arange(
-            sets, device=anchors.device
-        ).repeat_interleave(batch - 1)
-        cosines = _take(cosines, keep)
+        found = _take(found, _other_images(batch, sets, a.device))
     elif drawn is not None:
-        cosines = _take(cosines, drawn)
+        found = _take(found, drawn)
     last = views - 1 if by_view else 1
-    return positives.reshape(rows * batch * last, -1), cosines.reshape(rows * batch * last, -1)
+    return positives.reshape(rows * batch * last, -1), found.reshape(rows * batch * last, -1)
 
 
-def _others(batch: int, device: torch.device) -> Tensor:
-    """(B, B - 1): row b counts the images that are not b."""
+def _other_images(batch: int, sets: int, device: torch.device) -> Tensor:
+    """(B, sets (B - 1)): of columns that count the minibatch `sets` times over, row b takes all but those of image b."""
     count = torch.arange(batch - 1, device=device)
-    return count + (count >= torch.arange(batch, device=device)[:, None])
+    others = count + (count >= torch.arange(batch, device=device)[:, None])  # (B, B - 1)
+    return torch.cat([others + batch * number for number in range(sets)], dim=1)
 
 
-def _take(cosines: Tensor, columns: Tensor) -> Tensor:
-    """Of cosines (V, W/V, B, V - 1, N) the columns (B, K) of each image: (V, W/V, B, V - 1, K)."""
-    index = columns[None, None, :, None, :].expand(*cosines.shape[:2], -1, cosines.shape[3], -1)
-    return cosines.gather(-1, index)
+def _take(found: Tensor, columns: Tensor) -> Tensor:
+    """Of found (V, W/V, B, V - 1, N) the columns (B, K) of each image: (V, W/V, B, V - 1, K)."""
+    index = columns[None, None, :, None, :].expand(*found.shape[:2], -1, found.shape[3], -1)
+    return found.gather(-1, index)

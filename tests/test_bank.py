@@ -36,7 +36,7 @@ def test_shared_and_per_anchor_draws_agree_in_expectation():
         for _ in range(300):
             drawn = bank.draw(indices, 64, generator, per_anchor)
             past = other_views(bank.entries if per_anchor else bank.entries[:, drawn])
-            _, cosines = pairs(z, z, 2, past, drawn if per_anchor else None)
+            _, cosines = pairs(z, z, 2, past, drawn if per_anchor else None, cosines=True)
             found.append((cosines[:4] / 0.5).exp().mean(1))
         found = torch.stack(found)
         error = found.std(0) / 300**0.5

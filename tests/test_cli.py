@@ -199,13 +199,9 @@ def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_papermill_alone_cannot_pass_a_misspelt_name_or_a_wrong_value(tmp_path):
-    for values, expected in (
-        ({"sede": 1}, "'sede' is not a parameter of this notebook; did you mean 'seed'?"),
-        ({"augmented": "maybe"}, "augmented: needs a value of type bool, got 'maybe'"),
-    ):
-        with pytest.raises(PapermillExecutionError) as caught:
-            papermill.execute_notebook(
-                NOTEBOOKS / "02_evaluate.ipynb", tmp_path / "x.ipynb", values, progress_bar=False
-            )
-        assert caught.value.evalue == expected
+def test_papermill_alone_cannot_pass_a_misspelt_name(tmp_path):
+    with pytest.raises(PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            NOTEBOOKS / "02_evaluate.ipynb", tmp_path / "x.ipynb", {"sede": 1}, progress_bar=False
+        )
+    assert caught.value.evalue == "'sede' is not a parameter of this notebook; did you mean 'seed'?"

@@ -51,7 +51,7 @@ def test_equals_the_literal_loop(source, sets, views, by_view):
         "per-anchor": lambda u, b: bank[u][drawn[b]],
         "batch": lambda u, b: [t[c] for t in z[u::views] for c in range(batch) if c != b],
     }[source]
-    got = as_multiset(*pairs(z, z, views, *arguments, by_view))
+    got = as_multiset(*pairs(z, z, views, *arguments, by_view, cosines=True))
     wanted = literal(z, z, views, past, by_view).values()
     assert got == sorted(
         (tuple(sorted(round(x, 9) for x in p)), tuple(sorted(round(x, 9) for x in n))) for p, n in wanted
@@ -60,11 +60,19 @@ def test_equals_the_literal_loop(source, sets, views, by_view):
 
 def test_mixed_pairs_join_one_original_and_one_augmented_feature():
     z, augmented, bank = unit(2, 3, 4), unit(2, 3, 4, seed=2), unit(2, 5, 4, seed=3)
-    positives, negatives = pairs(augmented, z, 2, other_views(bank))
+    positives, negatives = pairs(augmented, z, 2, other_views(bank), cosines=True)
     assert positives.shape == (6, 1)
     assert negatives.shape == (6, 5)
     torch.testing.assert_close(positives[0, 0], augmented[0, 0] @ z[1, 0])  # view 0 of image 0 with view 1 of image 0
     torch.testing.assert_close(negatives[4], bank[0] @ augmented[1, 1])  # view 1 of image 1 meets the past of view 0
+
+
+def test_similarities_are_half_of_one_plus_the_cosines():
+    z, bank = unit(4, 3, 4), unit(2, 5, 4, seed=3)
+    for past in (None, other_views(bank)):
+        cosines, similarities = (pairs(z, z, 2, past, cosines=c) for c in (True, False))
+        for c, d in zip(cosines, similarities, strict=True):
+            torch.testing.assert_close(d, similarity(c))
 
 
 def test_similarity_maps_cosines_to_the_unit_interval():

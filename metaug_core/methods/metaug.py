@@ -17,7 +17,7 @@ from metaug_core.generator import MAG
 from metaug_core.losses import margin_regularisation
 from metaug_core.margins import margins
 from metaug_core.methods.base import Augment, Context, Method
-from metaug_core.pairs import pairs, similarity
+from metaug_core.pairs import pairs
 
 
 class MetAug(Method):
@@ -62,10 +62,10 @@ class MetAug(Method):
     def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
         """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
         views, config = len(self.config.views), self.config
-        mixed = [similarity(c) for c in pairs(augmented, z, views, context.negatives, context.drawn)]
+        mixed = pairs(augmented, z, views, context.negatives, context.drawn)
         source = z if config.margin_source == "original" else augmented
         with torch.no_grad():  # margins are constants
-            original = [similarity(c) for c in pairs(source, source, views, context.negatives, context.drawn)]
+            original = pairs(source, source, views, context.negatives, context.drawn)
             sigma = margins(*original, config.margin, per_anchor=config.margin_scope == "anchor")
         return margin_regularisation(*mixed, *sigma, config.margin_positive_weight)
 

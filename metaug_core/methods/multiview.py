@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metaug_core import losses
 from metaug_core.bank import Bank
 from metaug_core.methods.base import Context, Method, bank_context, bank_memory
-from metaug_core.pairs import pairs, similarity
+from metaug_core.pairs import pairs
 from metaug_core.registry import MetaugError
 
 
@@ -27,9 +27,9 @@ class MultiView(Method):
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def pairs(self, z: Tensor, context: Context, by_view: bool) -> tuple[Tensor, Tensor]:
+    def pairs(self, z: Tensor, context: Context, **how: bool) -> tuple[Tensor, Tensor]:
         targets = z if context.positives is None else context.positives
-        return pairs(z, targets, len(self.config.views), context.negatives, context.drawn, by_view)
+        return pairs(z, targets, len(self.config.views), context.negatives, context.drawn, **how)
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor: ...
@@ -39,14 +39,14 @@ class CMC(MultiView):
     """Contrastive multiview coding (Tian et al. 2019): InfoNCE (eq. 1) over every ordered pair of views."""
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        return losses.info_nce(*self.pairs(z, context, by_view=True), self.config.temperature)
+        return losses.info_nce(*self.pairs(z, context, by_view=True, cosines=True), self.config.temperature)
 
 
 class OUCL(MultiView):
     """Optimization-driven unified contrast (eq. 7-10): all positives and negatives of an anchor in one term."""
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        positives, negatives = (similarity(c) for c in self.pairs(z, context, by_view=False))
+        positives, negatives = self.pairs(z, context)
         if self.config.scope == "minibatch":
             positives, negatives = positives.reshape(1, -1), negatives.reshape(1, -1)
         return unified(positives, negatives, self.config)

@@ -1,0 +1,312 @@
+"""A run's folder: written whole or not at all, found again by its request, and never unpickled."""
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import TINY
+
+from metaug_core import Config, MetaugError, fit, list_runs, open_run, store
+from metaug_core.config import NOT_IDENTITY
+from metaug_core.store import (
+    Run, StoreError, append, begin, keep_rows, load_module, read_json, read_tensors, request, rows, write, write_json,
+    write_tensors,
+)  # fmt: skip
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".writing-*")]
+
+
+# --- files
+
+
+def test_write_replaces_all_of_a_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    write(path, b"first, and long")
+    write(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_write_keeps_what_stood_there(tmp_path, monkeypatch, broken):
+    path = tmp_path / "file"
+    write(path, b"good")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(StoreError) as error:
+        write(path, b"half")
+    assert str(error.value) == f"cannot write {path}: No space left on device; what was saved before is kept"
+    assert path.read_bytes() == b"good"
+    assert not left(tmp_path)
+
+
+def test_a_write_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    write_json(tmp_path / "file", {"b": 1, "a": [None, 2.5]})
+    assert done == ["fsync", "replace"]
+    assert read_json(tmp_path / "file") == {"a": [None, 2.5], "b": 1}
+
+
+def test_tensors_and_scalars_come_back(tmp_path):
+    path = tmp_path / "t.safetensors"
+    tensors = {
+        "a": torch.randn(2, 3),
+        "transposed": torch.randn(4, 5).T,
+        "bytes": torch.arange(9, dtype=torch.uint8),
+        "one": torch.tensor(3),
+        "bf16": torch.randn(3).bfloat16(),
+        "empty": torch.zeros(0, 4),
+    }
+    write_tensors(path, tensors, {"step": 3, "run": "x"})
+    found, scalars = read_tensors(path)
+    assert scalars == {"step": 3, "run": "x"}
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 20, 200, -1])
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.randn(20, 3)}, {})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(StoreError, match=f"^cannot read {re.escape(str(path))}: [^\n]+$"):
+        read_tensors(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch, tiny):
+    """A checkpoint that is a pickle, by torch or by Python, is refused and not run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("torch", "pickle"):
+        config = tiny(seed=len(name))
+        run = request(config)
+        run.path.mkdir(parents=True)
+        if name == "torch":
+            torch.save({"networks": Bomb()}, run.checkpoint)
+        else:
+            run.checkpoint.write_bytes(pickle.dumps(Bomb()))
+        with pytest.raises(StoreError, match=r"^cannot read \S+checkpoint\.safetensors: [^\n]+$"):
+            fit(config, lambda progress: None)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_load_module_names_what_does_not_fit(tmp_path):
+    module, source = torch.nn.Linear(3, 2), tmp_path / "file"
+    good = {f"x.{name}": t + 1 for name, t in module.state_dict().items()}
+    load_module(module, good | {"other": torch.ones(1)}, "x.", source)
+    assert torch.equal(module.weight, good["x.weight"])
+    with pytest.raises(StoreError, match=r"does not fit this run's config: x\.bias is in only one of the two$"):
+        load_module(module, {"x.weight": good["x.weight"]}, "x.", source)
+    with pytest.raises(StoreError, match=r"x\.weight has shape \(3, 3\) instead of \(2, 3\)$"):
+        load_module(module, good | {"x.weight": torch.ones(3, 3)}, "x.", source)
+
+
+# --- rows
+
+
+def test_rows_append_and_keep(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert rows(path) == []
+    append(path, [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2}])
+    append(path, [{"step": 3, "text": "a\u2028b\nc"}])
+    assert [row["step"] for row in rows(path)] == [1, 2, 3]
+    assert rows(path)[0]["loss"] == 0.1 + 0.2
+    assert rows(path)[2]["text"] == "a\u2028b\nc"
+    before = path.read_bytes()
+    keep_rows(path, 3)
+    assert path.read_bytes() == before
+    keep_rows(path, 1)
+    assert [row["step"] for row in rows(path)] == [1]
+    keep_rows(path, -1)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3', b'{"step": 3}', b"\0\0\0", b"\xff\xfe", b'{"step": 1e'])
+def test_a_torn_last_line_is_not_a_row(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    append(path, [{"step": 1}, {"step": 2}])
+    with path.open("ab") as file:
+        file.write(torn)
+    assert [row["step"] for row in rows(path)] == [1, 2]
+    keep_rows(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("line", [b"{]\n", b"\xff\n", b"3\n", b"{}\n"])
+def test_a_damaged_line_is_one_sentence(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'{"step": 2}\n')
+    with pytest.raises(StoreError, match=rf"^[^\n]*{re.escape(str(path))}[^\n]+$"):
+        rows(path)
+
+
+def test_begin_drops_later_rows_and_remembers_sessions(tiny):
+    run = request(tiny())
+    begin(run, 0, "cpu")
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        append(run.path / name, [{"step": step} for step in (0, 2, 4)])
+    begin(run, 2, "cpu")
+    assert [[row["step"] for row in rows(run.path / name)] for name in ("metrics.jsonl", "timing.jsonl")] == [[0, 2], [0, 2]]
+    assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 2]
+    begin(run, 0, "cpu")
+    assert run.metrics.empty
+    assert len(read_json(run.path / "environment.json")) == 1
+
+
+def test_the_environment_says_what_is_needed_to_repeat(tiny):
+    run = request(tiny())
+    begin(run, 0, "cpu")
+    (session,) = read_json(run.path / "environment.json")
+    assert session["versions"]["torch"] == torch.__version__.split("+")[0] or session["versions"]["torch"] in torch.__version__
+    assert {"python", "numpy", "torchvision", "safetensors"} <= session["versions"].keys()
+    assert session["device"] == "cpu"
+    assert session["threads"] == torch.get_num_threads()
+    assert session["commit"] is None or re.fullmatch("[0-9a-f]{40}", session["commit"])
+    assert {"platform", "processor", "uncommitted_changes", "started"} <= session.keys()
+
+
+# --- names
+
+
+def test_the_same_request_has_the_same_name():
+    config = Config(**TINY)
+    assert config.name() == Config(**TINY).name() == config.replace().name()
+    assert config.name() == Config(**json.loads(config.model_dump_json())).name()
+    assert config.name() == Config(**{**TINY, "lr": "0.003", "epochs": 2.0, "views": ["L", "ab"]}).name()
+    assert re.fullmatch("tiny-metaug-conv-s0-[0-9a-f]{10}", config.name())
+
+
+ELSEWHERE = {"device": "auto", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
+             "checkpoint_minutes": 1.0, "tensorboard": True}  # fmt: skip
+
+
+def test_where_and_how_fast_is_not_in_the_name():
+    assert ELSEWHERE.keys() == NOT_IDENTITY
+    for name, value in ELSEWHERE.items():
+        assert Config(**{**TINY, name: value}).name() == Config(**TINY).name(), name
+
+
+OTHER = {
+    "dataset": "shapes", "image_size": 20, "stored_size": 24, "train_images": 64, "val_fraction": 0.2, "views": ("L", "RGB"),
+    "independent": True, "crop_scale": (0.3, 1.0), "flip": 0.1, "rotation": 5, "jitter": 0.1, "grey": 0.1, "mixup": 0.1,
+    "randaugment": 1, "encoder": "fc", "stem": "small", "width": 0.06, "feature_dim": 9, "head": "mlp", "mag_hidden": 17,
+    "method": "cmc", "temperature": 0.2, "oucl": "eq8", "beta": 15, "gamma": 0.3, "oucl_lambda": 0.1, "phi_dec": 2,
+    "gamma_detached": True, "attenuate": "similarity", "scope": "minibatch", "loss_scale": 2, "negatives": "batch",
+    "bank_negatives": 33, "bank_draw": "per-anchor", "bank_momentum": 0.4, "positives": "bank", "bank_writes": "every-pass",
+    "delta": 0.2, "alpha": 0.2, "margin": "small", "margin_scope": "anchor", "margin_source": "augmented",
+    "margin_everywhere": True, "margin_positive_weight": 0.5, "augmented_sets": "swapped", "schedule": "epoch",
+    "look_ahead": "fresh", "inner_lr": 0.1, "meta": "double-backward", "epochs": 3, "batch_size": 8, "optimiser": "sgd",
+    "lr": 0.1, "momentum": 0.8, "weight_decay": 0.1, "mag_optimiser": "sgd", "mag_lr": 0.1, "lr_schedule": "cosine",
+    "lr_steps": (1,), "lr_decay": 0.5, "warmup_epochs": 1, "precision": "bf16", "seed": 1, "log_every": 3, "monitor_every": 2,
+    "keep_last": 2,
+}  # fmt: skip
+NEEDS = {"oucl_lambda": {"oucl": "eq8"}, "phi_dec": {"oucl": "eq9"}, "gamma_detached": {"oucl": "eq9"},
+         "attenuate": {"oucl": "eq9"}, "lr_steps": {"lr_schedule": "step"}}  # fmt: skip
+
+
+def test_every_setting_that_decides_the_result_is_in_the_name():
+    """Settings that are added to Config must be added here, or to NOT_IDENTITY."""
+    assert OTHER.keys() | NOT_IDENTITY >= Config.model_fields.keys(), Config.model_fields.keys() - OTHER.keys() - NOT_IDENTITY
+    names = {Config(**TINY).name()}
+    for count, (name, value) in enumerate(OTHER.items(), start=2):
+        names.add(Config(**{**TINY, **NEEDS.get(name, {}), name: value}).name())
+        assert len(names) == count, name
+
+
+def test_the_place_of_an_image_folder_is_in_the_name(tmp_path, monkeypatch):
+    one, other = (Config(dataset="folder", data_dir=tmp_path / name) for name in ("a", "b"))
+    assert one.name() != other.name()
+    monkeypatch.chdir(tmp_path)
+    assert one.name() == Config(dataset="folder", data_dir="a").name()
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        begin(request(Config(**{**TINY, "seed": seed, "runs_dir": folder})), 0, "cpu")
+        os.utime(folder / Config(**{**TINY, "seed": seed}).name() / "config.json", (seed, seed))
+    return folder
+
+
+def test_a_run_is_opened_by_name_beginning_or_folder(runs_dir):
+    name = Config(**{**TINY, "seed": 1}).name()
+    for where in (name, "tiny-metaug-conv-s1", runs_dir / name, str(runs_dir / name), f"{runs_dir / name}/"):
+        run = open_run(where, runs_dir)
+        assert run.path.name == name
+        assert run.config.seed == 1
+        assert run.config.runs_dir == runs_dir
+        assert request(run.config).path == run.path
+        assert not run.finished
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("tiny", r"^'tiny' is the beginning of 3 runs: tiny-metaug-conv-s0-\w+, tiny-metaug-conv-s1-\w+, [^\n]+$"),
+        ("", r"^'' is the beginning of 3 runs: [^\n]+$"),
+        ("tiny-metaug-conv-s7", r"^no run 'tiny-metaug-conv-s7' in \S+; did you mean 'tiny-metaug-conv-s\d-\w+'\?$"),
+        ("x" * 5000, r"^no run 'x+' in [^\n]+$"),
+        ("no\0thing", r"^no run 'no\\x00thing' in [^\n]+$"),
+    ],
+)
+def test_a_run_that_is_not_there_is_one_sentence(runs_dir, where, said):
+    with pytest.raises(StoreError, match=said):
+        open_run(where, runs_dir)
+
+
+def test_list_runs_leaves_out_what_cannot_be_read(runs_dir, tmp_path):
+    assert [run.config.seed for run in list_runs(runs_dir)] == [0, 1, 2]
+    assert list_runs(tmp_path / "nowhere") == []
+    for name, content in (("a", "{"), ("b", "[]"), ("c", '{"method": "gone"}'), ("d", '{"epochs": 0}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+        with pytest.raises(MetaugError, match=rf"^[^\n]*{tmp_path / name / 'config.json'}[^\n]+$"):
+            open_run(tmp_path / name, tmp_path)
+    assert list_runs(tmp_path) == []
+
+
+def test_a_run_folder_describes_itself(tiny):
+    run = fit(tiny(method="simclr", views=("RGB", "RGB"), epochs=1), lambda progress: None)
+    names = {path.name for path in run.path.iterdir() if path.name != ".lock"}
+    assert names == {"config.json", "environment.json", "metrics.jsonl", "timing.jsonl", "checkpoint.safetensors", "encoders",
+                     "finished.json"}  # fmt: skip
+    assert read_json(run.path / "finished.json") == {"epochs": 1, "steps": 5}
+    assert open_run(run.path, Path("/nowhere")).config == run.config
+    with safetensors.safe_open(run.checkpoint, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == store.FORMAT
+    scalars = json.loads(metadata["scalars"])
+    assert scalars == {"epoch": 1, "position": 0, "step": 5, "run": run.path.name, "images": 90}
+    assert isinstance(run, Run)
+
+
+def test_the_lock_is_freed_by_an_error(tiny):
+    run = request(tiny())
+    with pytest.raises(PermissionError, match="of somebody else"), run.lock():
+        raise PermissionError("of somebody else")
+    with run.lock(), pytest.raises(StoreError, match="is being trained by another process"), run.lock():
+        pass
+    with run.lock():
+        pass
