@@ -24,8 +24,8 @@ from torch.utils.flop_counter import flop_registry
 from metaug_core import Config, state
 from metaug_core.data import Images, Splits
 from metaug_core.engine import pick_device
-from metaug_core.step import train_step
 from metaug_core.machine import environment
+from metaug_core.step import train_step
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {
@@ -143,12 +143,15 @@ def main() -> None:
     table = measure(args)
     print(f"| {args.encoder}, {args.size} px, batch {args.batch} | ms | x plain | GFLOP | peak MB | x plain |")
     print("|---|---|---|---|---|---|")
+    row_format = "| {step} | {milliseconds:.0f} | {times_plain:.2f} | {gflop:.0f} | {peak_megabytes:.0f} | {memory_times_plain:.2f} |"
     for row in table:
-        print("| {step} | {milliseconds:.0f} | {times_plain:.2f} | {gflop:.0f} | {peak_megabytes:.0f} | {memory_times_plain:.2f} |".format(**row))
-    command = f"python benchmarks/meta_step.py --encoder {args.encoder} --size {args.size} --batch {args.batch} --rounds {args.rounds}"
+        print(row_format.format(**row))
+    asked = " ".join(f"--{key} {getattr(args, key)}" for key in ("encoder", "size", "batch", "rounds"))
+    machine = environment(pick_device(args.device))
+    result = {"command": f"python benchmarks/meta_step.py {asked}", "machine": machine, "rows": table}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"meta_step-{args.encoder}-{args.size}-{args.batch}.json"
-    file.write_text(json.dumps({"command": command, "machine": environment(pick_device(args.device)), "rows": table}, indent=1) + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

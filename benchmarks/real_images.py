@@ -44,8 +44,13 @@ def main() -> None:
         if row["representation"] == "trained" or row["train_method"] == METHODS[0]:
             name = row["train_method"] if row["representation"] == "trained" else row["representation"]
             print(f"| {name}, seed {row['seed']} | " + " | ".join(f"{100 * row[m]:.1f}" for m in MEASURES) + " |")
-    command = f"python benchmarks/real_images.py FOLDER --images {args.images} --epochs {args.epochs} --seeds {args.seeds} --lr {args.lr:g}"
-    result = {"command": command, "images": args.note, "machine": environment("cpu"), "rows": found}
+    asked = " ".join(f"--{key} {getattr(args, key):g}" for key in ("images", "epochs", "seeds", "lr"))
+    result = {
+        "command": f"python benchmarks/real_images.py FOLDER {asked}",
+        "images": args.note,
+        "machine": environment("cpu"),
+        "rows": found,
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "real_images.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
 

@@ -31,7 +31,9 @@ def main() -> None:
             seconds.append(time.monotonic() - start)
             tables.append(evaluate(run))
     summary = over_seeds(tables)
-    print(f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s")
+    print(
+        f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s"
+    )
     print("| representation | measure | accuracy, % |\n|---|---|---|")
     for row in summary.itertuples():
         print(f"| {row.representation} | {row.measure} | {100 * row.mean:.1f} ± {100 * row.half_width:.1f} |")

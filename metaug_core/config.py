@@ -233,7 +233,7 @@ class Config(BaseModel):
             raise ValueError(found)
         return self
 
-    def replace(self, **changes: Any) -> "Config":
+    def replace(self, /, **changes: Any) -> "Config":
         """A copy with these settings changed and everything checked again."""
         return Config(**{**self.model_dump(), **changes})
 

@@ -44,7 +44,9 @@ def one_sentence(faults: list[Any], known: Iterable[str]) -> str:
         return f"unknown setting {shown(first)}" + (near if "mean" in near else "; Config lists them all")
     what = WORDS.get(kind.split("_")[0])
     if kind in ("int_from_float", "int_parsing_size") or what is None:
-        what = fault["msg"].replace("Input should", "must").replace("must be a valid integer, got", "must be whole, not")
+        what = (
+            fault["msg"].replace("Input should", "must").replace("must be a valid integer, got", "must be whole, not")
+        )
     if kind in ("too_short", "too_long"):
         bound = f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
         what = f"needs {bound} in its list"

@@ -148,7 +148,9 @@ class Session:
                 values = {name: float(value) for name, value in found.items()}
                 self.log({"lr": s.optimiser.param_groups[0]["lr"]} | values)
             parts = [found[name] for name in ("loss_original", "loss_augmented", "loss_margin") if name in found]
-            self.tell(float(sum(parts) if parts else found["loss_ahead"]))  # a MAG pass (Algorithm 1) has only the latter
+            self.tell(
+                float(sum(parts) if parts else found["loss_ahead"])
+            )  # a MAG pass (Algorithm 1) has only the latter
 
     def end_epoch(self) -> None:
         s, config = self.s, self.config

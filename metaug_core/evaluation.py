@@ -38,7 +38,9 @@ def features(networks: nn.Module, images: data.Images | data.StreamedImages, con
 
 
 @torch.no_grad()
-def embeddings(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config, mag: nn.Module | None = None) -> Tensor:
+def embeddings(
+    networks: nn.Module, images: data.Images | data.StreamedImages, config: Config, mag: nn.Module | None = None
+) -> Tensor:
     """z of all views, (V, N, d); with a MAG z and z~, (2V, N, d) (Table 5, "with augmented features"; Figure 2)."""
     found = []
     with evaluating(networks, mag):

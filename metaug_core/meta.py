@@ -116,7 +116,9 @@ def batch_norm_tangent(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
     return fwAD.make_dual(y, y_dot.addcmul_(centred, w_dot * r - w * r**3 * covariance))
 
 
-def tangent(features: Features, theta: Params, direction: Params, products: Products | None = None) -> tuple[Tensor, Tensor]:
+def tangent(
+    features: Features, theta: Params, direction: Params, products: Products | None = None
+) -> tuple[Tensor, Tensor]:
     """z and z_dot = J_z(theta) direction by one forward-mode pass; with products of a pass at theta only the tangents are new."""
     with torch.no_grad(), fwAD.dual_level(), Tangents(products):
         dual = features({name: fwAD.make_dual(p.detach(), direction[name]) for name, p in theta.items()})
@@ -187,8 +189,10 @@ def look_ahead(
         z, through = z.detach().requires_grad_(), own
         (pull,) = torch.autograd.grad(loss(z, own), z, create_graph=True)
     if pull.requires_grad:
-        mixed = gradients((z_dot * pull).sum(), through)
-        total = {name: total[name] - lr * mixed[name] for name in omega}
+        for name, mixed in gradients((z_dot * pull).sum(), through).items():
+            total[name].sub_(
+                mixed.mul_(lr)
+            )  # in place: omega may be larger than theta, and fresh memory costs more than the sum
     return LookAhead(total, z.detach(), z_ahead.detach(), value.detach())
 
 

@@ -106,8 +106,13 @@ def preset(name: str = "quick", **changes: Any) -> Config:
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{suggestion(name, PRESETS)}")
-    values = {"image_size": IMAGE_SIZE.get(changes.get("dataset", "shapes"), 32), **PRESETS[name]}
-    if stored := STORED_SIZE.get(changes.get("dataset", "")):
+    # As texts: Config says what is wrong with a name that is none.
+    dataset, method = (
+        str(changes.get("dataset", "shapes")),
+        str(changes.get("method", Config.model_fields["method"].default)),
+    )
+    values = {"image_size": IMAGE_SIZE.get(dataset, 32), **PRESETS[name]}
+    if stored := STORED_SIZE.get(dataset):
         values["stored_size"] = stored
-    method = registry.METHODS.get(changes.get("method", Config.model_fields["method"].default))
+    method = registry.METHODS.get(method)
     return Config(**{**values, **getattr(method, "defaults", {}), **changes})

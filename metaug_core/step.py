@@ -58,7 +58,9 @@ def regular_step(
     return meta.Regular(gradient, pull if share else None, products), terms, z.detach()
 
 
-def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: meta.Regular | None) -> dict[str, Tensor]:
+def mag_step(
+    s: TrainState, views: list[Tensor], context: Context, log: bool, regular: meta.Regular | None = None
+) -> dict[str, Tensor]:
     """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it."""
     config, method = s.config, s.method
     lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
@@ -77,7 +79,8 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: meta
     if config.bank_writes == "every-pass":
         for z in (found.features, found.features_ahead):
             method.remember(s.memory, s.networks, z, context)
-    return {"loss_ahead": found.loss_ahead, "mag_gradient_norm": monitor.norm([*found.gradient.values()])}
+    size = {"mag_gradient_norm": monitor.norm([*found.gradient.values()])} if log else {}
+    return {"loss_ahead": found.loss_ahead} | size
 
 
 def descend(optimiser: torch.optim.Optimizer, parameters: meta.Params, gradient: meta.Params) -> None:
@@ -94,16 +97,16 @@ def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dic
         views = make_views(pixels, config, s.generators["views"])
         context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
     if s.mag is not None and config.schedule == "epoch" and s.position >= s.steps_per_epoch // 2:
-        return mag_step(s, views, context, None)
+        return mag_step(s, views, context, log)
     alternate = s.mag is not None and config.schedule == "alternate"
     share = alternate and config.look_ahead == "shared"
     regular, found, z = regular_step(s, views, context, log, share and config.meta == "forward")
     if share:  # at the theta of the gradient, so before it moves
-        found |= mag_step(s, views, context, regular)
+        found |= mag_step(s, views, context, log, regular)
     descend(s.optimiser, s.theta, regular.gradient)
     s.method.remember(s.memory, s.networks, z, context)
     if alternate and not share:
-        found |= mag_step(s, views, context, None)
+        found |= mag_step(s, views, context, log)
     if log and torch.isfinite(z).all():  # else the loss says so; no singular values could be had
         with torch.no_grad(), meta.frozen_statistics(s.mag):
             found |= monitor.describe(z, s.mag(z) if s.mag is not None else None, context, config)

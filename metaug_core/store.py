@@ -83,8 +83,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StoreError(f"{path} was not written by this workbook (format {metadata.get('format')!r}, not {FORMAT!r})")
     try:
         return tensors, dict(json.loads(metadata["scalars"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise StoreError(f"cannot read {path}: its scalars are damaged ({error!r})") from None
+    except (KeyError, ValueError, TypeError):
+        raise StoreError(f"cannot read {path}: its scalars are damaged") from None
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: Path) -> None:
@@ -113,7 +113,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "finished.json").exists()
+        return os.path.exists(self.path / "finished.json")  # as in `open_run`
 
     @property
     def metrics(self) -> pd.DataFrame:

@@ -80,6 +80,7 @@ def test_learning_rates_by_hand(changes, expected):
 def test_both_optimisers_follow_the_schedule(tiny, monkeypatch):
     """5 steps a pass, 2 passes: the cosine is taken at steps, not at epochs."""
     seen = []
+
     def spy(s, pixels, rows, log):
         seen.append((s.optimiser.param_groups[0]["lr"], s.mag_optimiser.param_groups[0]["lr"]))
         return train_step(s, pixels, rows, log)
@@ -155,7 +156,13 @@ def test_the_margin_moves_the_mag_alone():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"look_ahead": "fresh"}, {"meta": "double-backward"}, {"method": "cmc"}, {"method": "simclr", "views": ("RGB", "RGB")}],
+    [
+        {},
+        {"look_ahead": "fresh"},
+        {"meta": "double-backward"},
+        {"method": "cmc"},
+        {"method": "simclr", "views": ("RGB", "RGB")},
+    ],
 )
 @pytest.mark.parametrize("log", [False, True])
 def test_statistics_are_written_once_a_step(changes, log):

@@ -34,7 +34,7 @@ def test_every_method_trains_resumes_and_is_measured(tiny, method):
 
 
 class Mine(Method):
-    defaults = {"views": ("RGB", "RGB"), "independent": True}  # noqa: RUF012
+    defaults = {"views": ("RGB", "RGB"), "independent": True}
 
     def loss(self, z, context):
         return alignment(z[0], z[1]) + uniformity(z[0])
@@ -101,7 +101,9 @@ def test_a_users_views_train(tiny, monkeypatch):
 
 def test_a_users_encoder_trains(tiny, monkeypatch):
     def flat(channels, config):
-        return nn.Sequential(nn.Flatten(), nn.Linear(channels * config.image_size**2, 20), nn.BatchNorm1d(20), nn.ReLU())
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * config.image_size**2, 20), nn.BatchNorm1d(20), nn.ReLU()
+        )
 
     monkeypatch.setitem(ENCODERS, "flat", flat)
     run = fit(tiny(encoder="flat", epochs=4), quiet)
@@ -187,7 +189,9 @@ def test_minibatch_scope_is_one_term_over_all_pairs():
                           for scope in ("anchor", "minibatch"))  # fmt: skip
     cosines = torch.einsum("vbd,ucd->vbuc", z, z)
     positives = torch.stack([(1 + cosines[v, b, 1 - v, b]) / 2 for v in range(2) for b in range(6)])
-    negatives = torch.stack([(1 + cosines[v, b, 1 - v, c]) / 2 for v in range(2) for b in range(6) for c in range(6) if c != b])
+    negatives = torch.stack(
+        [(1 + cosines[v, b, 1 - v, c]) / 2 for v in range(2) for b in range(6) for c in range(6) if c != b]
+    )
     table = (positives[:, None] - 1) ** 2 + negatives[None] ** 2 - 2 * 0.4**2
     torch.testing.assert_close(of_all, torch.log1p(torch.exp(16 * table).sum()) / 16)
     assert not torch.allclose(of_anchors, of_all)

@@ -147,7 +147,9 @@ def test_the_learning_rate_is_chosen_on_val_not_on_test():
 
 def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
     seen = []
-    monkeypatch.setattr("metaug_core.probe.linear_probe", lambda x, *rest: seen.append(len(x)) or linear_probe(x, *rest))
+    monkeypatch.setattr(
+        "metaug_core.probe.linear_probe", lambda x, *rest: seen.append(len(x)) or linear_probe(x, *rest)
+    )
     found = measure(separable(300, 0), separable(100, 1), None, 3)
     assert seen == [300, 270]  # the paper's has nothing to choose
     assert found.keys() == {"probe_paper", "probe_fast", "knn"}
@@ -172,7 +174,12 @@ def test_interval_by_hand():
 def test_over_seeds():
     tables = [
         pd.DataFrame(
-            {"representation": ["untrained", "trained"], "probe_paper": [0.1, p], "probe_fast": [0.2, p], "knn": [0.3, p]}
+            {
+                "representation": ["untrained", "trained"],
+                "probe_paper": [0.1, p],
+                "probe_fast": [0.2, p],
+                "knn": [0.3, p],
+            }
         ).set_index("representation")
         for p in (0.5, 0.6, 0.7)
     ]
@@ -223,7 +230,9 @@ def test_the_trained_row_is_the_mean_over_the_kept_epochs(run):
     accuracies = []
     for file in run.encoder_files():
         networks, _ = load_networks(run.config, 4, file)
-        train, test, val = (Labelled(features(networks, s, run.config), s.labels) for s in (splits.train, splits.test, splits.val))
+        train, test, val = (
+            Labelled(features(networks, s, run.config), s.labels) for s in (splits.train, splits.test, splits.val)
+        )
         accuracies.append(measure(train, test, val, 4))
     for name in ("probe_paper", "probe_fast", "knn"):
         assert evaluate(run).loc["trained", name] == pytest.approx(sum(a[name] for a in accuracies) / 2)
@@ -235,7 +244,9 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_computed(run, tiny,
     monkeypatch.setattr(data, "load", lambda *_: pytest.fail("it loads the data"))
     with pytest.raises(MetaugError, match="^split must be test, or val with val_fraction > 0, got 'train'$"):
         evaluate(run, split="train")
-    with pytest.raises(MetaugError, match=r"^run tiny-metaug-\S+ is not finished: finish it with `metaug resume tiny-\S+`$"):
+    with pytest.raises(
+        MetaugError, match=r"^run tiny-metaug-\S+ is not finished: finish it with `metaug resume tiny-\S+`$"
+    ):
         evaluate(request(tiny()))
     monkeypatch.undo()
     other = fit(tiny(method="cmc", epochs=1, val_fraction=0), lambda progress: None)
@@ -302,7 +313,9 @@ def test_features_are_of_evaluation_mode_and_leave_no_trace(run):
     assert networks.training
     assert all(torch.equal(t, before[name]) for name, t in networks.state_dict().items())
     reversed_rows = splits.test.take(torch.arange(59, -1, -1))
-    torch.testing.assert_close(features(networks, reversed_rows, run.config).flip(0), found)  # no image depends on another
+    torch.testing.assert_close(
+        features(networks, reversed_rows, run.config).flip(0), found
+    )  # no image depends on another
     with evaluating(networks, None):
         assert not networks.training
 

@@ -204,11 +204,8 @@ def test_killed_again_and_again(driver, whole, tmp_path, name):
 
 def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
     """One kill each, before every single access to the files from the last checkpoint within a pass to the first of the next."""
-    config = settings("metaug", tmp_path / "count")
-    last = 41
-    moments = range(24, last)
     seen = set()
-    for moment in moments:
+    for moment in range(23, 35):
         config = settings("metaug", tmp_path / str(moment))
         assert driver.run(config, moment=moment) == -signal.SIGKILL
         run = request(config)
@@ -219,7 +216,7 @@ def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path
         assert driver.run(config) == 0, driver.said()
         assert_same(whole("metaug"), run)
     assert any(epoch == 0 and monitored and position for epoch, position, monitored, _ in seen), seen
-    assert {left for *_, left in seen} >= {(), (False,), (True,)} or (True,) in {left for *_, left in seen}, seen
+    assert any(True in left for *_, left in seen), seen  # a checkpoint or encoder that had all but its name
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -408,4 +405,3 @@ def test_another_data_set_under_the_same_name_is_refused(driver, tmp_path, monke
     monkeypatch.setitem(DATASETS, "tiny", lambda config: (*patterns(80, 0), *patterns(60, 1)))
     with pytest.raises(MetaugError, match=r"checkpoint\.safetensors does not fit: its images is 90, here it is 72"):
         fit(config, report=lambda progress: None)
-

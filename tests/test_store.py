@@ -14,7 +14,18 @@ from conftest import TINY
 from metaug_core import Config, MetaugError, fit, list_runs, open_run, store
 from metaug_core.config import NOT_IDENTITY
 from metaug_core.store import (
-    Run, StoreError, append, begin, keep_rows, load_module, read_json, read_tensors, request, rows, write, write_json,
+    Run,
+    StoreError,
+    append,
+    begin,
+    keep_rows,
+    load_module,
+    read_json,
+    read_tensors,
+    request,
+    rows,
+    write,
+    write_json,
     write_tensors,
 )  # fmt: skip
 
@@ -164,7 +175,10 @@ def test_begin_drops_later_rows_and_remembers_sessions(tiny):
     for name in ("metrics.jsonl", "timing.jsonl"):
         append(run.path / name, [{"step": step} for step in (0, 2, 4)])
     begin(run, 2, "cpu")
-    assert [[row["step"] for row in rows(run.path / name)] for name in ("metrics.jsonl", "timing.jsonl")] == [[0, 2], [0, 2]]
+    assert [[row["step"] for row in rows(run.path / name)] for name in ("metrics.jsonl", "timing.jsonl")] == [
+        [0, 2],
+        [0, 2],
+    ]
     assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 2]
     begin(run, 0, "cpu")
     assert run.metrics.empty
@@ -175,7 +189,10 @@ def test_the_environment_says_what_is_needed_to_repeat(tiny):
     run = request(tiny())
     begin(run, 0, "cpu")
     (session,) = read_json(run.path / "environment.json")
-    assert session["versions"]["torch"] == torch.__version__.split("+")[0] or session["versions"]["torch"] in torch.__version__
+    assert (
+        session["versions"]["torch"] == torch.__version__.split("+")[0]
+        or session["versions"]["torch"] in torch.__version__
+    )
     assert {"python", "numpy", "torchvision", "safetensors"} <= session["versions"].keys()
     assert session["device"] == "cpu"
     assert session["threads"] == torch.get_num_threads()
@@ -224,7 +241,9 @@ NEEDS = {"oucl_lambda": {"oucl": "eq8"}, "phi_dec": {"oucl": "eq9"}, "gamma_deta
 
 def test_every_setting_that_decides_the_result_is_in_the_name():
     """Settings that are added to Config must be added here, or to NOT_IDENTITY."""
-    assert OTHER.keys() | NOT_IDENTITY >= Config.model_fields.keys(), Config.model_fields.keys() - OTHER.keys() - NOT_IDENTITY
+    assert OTHER.keys() | NOT_IDENTITY >= Config.model_fields.keys(), (
+        Config.model_fields.keys() - OTHER.keys() - NOT_IDENTITY
+    )
     names = {Config(**TINY).name()}
     for count, (name, value) in enumerate(OTHER.items(), start=2):
         names.add(Config(**{**TINY, **NEEDS.get(name, {}), name: value}).name())
