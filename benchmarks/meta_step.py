@@ -143,9 +143,9 @@ def main() -> None:
     table = measure(args)
     print(f"| {args.encoder}, {args.size} px, batch {args.batch} | ms | x plain | GFLOP | peak MB | x plain |")
     print("|---|---|---|---|---|---|")
-    row_format = "| {step} | {milliseconds:.0f} | {times_plain:.2f} | {gflop:.0f} | {peak_megabytes:.0f} | {memory_times_plain:.2f} |"
+    line = "| {step} | {milliseconds:.0f} | {times_plain:.2f} | {gflop:.0f} | {peak_megabytes:.0f} | {memory_times_plain:.2f} |"
     for row in table:
-        print(row_format.format(**row))
+        print(line.format(**row))
     asked = " ".join(f"--{key} {getattr(args, key)}" for key in ("encoder", "size", "batch", "rounds"))
     machine = environment(pick_device(args.device))
     result = {"command": f"python benchmarks/meta_step.py {asked}", "machine": machine, "rows": table}

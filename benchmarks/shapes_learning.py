@@ -35,8 +35,11 @@ def main() -> None:
         f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s"
     )
     print("| representation | measure | accuracy, % |\n|---|---|---|")
-    for row in summary.itertuples():
-        print(f"| {row.representation} | {row.measure} | {100 * row.mean:.1f} ± {100 * row.half_width:.1f} |")
+    for row in summary.to_dict("records"):
+        print(
+            "| {representation} | {measure} | ".format(**row)
+            + f"{100 * row['mean']:.1f} ± {100 * row['half_width']:.1f} |"
+        )
     gains = [100 * (t.loc["trained", "probe_paper"] - t.loc["untrained", "probe_paper"]) for t in tables]
     print("trained over untrained, probe_paper, points by seed:", ", ".join(f"{g:.1f}" for g in gains))
     result = {

@@ -5,7 +5,7 @@ No epoch is chosen: the last, or the mean of the last `keep_last`. What the prot
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -28,10 +28,10 @@ COLUMNS = ["probe_paper", "probe_fast", "knn", "epochs", "n_train", "n_eval", "s
 @torch.no_grad()
 def features(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> Tensor:
     """h of all distinct views, concatenated, (N, sum D_j) float32: what downstream tasks use; the heads are discarded."""
-    names = tuple(dict.fromkeys(config.views))
+    names, encoders = tuple(dict.fromkeys(config.views)), cast(Any, networks.encoders)
     with evaluating(networks):
         found = [
-            torch.cat(networks.encoders(evaluation_views(pixels, config), names), dim=1)
+            torch.cat(encoders(evaluation_views(pixels, config), names), dim=1)
             for pixels in images.batches(torch.arange(len(images)).split(BATCH))
         ]
     return torch.cat(found)
@@ -62,10 +62,10 @@ def settle_statistics(networks: nn.Module, images: data.Images | data.StreamedIm
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's cumulative average
-    names = tuple(dict.fromkeys(config.views))
+    names, encoders = tuple(dict.fromkeys(config.views)), cast(Any, networks.encoders)
     some = torch.linspace(0, len(images) - 1, min(2048, len(images))).long()
     for pixels in images.batches(some.tensor_split(-(-len(some) // BATCH))):  # equal parts: each has the same weight
-        networks.encoders(evaluation_views(pixels, config), names)
+        encoders(evaluation_views(pixels, config), names)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
 
@@ -128,6 +128,16 @@ def evaluate(
     return pd.DataFrame([stored[name] for name in wanted], pd.Index(wanted, name="representation"), COLUMNS)
 
 
+def _labelled(
+    name: str, images: data.Images | data.StreamedImages, config: Config, networks: nn.Module, mag: nn.Module | None
+) -> Labelled:
+    if name == "raw pixels":
+        return Labelled(raw_pixels(images, config), images.labels)
+    if mag is not None:
+        return Labelled(embeddings(networks, images, config, mag).transpose(0, 1).flatten(1), images.labels)
+    return Labelled(features(networks, images, config), images.labels)
+
+
 def _representation(name: str, run: Run, split: str, splits: data.Splits, device: str) -> dict[str, Any]:
     config, classes = run.config, len(splits.train.classes)
     test = splits.test if split == "test" else splits.val
@@ -135,12 +145,14 @@ def _representation(name: str, run: Run, split: str, splits: data.Splits, device
     files = run.encoder_files() if name.startswith("trained") else [None]
     found = []
     for file in files:
-        networks, mag = load_networks(config, classes, file)
-        networks, mag = networks.to(device), mag.to(device) if mag and "z~" in name else None
+        loaded, generator = load_networks(config, classes, file)
+        loaded, generator = loaded.to(device), generator.to(device) if generator and "z~" in name else None
         if file is None and name != "raw pixels":
-            settle_statistics(networks, splits.train, config)
+            settle_statistics(loaded, splits.train, config)
 
-        def labelled(images: data.Images | data.StreamedImages, networks=networks, mag=mag) -> Labelled:
+        def labelled(
+            images: data.Images | data.StreamedImages, networks: nn.Module = loaded, mag: nn.Module | None = generator
+        ) -> Labelled:
             if name == "raw pixels":
                 return Labelled(raw_pixels(images, config), images.labels)
             if mag is not None:

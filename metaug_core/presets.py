@@ -21,7 +21,7 @@ QUICK: dict[str, Any] = {
     "epochs": 4,
     "batch_size": 64,
     # A bank entry is a whole pass old, here a quarter of the training: at this rate the encoders learn to leave their own past
-    # behind instead of telling images apart (kNN 13 %, with the minibatch 78 %; the bank works at a tenth of the rate; LOG.md).
+    # behind instead of telling images apart (kNN 13 %, with the minibatch 78 %; the bank works at a tenth of the rate: LOG.md).
     "negatives": "batch",
     "lr": 3e-3,
     "weight_decay": 1e-4,

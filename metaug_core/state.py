@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
-from metaug_core.data import Images, Splits
+from metaug_core.data import Images, Splits, StreamedImages
 from metaug_core.meta import Params
 from metaug_core.methods import Method
 from metaug_core.methods.base import initial_networks
@@ -24,7 +24,7 @@ class TrainState:
 
     config: Config
     method: Method
-    images: Images
+    images: Images | StreamedImages
     device: str
     networks: nn.Module  # theta
     mag: nn.Module | None  # omega

@@ -59,10 +59,12 @@ def regular_step(
 
 
 def mag_step(
-    s: TrainState, views: list[Tensor], context: Context, log: bool, regular: meta.Regular | None = None
+    s: TrainState, views: list[Tensor], context: Context, regular: meta.Regular | None = None
 ) -> dict[str, Tensor]:
     """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it."""
-    config, method = s.config, s.method
+    config, method, mag, optimiser = s.config, s.method, s.mag, s.mag_optimiser
+    assert mag is not None
+    assert optimiser is not None
     lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
     compute = meta.look_ahead if config.meta == "forward" else meta.look_ahead_reference
 
@@ -70,17 +72,16 @@ def mag_step(
         return functional_call(s.networks, theta, (views,))
 
     def total(terms: Callable, z: Tensor, omega: meta.Params) -> Tensor:
-        return torch.stack([*terms(z, context, lambda x: functional_call(s.mag, omega, (x,))).values()]).sum()
+        return torch.stack([*terms(z, context, lambda x: functional_call(mag, omega, (x,))).values()]).sum()
 
     inner, outer = partial(total, method.terms), partial(total, method.outer_terms)
     with meta.frozen_statistics(s.networks, s.mag):
         found = compute(features, inner, s.theta, s.omega, lr, outer, regular)
-    descend(s.mag_optimiser, s.omega, found.gradient)
+    descend(optimiser, s.omega, found.gradient)
     if config.bank_writes == "every-pass":
         for z in (found.features, found.features_ahead):
             method.remember(s.memory, s.networks, z, context)
-    size = {"mag_gradient_norm": monitor.norm([*found.gradient.values()])} if log else {}
-    return {"loss_ahead": found.loss_ahead} | size
+    return {"loss_ahead": found.loss_ahead, "mag_gradient_norm": monitor.norm([*found.gradient.values()])}
 
 
 def descend(optimiser: torch.optim.Optimizer, parameters: meta.Params, gradient: meta.Params) -> None:
@@ -97,16 +98,16 @@ def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dic
         views = make_views(pixels, config, s.generators["views"])
         context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
     if s.mag is not None and config.schedule == "epoch" and s.position >= s.steps_per_epoch // 2:
-        return mag_step(s, views, context, log)
+        return mag_step(s, views, context)
     alternate = s.mag is not None and config.schedule == "alternate"
     share = alternate and config.look_ahead == "shared"
     regular, found, z = regular_step(s, views, context, log, share and config.meta == "forward")
     if share:  # at the theta of the gradient, so before it moves
-        found |= mag_step(s, views, context, log, regular)
+        found |= mag_step(s, views, context, regular)
     descend(s.optimiser, s.theta, regular.gradient)
     s.method.remember(s.memory, s.networks, z, context)
     if alternate and not share:
-        found |= mag_step(s, views, context, log)
+        found |= mag_step(s, views, context)
     if log and torch.isfinite(z).all():  # else the loss says so; no singular values could be had
         with torch.no_grad(), meta.frozen_statistics(s.mag):
             found |= monitor.describe(z, s.mag(z) if s.mag is not None else None, context, config)

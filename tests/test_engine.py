@@ -25,7 +25,7 @@ def quiet(progress: Progress) -> None:
     pass
 
 
-def started(**changes: Any) -> state.TrainState:
+def started(**changes: Any) -> Any:
     config = Config(**{**TINY, **changes})
     return state.create(config, data.load(config), "cpu")
 
@@ -34,7 +34,7 @@ def batch(number: int = 0, size: int = 16) -> torch.Tensor:
     return torch.arange(size) + size * number
 
 
-def steps(s: state.TrainState, count: int, log: bool = False) -> list[dict[str, torch.Tensor]]:
+def steps(s: Any, count: int, log: bool = False) -> list[dict[str, torch.Tensor]]:
     found = []
     for number in range(count):
         rows = batch(number % 5)
@@ -233,7 +233,7 @@ def test_epoch_schedule_sees_every_image_twice_in_one_order(tiny, monkeypatch):
         return train_step(s, pixels, rows, log)
 
     monkeypatch.setattr(engine, "train_step", spy)
-    run = fit(tiny(schedule="epoch", epochs=1), quiet)
+    run: Any = fit(tiny(schedule="epoch", epochs=1), quiet)
     assert len(seen) == 10
     assert seen[:5] == seen[5:]
     assert len({n for rows in seen for n in rows}) == 80
@@ -242,9 +242,10 @@ def test_epoch_schedule_sees_every_image_twice_in_one_order(tiny, monkeypatch):
 
 def test_sharing_the_regular_step_is_exact(monkeypatch):
     """At the same theta, with the same minibatch and context, what the look-ahead takes over is what it would compute."""
-    seen, look_ahead = [], meta.look_ahead
+    seen: list[Any] = []
+    look_ahead: Any = meta.look_ahead
 
-    def spy(*arguments):
+    def spy(*arguments: Any):
         *others, shared = arguments
         assert shared is not None
         found = look_ahead(*others, shared)
@@ -276,9 +277,9 @@ def test_gradient_and_share_of_the_augmented_by_hand():
     theta, mag, networks = weights(s.networks), copy.deepcopy(s.mag), copy.deepcopy(s.networks)
     leaves = {name: p.clone().requires_grad_() for name, p in theta.items()}
     features = functional_call(networks, leaves, (views,))
-    loss = s.method.base.loss  # type: ignore[attr-defined]
+    loss = s.method.base.loss
     original = 2.0 * loss(features, context)
-    including = 2.0 * 0.3 * loss(torch.cat([features, mag(features)]), context)  # type: ignore[misc]
+    including = 2.0 * 0.3 * loss(torch.cat([features, mag(features)]), context)
     of_both = torch.autograd.grad(original + including, list(leaves.values()), retain_graph=True)
     of_augmented = torch.autograd.grad(including, list(leaves.values()))
     part = torch.cat([g.flatten() for g in of_augmented]).norm()
@@ -323,7 +324,7 @@ RANGES = {
 def test_metrics_are_what_a_reader_wants(tiny):
     reports: list[Progress] = []
     run = fit(tiny(), reports.append)
-    metrics = run.metrics
+    metrics: Any = run.metrics
     assert set(metrics.columns) == set(RANGES)
     for name, (low, high) in RANGES.items():
         values = metrics[name].dropna()
@@ -372,7 +373,8 @@ def test_seeds_differ_and_repeat(tiny):
 
 
 def test_bf16_is_close_to_float32(tiny):
-    one, other = fit(tiny(log_every=1), quiet).metrics, fit(tiny(log_every=1, precision="bf16"), quiet).metrics
+    one: Any = fit(tiny(log_every=1), quiet).metrics
+    other: Any = fit(tiny(log_every=1, precision="bf16"), quiet).metrics
     difference = (one["loss_original"] - other["loss_original"]).abs().dropna()
     assert len(difference) == 10
     assert 0 < difference.max() < 0.05
@@ -413,8 +415,8 @@ def test_simclr_has_two_random_crops_of_one_encoder():
     assert config == Config(**{**config.model_dump()})
     assert Config(method="simclr").views == ("RGB", "RGB")
     assert Config(method="simclr", temperature=0.1).temperature == 0.1
-    s = state.create(config.replace(dataset="tiny", train_images=None, image_size=16, batch_size=16), *loaded())
-    assert list(s.networks.encoders.nets) == ["RGB"]  # type: ignore[union-attr]
+    s: Any = state.create(config.replace(dataset="tiny", train_images=None, image_size=16, batch_size=16), *loaded())
+    assert list(s.networks.encoders.nets) == ["RGB"]
     first, second = make_views(s.images.pixels[:4], s.config, s.generators["views"])
     assert first.shape == second.shape == (4, 3, 16, 16)
     assert not torch.equal(first, second)

@@ -4,6 +4,7 @@ The runs are real processes: a driver imports the package once and forks a proce
 itself, before its n-th access to the run's files) kills. Nothing of the package is patched.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -262,10 +263,8 @@ def writing(folder: Path) -> list[str]:
 
 
 def kill(victim: int, number: int = signal.SIGKILL) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it had just finished
         os.kill(victim, number)
-    except ProcessLookupError:
-        pass  # it had just finished
 
 
 def wait(ready: Callable[[], Any], seconds: float = 60) -> None:

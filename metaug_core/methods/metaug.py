@@ -29,7 +29,6 @@ class MetAug(Method):
         # All but the loss is the base method's own.
         self.networks, self.memory = base.networks, base.memory
         self.context, self.remember = base.context, base.remember
-        self.minimum_views = max(2, base.minimum_views)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         return self.base.loss(z, context)

@@ -1,6 +1,7 @@
 """CMC and OUCL: contrast between views against the memory bank. They differ in the objective alone."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ class MultiView(Method):
             raise MetaugError(f"the bank needs more images than batch_size {self.config.batch_size}, got {images}")
         return bank_memory(self.config, images, generator)
 
-    def context(self, memory, views, indices, labels, generator) -> Context:
+    def context(self, memory: Any, views, indices, labels, generator) -> Context:
         return bank_context(memory, self.config, indices, labels, generator)
 
-    def remember(self, memory, networks, z: Tensor, context: Context) -> None:
+    def remember(self, memory: Any, networks, z: Tensor, context: Context) -> None:
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
