@@ -145,22 +145,13 @@ def _representation(name: str, run: Run, split: str, splits: data.Splits, device
     files = run.encoder_files() if name.startswith("trained") else [None]
     found = []
     for file in files:
-        loaded, generator = load_networks(config, classes, file)
-        loaded, generator = loaded.to(device), generator.to(device) if generator and "z~" in name else None
+        networks, mag = load_networks(config, classes, file)
+        networks, mag = networks.to(device), mag.to(device) if mag and "z~" in name else None
         if file is None and name != "raw pixels":
-            settle_statistics(loaded, splits.train, config)
-
-        def labelled(
-            images: data.Images | data.StreamedImages, networks: nn.Module = loaded, mag: nn.Module | None = generator
-        ) -> Labelled:
-            if name == "raw pixels":
-                return Labelled(raw_pixels(images, config), images.labels)
-            if mag is not None:
-                return Labelled(embeddings(networks, images, config, mag).transpose(0, 1).flatten(1), images.labels)
-            return Labelled(features(networks, images, config), images.labels)
-
-        val = labelled(splits.val) if splits.val is not None and split != "val" else None
-        found.append(measure(labelled(splits.train), labelled(test), val, classes))
+            settle_statistics(networks, splits.train, config)
+        val = splits.val if split != "val" else None
+        seen = [_labelled(name, images, config, networks, mag) for images in (splits.train, test)]
+        found.append(measure(*seen, _labelled(name, val, config, networks, mag) if val is not None else None, classes))
     mean = {key: sum(f[key] for f in found) / len(found) for key in found[0]}
     counts = {"epochs": len(found), "n_train": len(splits.train), "n_eval": len(test), "split": split}
     return mean | counts | {"method": config.method, "dataset": config.dataset, "seed": config.seed}

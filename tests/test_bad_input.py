@@ -4,8 +4,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -530,25 +528,6 @@ def test_commands(half, words, said):
     assert "Traceback" not in result.output
     assert said in result.output
     assert before == {path: path.stat().st_mtime_ns for path in half.runs_dir.rglob("*") if path.is_file()}
-
-
-def test_a_command_in_a_process_of_its_own(tmp_path):
-    """As a user meets it: exit code, nothing on stdout, one line on stderr."""
-    pytest.importorskip("metaug_core.cli")
-    command = [
-        sys.executable,
-        "-c",
-        "from metaug_core.cli import main; main()",
-        "resume",
-        "gone",
-        "--runs-dir",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("metaug: no run 'gone' in ")
-    assert done.stderr.count("\n") == 1
 
 
 def test_there_are_enough_cases():
