@@ -5,6 +5,7 @@ No epoch is chosen: the last, or the mean of the last `keep_last`. What the prot
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import pandas as pd
@@ -149,9 +150,9 @@ def _representation(name: str, run: Run, split: str, splits: data.Splits, device
         networks, mag = networks.to(device), mag.to(device) if mag and "z~" in name else None
         if file is None and name != "raw pixels":
             settle_statistics(networks, splits.train, config)
-        val = splits.val if split != "val" else None
-        seen = [_labelled(name, images, config, networks, mag) for images in (splits.train, test)]
-        found.append(measure(*seen, _labelled(name, val, config, networks, mag) if val is not None else None, classes))
+        seen = partial(_labelled, name, config=config, networks=networks, mag=mag)
+        val = seen(splits.val) if splits.val is not None and split != "val" else None
+        found.append(measure(seen(splits.train), seen(test), val, classes))
     mean = {key: sum(f[key] for f in found) / len(found) for key in found[0]}
     counts = {"epochs": len(found), "n_train": len(splits.train), "n_eval": len(test), "split": split}
     return mean | counts | {"method": config.method, "dataset": config.dataset, "seed": config.seed}
