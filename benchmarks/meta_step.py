@@ -4,11 +4,11 @@
 
 plain is the step of MetAug (only OUCL), without a MAG. The rival's double backward takes the gradient to omega only: the fair
 one. The variants take turns within a round, so that a drift of the machine's speed meets all; ratios are medians over rounds.
-Peak memory is what a step adds to the idle process: on the CPU the resident set of a process of its own, on a GPU torch's count.
+Peak memory is what a step adds to weights and optimiser states: on the CPU the resident set of a process of its own, on a GPU
+torch's count.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,16 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _results import write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from metaug_core import Config, state
 from metaug_core.data import Images, Splits
 from metaug_core.engine import pick_device
-from metaug_core.machine import environment
+from metaug_core.machine import freed_memory_kept
 from metaug_core.step import train_step
 
-RESULTS = Path(__file__).parent / "results"
 VARIANTS = {
     "plain (only OUCL)": {"method": "metaug-only-oucl"},
     "regular + meta": {"method": "metaug"},
@@ -55,16 +55,18 @@ def resident(field: str) -> int:
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> int:
-    """Bytes that steps add to the idle process. Called in a process of its own on the CPU."""
+    """Bytes that a step adds while it runs. Called in a process of its own on the CPU."""
     step = stepper(name, args)
     if torch.cuda.is_available() and args.device != "cpu":
+        step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    step()  # optimiser states are there from now on
     before = resident("VmRSS")
-    for _ in range(2):
-        step()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    step()
     return resident("VmHWM") - before
 
 
@@ -110,9 +112,12 @@ def measure(args: argparse.Namespace) -> list[dict]:
     steps = {name: stepper(name, args) for name in VARIANTS}
     flops = {name: counted_flops(step) for name, step in steps.items()}  # warms up as well
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            seconds[name].append(timed(step))
+    with freed_memory_kept():  # as in training
+        for step in steps.values():
+            step()
+        for _ in range(args.rounds):
+            for name, step in steps.items():
+                seconds[name].append(timed(step))
     plain, *_ = VARIANTS
     memory = {name: in_own_process(name, args) for name in VARIANTS}
     return [
@@ -146,12 +151,14 @@ def main() -> None:
     line = "| {step} | {milliseconds:.0f} | {times_plain:.2f} | {gflop:.0f} | {peak_megabytes:.0f} | {memory_times_plain:.2f} |"
     for row in table:
         print(line.format(**row))
-    asked = " ".join(f"--{key} {getattr(args, key)}" for key in ("encoder", "size", "batch", "rounds"))
-    machine = environment(pick_device(args.device))
-    result = {"command": f"python benchmarks/meta_step.py {asked}", "machine": machine, "rows": table}
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"meta_step-{args.encoder}-{args.size}-{args.batch}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    asked = vars(args) | {"memory_of": None}
+    write(
+        f"meta_step-{args.encoder}-{args.size}-{args.batch}",
+        "meta_step.py",
+        asked,
+        pick_device(args.device),
+        rows=table,
+    )
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ A small encoder and few epochs: it shows that the same config trains on real ima
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from metaug_core import evaluate, fit, preset
-from metaug_core.machine import environment
+from _results import write
 
-RESULTS = Path(__file__).parent / "results"
+from metaug_core import evaluate, fit, preset
+
 METHODS = ("metaug", "metaug-only-oucl")
 MEASURES = ("probe_paper", "probe_fast", "knn")
 
@@ -44,15 +43,8 @@ def main() -> None:
         if row["representation"] == "trained" or row["train_method"] == METHODS[0]:
             name = row["train_method"] if row["representation"] == "trained" else row["representation"]
             print(f"| {name}, seed {row['seed']} | " + " | ".join(f"{100 * row[m]:.1f}" for m in MEASURES) + " |")
-    asked = " ".join(f"--{key} {getattr(args, key):g}" for key in ("images", "epochs", "seeds", "lr"))
-    result = {
-        "command": f"python benchmarks/real_images.py FOLDER {asked}",
-        "images": args.note,
-        "machine": environment("cpu"),
-        "rows": found,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "real_images.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    asked = vars(args) | {"folder": None}  # where the images lie on this machine is nobody else's business
+    write("real_images", "real_images.py FOLDER", asked, "cpu", rows=found)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ The seed decides weights, order and augmentation; the images are the same. Runs 
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
+from _results import write
+
 from metaug_core import evaluate, fit, preset
 from metaug_core.evaluation import over_seeds
-from metaug_core.machine import environment
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -42,16 +40,11 @@ def main() -> None:
         )
     gains = [100 * (t.loc["trained", "probe_paper"] - t.loc["untrained", "probe_paper"]) for t in tables]
     print("trained over untrained, probe_paper, points by seed:", ", ".join(f"{g:.1f}" for g in gains))
-    result = {
-        "command": f"python benchmarks/shapes_learning.py --seeds {args.seeds} --method {args.method}",
-        "machine": environment("cpu"),
-        "train_seconds": seconds,
-        "gain_points_by_seed": gains,
-        "summary": summary.to_dict("records"),
-        "by_seed": [table.reset_index().to_dict("records") for table in tables],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"shapes_learning-{args.method}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(
+        f"shapes_learning-{args.method}", "shapes_learning.py", vars(args), "cpu",
+        train_seconds=seconds, gain_points_by_seed=gains, summary=summary.to_dict("records"),
+        by_seed=[table.reset_index().to_dict("records") for table in tables],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ class Encoders(nn.Module):
         for name in dict.fromkeys(names):
             crops = [x for x, of in zip(images, names, strict=True) if of == name]
             with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
-                h = self.nets[name](torch.cat(crops) if len(crops) > 1 else crops[0])
+                pixels = torch.cat(crops) if len(crops) > 1 else crops[0]
+                h = self.nets[name](pixels.contiguous(memory_format=torch.channels_last))
             # A float64 network (the tests' yardstick) stays float64; bf16 is lifted for head and loss.
             h = h.float() if self.bf16 else h
             found[name] = list(h.chunk(len(crops)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metaug_core import data, evaluation, probe, state, store
 from metaug_core.config import Config, ConfigError
+from metaug_core.machine import freed_memory_kept
 from metaug_core.progress import Progress, Reporter, TerminalBar
 from metaug_core.registry import MetaugError
 from metaug_core.state import TrainState
@@ -217,6 +218,7 @@ def fit(config: Config, report: Reporter | None = None, splits: data.Splits | No
         if run.checkpoint.exists():
             state.restore(s, run.checkpoint)
         store.begin(run, s.step, device)
-        Session(run, s, splits, report or TerminalBar()).train()
+        with freed_memory_kept():
+            Session(run, s, splits, report or TerminalBar()).train()
         store.write_json(run.path / "finished.json", {"epochs": s.epoch, "steps": s.step})
     return run

@@ -1,10 +1,57 @@
 """The meta feature augmentation generator (MAG): a_omega maps features z to augmented features z~."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class _Map(torch.autograd.Function):
+    """x W + b of stacks (V, B, in), (V, in, out), (V, 1, out), differentiable in x alone; `_Parameters` is the other half.
+
+    Apart, because a Function is not told which gradients are wanted, and the other operand comes in a tuple, because the engine
+    walks to every tensor it is given: so no gradient of x computes those of W, nor the reverse. Not torch's own baddbmm: the
+    mixed derivative would bring W's gradient transposed, and to add a transposed matrix costs three times its matmul.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
+        ctx.weight, bias = parameters
+        return torch.baddbmm(bias, x, ctx.weight)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        return _Back.apply(*gradients, ctx.weight), None
+
+
+class _Parameters(torch.autograd.Function):
+    """0 in the shape of x W + b, with its gradients of W and b."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, bias: Tensor, inputs: tuple[Tensor]) -> Tensor:
+        (ctx.x,) = inputs
+        return weight.new_zeros(1, 1, 1).expand(*ctx.x.shape[:2], weight.shape[2])
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        (g,) = gradients
+        return ctx.x.transpose(1, 2) @ g, g.sum(1, keepdim=True), None
+
+
+class _Back(torch.autograd.Function):
+    """g W^T of stacks (V, B, out), (V, in, out)."""
+
+    @staticmethod
+    def forward(ctx, g: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(g, weight)
+        return g @ weight.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        (g, weight), (along,) = ctx.saved_tensors, gradients
+        return along @ weight, along.transpose(1, 2) @ g
 
 
 class Layer(nn.Module):
@@ -17,7 +64,8 @@ class Layer(nn.Module):
         self.bias = nn.Parameter(torch.empty(views, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        weight, bias = self.weight, self.bias
+        return cast(Tensor, _Map.apply(x, (weight, bias))) + cast(Tensor, _Parameters.apply(weight, bias, (x,)))
 
 
 class MAG(nn.Module):

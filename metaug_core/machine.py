@@ -1,7 +1,10 @@
-"""Where a run was computed: versions, machine and commit."""
+"""The machine a run is computed on: its memory, and what it is (versions, device, commit)."""
 
+import ctypes
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -34,3 +37,28 @@ def environment(device: str) -> dict[str, Any]:
         "uncommitted_changes": changed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # options of glibc's mallopt
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, glibc hands freed memory to the next tensor instead of back to the system; elsewhere it does nothing.
+
+    By default every large tensor is fresh pages, each a fault: 600,000 in a MetAug step (64 px, batch 64), a fifth of its time
+    on a virtual machine. Afterwards the memory is given back, under the thresholds that glibc would have come to by itself.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(MMAP_MAX, 0)
+    except (OSError, AttributeError):
+        yield
+        return
+    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        for option, value in ((MMAP_MAX, 65536), (MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**26)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)

@@ -7,7 +7,7 @@ from metaug_core.config import Config
 from metaug_core.losses import alignment, effective_rank, uniformity
 from metaug_core.margins import margins
 from metaug_core.methods.base import Context
-from metaug_core.pairs import pairs, similarity
+from metaug_core.pairs import similarity
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Conf
     views = len(config.views)
     if z.shape[0] != views or views < 2:
         return {}
-    positives, negatives = pairs(z, z, views, context.negatives, context.drawn)
+    positives, negatives = context.pairs(views)(z, z)
     found = {
         "positive_similarity": positives.mean(),
         "negative_similarity": negatives.mean(),

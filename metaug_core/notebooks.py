@@ -14,7 +14,7 @@ from torch import nn
 from metaug_core import data, engine, evaluation, methods, presets
 from metaug_core.config import Config, ConfigError
 from metaug_core.registry import suggestion
-from metaug_core.store import Run, StoreError, list_runs, request
+from metaug_core.store import BusyError, Run, list_runs, request
 from metaug_core.widgets import live
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
@@ -87,9 +87,7 @@ def trained(config: Config, splits: data.Splits | None = None) -> Run:
     while True:
         try:
             run = engine.fit(config, view, splits)
-        except StoreError as error:
-            if "another process" not in str(error):
-                raise
+        except BusyError:
             view.wait(request(config))
             time.sleep(WAIT_SECONDS)
             continue

@@ -1,8 +1,10 @@
 """From features to the similarities of pairs: which features are positives and which negatives of an anchor.
 
-A set of features is (W, B, d) with W a multiple of V: row w belongs to view w % V, so z and z~ stacked are a set of W = 2V rows.
-A pair joins features of two DIFFERENT views (section 3.1): of the same image it is a positive, of different images a negative.
+A set of features is (V, B, d), a row for each view; z and z~ stacked are two sets, (2V, B, d). A pair joins features of two
+DIFFERENT views (section 3.1): of the same image it is a positive, of different images a negative.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,53 +17,86 @@ def similarity(cosines: Tensor) -> Tensor:
 
 def other_views(x: Tensor) -> Tensor:
     """(V, ...) -> (V, V - 1, ...): row v holds the entries of the views that are not v."""
-    views = x.shape[0]
-    index = [[u for u in range(views) if u != v] for v in range(views)]
-    return x[torch.tensor(index, device=x.device)]
+    rows = range(x.shape[0])
+    return torch.stack([torch.stack([x[u] for u in rows if u != v]) for v in rows])
 
 
-def pairs(
-    anchors: Tensor,
-    targets: Tensor,
-    views: int,
-    negatives: Tensor | None = None,
-    drawn: Tensor | None = None,
-    by_view: bool = False,
-    cosines: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor; or their cosines.
+class Pairs:
+    """Similarities of a minibatch's features, in blocks of one set against another; a block is computed once, however many
+    losses ask for it.
 
-    anchors (W, B, d), targets (U, B, d), unit norm. negatives (V, V - 1, K, d): past features that each view meets
-    (`other_views` of (V, K, d)), shared by the minibatch; with drawn (B, K) each image takes these of them. None: the
-    targets of the other images of the minibatch. by_view: an anchor once per target view (A = W B (V - 1), P = U / V), as
-    InfoNCE wants its terms; else all its pairs together (A = W B, P = (V - 1) U / V).
+    negatives (V, V - 1, K, d): past features that each view meets (`other_views` of (V, K, d)), shared by the minibatch; with
+    drawn (B, K) each image takes these of them. None: the targets of the other images of the minibatch.
     """
-    rows, batch, dim = anchors.shape
-    sets = targets.shape[0] // views
-    a = anchors.view(rows // views, views, batch, dim).transpose(0, 1)  # (V, W/V, B, d)
-    t = other_views(targets.view(sets, views, batch, dim).transpose(0, 1))  # (V, V-1, U/V, B, d)
-    # d = (1 + cos) / 2 comes out of the matmul itself: one pass less over A x N numbers, and over those of each derivative.
-    scale, shift = (1.0, 0.0) if cosines else (0.5, 0.5)
-    positives = scale * torch.einsum("vwbd,vtubd->vwbtu", a, t) + shift
-    past = (t if negatives is None else negatives).reshape(views, -1, dim).transpose(1, 2)
-    found = torch.baddbmm(a.new_full((1, 1, 1), shift), a.reshape(views, -1, dim), past, alpha=scale)
-    found = found.view(views, rows // views, batch, views - 1, -1)
-    if negatives is None:
-        found = _take(found, _other_images(batch, sets, a.device))
-    elif drawn is not None:
-        found = _take(found, drawn)
-    last = views - 1 if by_view else 1
-    return positives.reshape(rows * batch * last, -1), found.reshape(rows * batch * last, -1)
+
+    def __init__(self, views: int, negatives: Tensor | None = None, drawn: Tensor | None = None):
+        self.views, self.past, self.drawn = views, negatives, drawn
+        self.stacks: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+        self.blocks: dict[tuple, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def stack(self, *sets: Tensor) -> Tensor:
+        """Sets (V, B, d) as one tensor, which this object will know by its parts."""
+        self.stacks.append((torch.cat(sets), sets))
+        return self.stacks[-1][0]
+
+    def __call__(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> tuple[Tensor, Tensor]:
+        """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor.
+
+        anchors (W, B, d) and targets (U, B, d), unit norm, W and U multiples of V: row w belongs to view w % V. by_view: an
+        anchor once per target view (A = W B (V - 1), P = U / V), as InfoNCE wants its terms; else all its pairs together
+        (A = W B, P = (V - 1) U / V).
+        """
+        a, t = self._sets(anchors), self._sets(targets)
+        last = self.views - 1 if by_view else 1
+        positives = torch.cat([torch.stack([self._block(_positives, i, j) for j in t], -1) for i in a])
+        # Of past features every target set meets the same, so they count once.
+        met = [
+            [self._block(_others, i, j) for j in t] if self.past is None else [self._block(self._past, i)] for i in a
+        ]
+        rows = [row[0] if len(row) == 1 else torch.cat(row, -1) for row in met]
+        negatives = rows[0] if len(rows) == 1 else torch.cat(rows)
+        count = len(positives) * positives.shape[1] * last
+        return positives.reshape(count, -1), negatives.reshape(count, -1)
+
+    def _sets(self, features: Tensor) -> tuple[Tensor, ...]:
+        known = [sets for whole, sets in self.stacks if whole is features]
+        return known[0] if known else (features,) if len(features) == self.views else features.split(self.views)
+
+    def _block(self, compute: Callable[..., Tensor], *sets: Tensor) -> Tensor:
+        key = (compute.__name__, *map(id, sets))
+        if key not in self.blocks:
+            self.blocks[key] = compute(*sets), sets  # the sets as well: an id stands for a tensor only while it lives
+        return self.blocks[key][0]
+
+    def _past(self, anchors: Tensor) -> Tensor:
+        """(V, B, V - 1, K) against past features."""
+        assert self.past is not None
+        found = _similarities(anchors, self.past)
+        return found if self.drawn is None else _take(found, self.drawn)
 
 
-def _other_images(batch: int, sets: int, device: torch.device) -> Tensor:
-    """(B, sets (B - 1)): of columns that count the minibatch `sets` times over, row b takes all but those of image b."""
-    count = torch.arange(batch - 1, device=device)
-    others = count + (count >= torch.arange(batch, device=device)[:, None])  # (B, B - 1)
-    return torch.cat([others + batch * number for number in range(sets)], dim=1)
+def _positives(anchors: Tensor, targets: Tensor) -> Tensor:
+    """(V, B, V - 1) of each image with itself in the other views."""
+    return similarity((anchors[:, :, None] * other_views(targets).transpose(1, 2)).sum(-1))
+
+
+def _others(anchors: Tensor, targets: Tensor) -> Tensor:
+    """(V, B, V - 1, B - 1) of each image with the other images in the other views."""
+    batch = anchors.shape[1]
+    count = torch.arange(batch - 1, device=anchors.device)
+    others = count + (count >= torch.arange(batch, device=anchors.device)[:, None])  # (B, B - 1)
+    return _take(_similarities(anchors, other_views(targets)), others)
+
+
+def _similarities(anchors: Tensor, met: Tensor) -> Tensor:
+    """(V, B, d) and (V, V - 1, N, d) -> (V, B, V - 1, N)."""
+    views, batch, _ = anchors.shape
+    # d = (1 + cos) / 2 comes out of the matmul itself: one pass less over all numbers, and over those of each derivative.
+    half = anchors.new_full((1, 1, 1), 0.5)
+    found = torch.baddbmm(half, anchors, met.flatten(1, 2).transpose(1, 2), alpha=0.5)
+    return found.view(views, batch, views - 1, -1)
 
 
 def _take(found: Tensor, columns: Tensor) -> Tensor:
-    """Of found (V, W/V, B, V - 1, N) the columns (B, K) of each image: (V, W/V, B, V - 1, K)."""
-    index = columns[None, None, :, None, :].expand(*found.shape[:2], -1, found.shape[3], -1)
-    return found.gather(-1, index)
+    """Of found (V, B, V - 1, N) the columns (B, K) of each image: (V, B, V - 1, K)."""
+    return found.gather(-1, columns[None, :, None, :].expand(len(found), -1, found.shape[2], -1))

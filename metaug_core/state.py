@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import Images, Splits, StreamedImages
-from metaug_core.meta import Params
 from metaug_core.methods import Method
 from metaug_core.methods.base import initial_networks
 from metaug_core.store import StoreError, load_module, read_tensors, write_tensors
+from metaug_core.tangents import Params
 
 ROLES = ("order", "views", "draw")  # one random generator each, so that no setting of one shifts the others
 

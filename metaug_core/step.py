@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from metaug_core import meta, monitor
+from metaug_core import monitor
 from metaug_core.config import Config
+from metaug_core.meta import Regular, gradients, look_ahead, look_ahead_reference
 from metaug_core.methods.base import Context
 from metaug_core.state import TrainState
+from metaug_core.tangents import Params, Recorded, frozen_statistics
 from metaug_core.views import make_views
 
 
@@ -30,52 +32,52 @@ def lr_factor(config: Config, epochs_done: float) -> float:
 
 def regular_step(
     s: TrainState, views: list[Tensor], context: Context, log: bool, share: bool
-) -> tuple[meta.Regular, dict[str, Tensor], Tensor]:
+) -> tuple[Regular, dict[str, Tensor], Tensor]:
     """grad_theta of eq. 11, the terms of the loss, and z (detached). Nothing is moved yet.
 
-    Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So each term's own
-    dL/dz is at hand, and with log the share of the encoders' gradient that comes from augmented features is one more backward.
+    Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So dL/dz is at hand
+    for the look-ahead, and with log the share of the encoders' gradient that comes from augmented features is one more backward.
     share: keep for the look-ahead what it would compute again.
     """
-    products = meta.Products() if share else None
-    with products or nullcontext():
+    recorded = Recorded() if share else None
+    with recorded or nullcontext():
         z = s.networks(views)
     leaf = z.detach().requires_grad_()
-    terms = s.method.terms(leaf, context, s.mag)
-    # The graph of dL/dz leads to omega through the terms that hold the MAG; the others' would only take memory.
-    pulls = {
-        name: torch.autograd.grad(term, leaf, retain_graph=True, create_graph=share and name != "loss_original")[0]
-        for name, term in terms.items()
-    }
-    pull, theta, log = torch.stack([*pulls.values()]).sum(0), s.theta, log and "loss_augmented" in pulls
-    gradient = meta.gradients(z, theta, grad_outputs=pull.detach(), retain_graph=log)
-    terms = {name: term.detach() for name, term in terms.items()}
+    terms, theta = s.method.terms(leaf, context, s.mag), s.theta
+    log = log and "loss_augmented" in terms
+    (pull,) = torch.autograd.grad(total(terms), leaf, create_graph=share, retain_graph=share or log)
+    gradient = gradients(z, theta, grad_outputs=pull.detach(), retain_graph=log)
+    found = {name: term.detach() for name, term in terms.items()}
     if log:
-        augmented = meta.gradients(z, theta, grad_outputs=pulls["loss_augmented"].detach())
+        (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=share)
+        augmented = gradients(z, theta, grad_outputs=augmented_pull)
         part = monitor.norm([*augmented.values()])
         rest = monitor.norm([gradient[name] - augmented[name] for name in theta])
-        terms["augmented_gradient_share"] = part / (part + rest)
-    return meta.Regular(gradient, pull if share else None, products), terms, z.detach()
+        found["augmented_gradient_share"] = part / (part + rest)
+    return Regular(gradient, pull if share else None, recorded), found, z.detach()
 
 
-def mag_step(
-    s: TrainState, views: list[Tensor], context: Context, regular: meta.Regular | None = None
-) -> dict[str, Tensor]:
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """The loss whose weighted terms these are."""
+    return torch.stack([*terms.values()]).sum()
+
+
+def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: Regular | None = None) -> dict[str, Tensor]:
     """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it."""
     config, method, mag, optimiser = s.config, s.method, s.mag, s.mag_optimiser
     assert mag is not None
     assert optimiser is not None
     lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
-    compute = meta.look_ahead if config.meta == "forward" else meta.look_ahead_reference
+    compute = look_ahead if config.meta == "forward" else look_ahead_reference
 
-    def features(theta: meta.Params) -> Tensor:
+    def features(theta: Params) -> Tensor:
         return functional_call(s.networks, theta, (views,))
 
-    def total(terms: Callable, z: Tensor, omega: meta.Params) -> Tensor:
-        return torch.stack([*terms(z, context, lambda x: functional_call(mag, omega, (x,))).values()]).sum()
+    def loss(terms: Callable, z: Tensor, omega: Params) -> Tensor:
+        return total(terms(z, context, lambda x: functional_call(mag, omega, (x,))))
 
-    inner, outer = partial(total, method.terms), partial(total, method.outer_terms)
-    with meta.frozen_statistics(s.networks, s.mag):
+    inner, outer = partial(loss, method.terms), partial(loss, method.outer_terms)
+    with frozen_statistics(s.networks, s.mag):
         found = compute(features, inner, s.theta, s.omega, lr, outer, regular)
     descend(optimiser, s.omega, found.gradient)
     if config.bank_writes == "every-pass":
@@ -84,7 +86,7 @@ def mag_step(
     return {"loss_ahead": found.loss_ahead, "mag_gradient_norm": monitor.norm([*found.gradient.values()])}
 
 
-def descend(optimiser: torch.optim.Optimizer, parameters: meta.Params, gradient: meta.Params) -> None:
+def descend(optimiser: torch.optim.Optimizer, parameters: Params, gradient: Params) -> None:
     for name, parameter in parameters.items():
         parameter.grad = gradient[name]
     optimiser.step()
@@ -109,6 +111,6 @@ def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dic
     if alternate and not share:
         found |= mag_step(s, views, context)
     if log and torch.isfinite(z).all():  # else the loss says so; no singular values could be had
-        with torch.no_grad(), meta.frozen_statistics(s.mag):
+        with torch.no_grad(), frozen_statistics(s.mag):
             found |= monitor.describe(z, s.mag(z) if s.mag is not None else None, context, config)
     return found

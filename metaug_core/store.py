@@ -32,6 +32,10 @@ class StoreError(MetaugError):
     """A run's folder cannot be written or does not hold what it should."""
 
 
+class BusyError(StoreError):
+    """Another process trains the run."""
+
+
 def write(path: Path, content: bytes) -> None:
     """Write all of a file or nothing: a temporary file beside it, fsynced, then renamed over it.
 
@@ -131,13 +135,13 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process trains a run; the lock dies with its holder. StoreError if another holds it."""
+        """Only one process trains a run; the lock dies with its holder. BusyError if another holds it."""
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise StoreError(f"run {self.path.name} is being trained by another process") from None
+            raise BusyError(f"run {self.path.name} is being trained by another process") from None
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from None
         try:

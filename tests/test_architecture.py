@@ -16,6 +16,7 @@ RANK: dict[str, float] = {
     "config": 0,
     "images": 0.4,
     **dict.fromkeys(["presets", "shapes", "formats", "machine"], 0.5),
+    "tangents": 0.7,
     **dict.fromkeys(
         ["losses", "margins", "pairs", "probe", "data", "views", "encoders", "generator", "bank", "meta"], 1
     ),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metaug_core.bank import Bank
-from metaug_core.pairs import other_views, pairs
+from metaug_core.pairs import Pairs, other_views
 
 
 def make(images=50, seed=0):
@@ -36,8 +36,8 @@ def test_shared_and_per_anchor_draws_agree_in_expectation():
         for _ in range(300):
             drawn = bank.draw(indices, 64, generator, per_anchor)
             past = other_views(bank.entries if per_anchor else bank.entries[:, drawn])
-            _, cosines = pairs(z, z, 2, past, drawn if per_anchor else None, cosines=True)
-            found.append((cosines[:4] / 0.5).exp().mean(1))
+            _, similarities = Pairs(2, past, drawn if per_anchor else None)(z, z)
+            found.append(((2 * similarities[:4] - 1) / 0.5).exp().mean(1))
         found = torch.stack(found)
         error = found.std(0) / 300**0.5
         assert ((found.mean(0) - exact).abs() < 4 * error).all()

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch.func import functional_call
+from torch.nn import functional as F
 
 import metaug_core
-from metaug_core import meta
+from metaug_core import meta, tangents
 from metaug_core.bank import Bank
 from metaug_core.methods import build
+from metaug_core.tangents import Recorded, frozen_statistics, tangent
 
 SMALL = {"image_size": 16, "feature_dim": 6, "mag_hidden": 10, "batch_size": 6, "bank_negatives": 9, "delta": 0.7,
          "alpha": 0.3, "views": ("L", "ab")}  # fmt: skip
@@ -47,7 +49,7 @@ def difference(a, b):
 @pytest.mark.parametrize("encoder", ["conv", "fc", "resnet18"])
 def test_equals_double_backward(encoder, method):
     features, loss, outer, theta, omega, modules = problem(encoder, method)
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         fast = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
         slow = meta.meta_gradient_reference(features, loss, theta, omega, 0.3, outer)
     assert fast.keys() == omega.keys()
@@ -57,7 +59,7 @@ def test_equals_double_backward(encoder, method):
 @pytest.mark.parametrize("lr", [0.0, 1e-3, 5.0, torch.tensor(0.2, dtype=torch.float64)])
 def test_any_inner_learning_rate(lr):
     features, loss, _, theta, omega, modules = problem()
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         fast = meta.meta_gradient(features, loss, theta, omega, lr)
         slow = meta.meta_gradient_reference(features, loss, theta, omega, lr)
     assert difference(fast, slow) < 1e-10
@@ -81,7 +83,7 @@ def test_any_inner_learning_rate(lr):
 )
 def test_every_form_of_the_loss(changes):
     features, loss, outer, theta, omega, modules = problem(**changes)
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         fast = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
         slow = meta.meta_gradient_reference(features, loss, theta, omega, 0.3, outer)
     assert difference(fast, slow) < 1e-10
@@ -102,7 +104,7 @@ def test_agrees_with_finite_differences_in_omega():
         with torch.no_grad():
             return float(outer(features(meta.step(theta, inner, 0.3)), moved))
 
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         found = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
         step = (
             1e-7  # the look-ahead is strongly curved; 1e-6 agrees to 2e-6, 1e-5 to 2e-3, as a central difference should
@@ -115,7 +117,7 @@ def test_agrees_with_finite_differences_in_omega():
 def test_the_mixed_part_matters():
     """A control: without the second derivative the gradient would be another one, so the tests above can fail."""
     features, loss, _, theta, omega, modules = problem()
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         whole = meta.meta_gradient(features, loss, theta, omega, 5.0)
         leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
         ahead = meta.step(theta, meta.gradients(loss(features(leaves), omega), leaves), 5.0)
@@ -128,17 +130,17 @@ def shared_by_the_regular_step(features, loss, theta, omega):
     """What a regular step has at hand, with everything that the look-ahead can share."""
     leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
     owners = {n: p.clone().requires_grad_() for n, p in omega.items()}
-    with meta.Products() as products:
+    with Recorded() as recorded:
         z = features(leaves)
     leaf = z.detach().requires_grad_()
     (pull,) = torch.autograd.grad(loss(leaf, owners), leaf, create_graph=True)
-    return meta.Regular(meta.gradients(z, leaves, grad_outputs=pull.detach()), pull, products), owners
+    return meta.Regular(meta.gradients(z, leaves, grad_outputs=pull.detach()), pull, recorded), owners
 
 
 @pytest.mark.parametrize("encoder", ["conv", "fc", "resnet18"])
 def test_sharing_with_the_regular_step_is_exact(encoder):
     features, loss, outer, theta, omega, modules = problem(encoder)
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         regular, owners = shared_by_the_regular_step(features, loss, theta, omega)
         without = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
         assert difference(meta.meta_gradient(features, loss, theta, owners, 0.3, outer, regular), without) < 1e-12
@@ -146,32 +148,73 @@ def test_sharing_with_the_regular_step_is_exact(encoder):
         assert difference(meta.meta_gradient(features, loss, theta, omega, 0.3, outer, only_gradient), without) < 1e-12
 
 
-def test_the_tangent_pass_takes_the_kept_products_and_no_stale_ones():
-    """Kept outputs are really used (a changed one changes z), but not after an in-place operation, nor of another shape."""
-    layer = torch.nn.Linear(3, 4).double()
-    x, theta = torch.randn(2, 3, dtype=torch.float64), {n: p.detach() for n, p in layer.named_parameters()}
+def dual_problem():
+    """A small network of every operation that the tangent pass treats itself, and its arguments."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2), torch.nn.Flatten(),
+        torch.nn.Linear(12, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(),
+    ).double()  # fmt: skip
+    x, theta = torch.randn(4, 2, 7, 7, dtype=torch.float64), {n: p.detach() for n, p in network.named_parameters()}
     direction = {n: torch.randn_like(p) for n, p in theta.items()}
+    return network, lambda theta: functional_call(network, theta, (x,)), theta, direction
 
-    def features(theta):
-        return torch.func.functional_call(layer, theta, (x,))
 
-    wanted = torch.func.jvp(features, (theta,), (direction,))
-    with meta.Products() as products:
-        features(theta)
-    for got, want in zip(meta.tangent(features, theta, direction, products), wanted, strict=True):
-        torch.testing.assert_close(got, want)
-    products.kept = [(out + 1, version) for out, version in products.kept]
-    torch.testing.assert_close(meta.tangent(features, theta, direction, products)[0], wanted[0] + 1)
-    products.kept[0][0].add_(5)  # as an in-place ReLU after the layer would
-    torch.testing.assert_close(meta.tangent(features, theta, direction, products)[0], wanted[0])
-    products.kept = [(torch.zeros(7), 0)]
-    torch.testing.assert_close(meta.tangent(features, theta, direction, products)[0], wanted[0])
+@pytest.fixture
+def keep_all(monkeypatch):
+    monkeypatch.setattr(tangents, "WORTH_KEEPING", 0)
+
+
+def recorded_pass(network, features, theta):
+    with Recorded() as recorded, frozen_statistics(network):
+        features({n: p.clone().requires_grad_() for n, p in theta.items()})
+    return recorded
+
+
+@pytest.mark.usefixtures("keep_all")
+def test_the_tangent_pass_is_the_jacobian_product_with_and_without_a_record():
+    network, features, theta, direction = dual_problem()
+    recorded = recorded_pass(network, features, theta)
+    functions = [record and record.func for record in recorded.records]
+    assert functions == [torch.conv2d, F.batch_norm, F.linear, F.batch_norm]
+    with frozen_statistics(network):
+        wanted = torch.func.jvp(features, (theta,), (direction,))
+        assert wanted[1].abs().max() > 0.1
+        for record in (None, recorded):
+            for got, want in zip(tangent(features, theta, direction, record), wanted, strict=True):
+                torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("keep_all")
+@pytest.mark.parametrize("number", range(4))
+def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
+    network, features, theta, direction = dual_problem()
+    recorded = recorded_pass(network, features, theta)
+
+    def found():
+        with frozen_statistics(network):
+            return torch.cat(tangent(features, theta, direction, recorded))
+
+    whole, record = found(), recorded.records[number]
+    recorded.records[number] = record._replace(kept=tuple(-t for t in record.kept), versions=(0,) * len(record.kept))
+    assert not torch.allclose(found(), whole)
+    for foreign in (None, record._replace(func=torch.relu), record._replace(kept=(torch.zeros(7),), versions=(0,))):
+        recorded.records[number] = foreign
+        torch.testing.assert_close(found(), whole)
+    recorded.records[number] = record
+    record.kept[0].add_(5)  # as an in-place operation after it would
+    torch.testing.assert_close(found(), whole)
+
+
+def test_a_product_of_few_multiplications_is_not_kept():
+    network, features, theta, _ = dual_problem()
+    assert recorded_pass(network, features, theta).records[0] is None
 
 
 def test_statistics_and_bank_are_untouched():
     features, loss, outer, theta, omega, modules = problem()
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in modules]
-    with meta.frozen_statistics(*modules):
+    with frozen_statistics(*modules):
         meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
     for module, saved in zip(modules, before, strict=True):
         for name, value in module.state_dict().items():
@@ -184,7 +227,7 @@ def test_statistics_and_bank_are_untouched():
 
 def test_frozen_statistics_puts_back_what_it_found():
     norm, other = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3, track_running_stats=False)
-    with pytest.raises(KeyError), meta.frozen_statistics(norm, None, other):
+    with pytest.raises(KeyError), frozen_statistics(norm, None, other):
         assert not norm.track_running_stats
         raise KeyError
     assert norm.track_running_stats

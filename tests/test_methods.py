@@ -11,6 +11,7 @@ from metaug_core import DATASETS, ENCODERS, METHODS, VIEWS, Config, ConfigError,
 from metaug_core.losses import alignment, nt_xent, uniformity
 from metaug_core.methods import CMC, OUCL, Context, MetAug, Method, build
 from metaug_core.methods.metaug import augmented_sets
+from metaug_core.pairs import Pairs
 from metaug_core.store import read_tensors
 from metaug_core.views import View
 
@@ -177,13 +178,13 @@ def test_terms_are_weighted_as_in_eq_11():
 
 def test_swapped_sets_are_each_view_in_turn_then_all():
     z, other = unit(3, 4, 8), unit(3, 4, 8, seed=1)
-    sets = augmented_sets(z, other, "swapped")
+    sets = augmented_sets(z, other, "swapped", Pairs(3))
     assert len(sets) == 4
     for number, mixed in enumerate(sets[:3]):
         for view in range(3):
             assert torch.equal(mixed[view], other[view] if view == number else z[view])
     assert torch.equal(sets[3], other)
-    (joint,) = augmented_sets(z, other, "joint")
+    (joint,) = augmented_sets(z, other, "joint", Pairs(3))
     assert torch.equal(joint, torch.cat([z, other]))
 
 

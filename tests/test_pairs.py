@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metaug_core.pairs import other_views, pairs, similarity
+from metaug_core.pairs import Pairs, other_views, similarity
 
 
 def unit(*shape, seed=0):
@@ -21,8 +21,8 @@ def literal(anchors, targets, views, past, by_view):
                     continue
                 key = (w, b, u) if by_view else (w, b)
                 entry = found.setdefault(key, ([], []))
-                entry[0].extend(float(anchors[w, b] @ t[b]) for t in targets[u::views])
-                entry[1].extend(float(anchors[w, b] @ n) for n in past(u, b))
+                entry[0].extend(0.5 + float(anchors[w, b] @ t[b]) / 2 for t in targets[u::views])
+                entry[1].extend(0.5 + float(anchors[w, b] @ n) / 2 for n in past(u, b))
     return found
 
 
@@ -51,7 +51,7 @@ def test_equals_the_literal_loop(source, sets, views, by_view):
         "per-anchor": lambda u, b: bank[u][drawn[b]],
         "batch": lambda u, b: [t[c] for t in z[u::views] for c in range(batch) if c != b],
     }[source]
-    got = as_multiset(*pairs(z, z, views, *arguments, by_view, cosines=True))
+    got = as_multiset(*Pairs(views, *arguments)(z, z, by_view))
     wanted = literal(z, z, views, past, by_view).values()
     assert got == sorted(
         (tuple(sorted(round(x, 9) for x in p)), tuple(sorted(round(x, 9) for x in n))) for p, n in wanted
@@ -60,19 +60,25 @@ def test_equals_the_literal_loop(source, sets, views, by_view):
 
 def test_mixed_pairs_join_one_original_and_one_augmented_feature():
     z, augmented, bank = unit(2, 3, 4), unit(2, 3, 4, seed=2), unit(2, 5, 4, seed=3)
-    positives, negatives = pairs(augmented, z, 2, other_views(bank), cosines=True)
+    positives, negatives = Pairs(2, other_views(bank))(augmented, z)
     assert positives.shape == (6, 1)
     assert negatives.shape == (6, 5)
-    torch.testing.assert_close(positives[0, 0], augmented[0, 0] @ z[1, 0])  # view 0 of image 0 with view 1 of image 0
-    torch.testing.assert_close(negatives[4], bank[0] @ augmented[1, 1])  # view 1 of image 1 meets the past of view 0
+    # View 0 of image 0 with view 1 of image 0; view 1 of image 1 meets the past of view 0.
+    torch.testing.assert_close(positives[0, 0], similarity(augmented[0, 0] @ z[1, 0]))
+    torch.testing.assert_close(negatives[4], similarity(bank[0] @ augmented[1, 1]))
 
 
-def test_similarities_are_half_of_one_plus_the_cosines():
-    z, bank = unit(4, 3, 4), unit(2, 5, 4, seed=3)
-    for past in (None, other_views(bank)):
-        cosines, similarities = (pairs(z, z, 2, past, cosines=c) for c in (True, False))
-        for c, d in zip(cosines, similarities, strict=True):
-            torch.testing.assert_close(d, similarity(c))
+@pytest.mark.parametrize("source", ["bank", "batch"])
+def test_a_known_stack_gives_the_same_and_computes_no_block_twice(source):
+    z, augmented, bank = unit(3, 4, 5), unit(3, 4, 5, seed=2), unit(3, 6, 5, seed=3)
+    past = other_views(bank) if source == "bank" else None
+    shared, fresh = Pairs(3, past), Pairs(3, past)
+    joint = shared.stack(z, augmented)
+    for anchors, targets in ((joint, joint), (z, z), (augmented, z)):
+        for got, wanted in zip(shared(anchors, targets), fresh(anchors.clone(), targets.clone()), strict=True):
+            assert torch.equal(got, wanted)
+    negatives = [name for name, *_ in shared.blocks if name != "_positives"]
+    assert len(negatives) == (2 if source == "bank" else 4)  # z and z~; or each of them against each
 
 
 def test_similarity_maps_cosines_to_the_unit_interval():

@@ -7,6 +7,7 @@ Algorithm 1, as the engine runs it with this room:
     MAG step       omega <- omega - l' grad_omega [ (L + delta L_aug)(theta') + alpha R_sigma ]  `outer_terms`  eq. 6
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from metaug_core.generator import MAG
 from metaug_core.losses import margin_regularisation
 from metaug_core.margins import margins
 from metaug_core.methods.base import Augment, Context, Method
-from metaug_core.pairs import pairs
+from metaug_core.pairs import Pairs
 
 
 class MetAug(Method):
@@ -37,45 +38,38 @@ class MetAug(Method):
         return MAG(len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
 
     def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
-        augmented = augment(z)
-        found = self._terms(z, augmented, context)
-        if self.config.margin_everywhere:
-            found["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
-        return found
+        return self._terms(z, augment(z), context, self.config.margin_everywhere)
 
     def outer_terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
-        augmented = augment(z)
-        found = self._terms(z, augmented, context)
-        found["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
-        return found
+        return self._terms(z, augment(z), context, margin=True)
 
-    def _terms(self, z: Tensor, augmented: Tensor, context: Context) -> dict[str, Tensor]:
-        sets = augmented_sets(z, augmented, self.config.augmented_sets)
+    def _terms(self, z: Tensor, augmented: Tensor, context: Context, margin: bool) -> dict[str, Tensor]:
+        pairs, scale = context.pairs(len(self.config.views)), self.config.loss_scale
+        sets, context = augmented_sets(z, augmented, self.config.augmented_sets, pairs), replace(context, shared=pairs)
         including = torch.stack([self.base.loss(features, context) for features in sets]).sum()
-        scale = self.config.loss_scale
-        return {
+        found = {
             "loss_original": scale * self.base.loss(z, context),
             "loss_augmented": scale * self.config.delta * including,
         }
+        if margin:
+            found["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
+        return found
 
     def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
         """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
-        views, config = len(self.config.views), self.config
-        mixed = pairs(augmented, z, views, context.negatives, context.drawn)
+        config, pairs = self.config, context.pairs(len(self.config.views))
         source = z if config.margin_source == "original" else augmented
-        with torch.no_grad():  # margins are constants
-            original = pairs(source, source, views, context.negatives, context.drawn)
-            sigma = margins(*original, config.margin, per_anchor=config.margin_scope == "anchor")
-        return margin_regularisation(*mixed, *sigma, config.margin_positive_weight)
+        sigma = margins(*pairs(source, source), config.margin, per_anchor=config.margin_scope == "anchor")
+        return margin_regularisation(*pairs(augmented, z), *sigma, config.margin_positive_weight)
 
 
-def augmented_sets(z: Tensor, augmented: Tensor, how: str) -> list[Tensor]:
+def augmented_sets(z: Tensor, augmented: Tensor, how: str, pairs: Pairs) -> list[Tensor]:
     """The sets of features over which L_aug runs, from z and z~ (V, B, d).
 
-    joint: one set (2V, B, d) of both. swapped: V + 1 sets (V, B, d), each view replaced in turn, then all (authors' code).
+    joint: both stacked (2V, B, d). swapped: V + 1 sets (V, B, d), each view replaced in turn, then all (authors' code).
     """
     if how == "joint":
-        return [torch.cat([z, augmented])]
+        return [pairs.stack(z, augmented)]
     one = [torch.cat([z[:v], augmented[v : v + 1], z[v + 1 :]]) for v in range(len(z))]
     return [*one, augmented]
 

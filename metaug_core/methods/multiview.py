@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from metaug_core import losses
 from metaug_core.bank import Bank
 from metaug_core.methods.base import Context, Method, bank_context, bank_memory
-from metaug_core.pairs import pairs
 from metaug_core.registry import MetaugError
 
 
@@ -28,9 +27,10 @@ class MultiView(Method):
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def pairs(self, z: Tensor, context: Context, **how: bool) -> tuple[Tensor, Tensor]:
+    def pairs(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Tensor, Tensor]:
+        """Similarities of positives (A, P) and negatives (A, N), as `Pairs` gives them."""
         targets = z if context.positives is None else context.positives
-        return pairs(z, targets, len(self.config.views), context.negatives, context.drawn, **how)
+        return context.pairs(len(self.config.views))(z, targets, by_view)
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor: ...
@@ -40,7 +40,8 @@ class CMC(MultiView):
     """Contrastive multiview coding (Tian et al. 2019): InfoNCE (eq. 1) over every ordered pair of views."""
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        return losses.info_nce(*self.pairs(z, context, by_view=True, cosines=True), self.config.temperature)
+        # On d = (1 + cos) / 2 half the temperature gives the same: InfoNCE does not see a shift.
+        return losses.info_nce(*self.pairs(z, context, by_view=True), self.config.temperature / 2)
 
 
 class OUCL(MultiView):
