@@ -6,7 +6,7 @@ metaug_core.evaluate(run)
 
 from metaug_core import data, encoders, methods, views  # noqa: F401  (they enter their names in the registries)
 from metaug_core.config import Config, ConfigError
-from metaug_core.engine import fit
+from metaug_core.engine import fit, fit_trials
 from metaug_core.evaluation import evaluate
 from metaug_core.methods import with_mag
 from metaug_core.presets import preset
@@ -24,6 +24,7 @@ __all__ = [
     "Run",
     "evaluate",
     "fit",
+    "fit_trials",
     "list_runs",
     "open_run",
     "preset",

@@ -120,6 +120,37 @@ def age(seconds: float) -> str:
 
 
 @main.command()
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A setting; `preset` names a preset.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, help="How many seeds to train side by side, from `seed` on."
+)
+@takes_runs_dir
+def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
+    """Train a run without a notebook, or several seeds side by side. Under torchrun one run takes all its processes:
+    `torchrun --standalone --nproc-per-node 2 --no-python metaug train -p dataset cifar10`."""
+    from metaug_core import engine, headless
+    from metaug_core.notebooks import build
+
+    first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
+    configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
+    try:
+        found = engine.fit_trials(configs)
+    except KeyboardInterrupt:
+        raise headless.Interrupted("interrupted and saved; the same command goes on") from None
+    for one in found:
+        click.echo(f"finished: {shown(one.path)}")
+
+
+def value(name: str, text: str) -> Any:
+    """What the text of an option means to `Config`: a setting that takes several values is written with commas."""
+    from metaug_core.config import Config
+
+    field = Config.model_fields.get(name)
+    several = field is not None and str(field.annotation).startswith("tuple")
+    return text.split(",") if several else None if text == "None" else text
+
+
+@main.command()
 @click.argument("name", metavar="RUN")
 @takes_runs_dir
 def resume(name: str, runs_dir: Path) -> None:

@@ -24,7 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Where and how fast a run is computed, not what it computes: these do not enter a run's name.
-NOT_IDENTITY = {"device", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard"}
+NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard"}
 
 
 class ConfigError(MetaugError):
@@ -183,6 +183,8 @@ class Config(BaseModel):
     # --- the run
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda, else mps, else cpu."""
+    graphs: Literal["auto", "off"] = "auto"
+    """auto: on CUDA a step is captured once as a graph and replayed; off: every kernel is launched by itself."""
     runs_dir: Path = Path(os.environ.get("METAUG_RUNS", HOME / "runs"))
     """Folder of all runs."""
     log_every: Positive = 20

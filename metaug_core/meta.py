@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaug_core import shards
 from metaug_core.tangents import Params, Recorded, tangent
 
 Features = Callable[[Params], Tensor]  # theta -> z, any shape
@@ -68,26 +69,31 @@ def look_ahead(
     Cost in encoder passes, forward = 1 and backward = 2: 3 (0 if shared) + 3 + 3 (2 if recorded).
     """
     own = _leaves(omega)
+    through = omega
     if regular is None:
-        leaves = _leaves(theta)
-        regular = Regular(gradients(loss(features(leaves), own), leaves))
+        leaves, through = _leaves(theta), own
+        z = features(leaves)
+        leaf = shards.gather(z.detach(), 1).requires_grad_()
+        (pull,) = torch.autograd.grad(loss(leaf, own), leaf, create_graph=True)
+        regular = Regular(shards.total(gradients(z, leaves, grad_outputs=shards.own(pull.detach(), 1))), pull)
     ahead = _leaves(step(theta, regular.gradient, lr))
-    z_ahead = features(ahead)
+    z = features(ahead)
+    z_ahead = shards.gather(z.detach(), 1).requires_grad_()
     value = (outer_loss or loss)(z_ahead, own)
-    # One backward gives both the direct part (omega) and the direction of the mixed part (theta').
-    both = torch.autograd.grad(value, [*own.values(), *ahead.values()], allow_unused=True, materialize_grads=True)
-    total = dict(zip(omega, both[: len(omega)], strict=True))
-    direction = dict(zip(ahead, both[len(omega) :], strict=True))
-    z, z_dot = tangent(features, theta, direction, regular.recorded)
-    pull, through = regular.pull, omega
+    # One backward through the loss gives both the direct part (omega) and, through the encoders, the direction of the mixed part.
+    *direct, pull = torch.autograd.grad(value, [*own.values(), z_ahead], allow_unused=True, materialize_grads=True)
+    direction = shards.total(gradients(z, ahead, grad_outputs=shards.own(pull, 1)))
+    found = dict(zip(omega, direct, strict=True))
+    z, z_dot = (shards.gather(t, 1) for t in tangent(features, theta, direction, regular.recorded))
+    pull = regular.pull
     if pull is None:
         z, through = z.detach().requires_grad_(), own
         (pull,) = torch.autograd.grad(loss(z, own), z, create_graph=True)
     if pull.requires_grad:
         # -lr goes in at the features, the smallest place; sums are in place: omega may be larger than theta.
         for name, mixed in gradients((-lr * z_dot * pull).sum(), through).items():
-            total[name].add_(mixed)
-    return LookAhead(total, z.detach(), z_ahead.detach(), value.detach())
+            found[name].add_(mixed)
+    return LookAhead(found, z.detach(), z_ahead.detach(), value.detach())
 
 
 def meta_gradient(

@@ -1,5 +1,7 @@
 """Everything that changes while a run trains, in one place: made from a config, saved whole, restored whole."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ class TrainState:
     optimiser: torch.optim.Optimizer
     mag_optimiser: torch.optim.Optimizer | None
     generators: dict[str, torch.Generator]
+    random: (
+        Tensor  # state of torch's global generator on the CPU, as far as this run has drawn from it (a user's dropout)
+    )
     epoch: int = 0  # finished passes
     position: int = 0  # steps done of the pass under way
     step: int = 0  # steps done in all
@@ -46,6 +51,16 @@ class TrainState:
         return dict(self.mag.named_parameters()) if self.mag is not None else {}
 
     @property
+    def mag_pass(self) -> bool:
+        """Whether the next step is of the MAG's pass (Algorithm 1: after the pass of the encoders)."""
+        return self.mag is not None and self.config.schedule == "epoch" and self.position >= self.steps_per_epoch // 2
+
+    @property
+    def device_generators(self) -> list[torch.Generator]:
+        """Those that a step draws from."""
+        return [generator for role, generator in self.generators.items() if role != "order"]
+
+    @property
     def steps_per_epoch(self) -> int:
         """Minibatches of a pass (the last, incomplete one is left out), twice if a MAG pass follows each (Algorithm 1)."""
         passes = 2 if self.mag is not None and self.config.schedule == "epoch" else 1
@@ -55,11 +70,23 @@ class TrainState:
 def optimiser(
     kind: str, parameters: list[nn.Parameter], lr: float, config: Config, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Adam, or SGD with config.momentum; fused where the device has it."""
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    """Adam, or SGD with config.momentum; fused where the device has it, and on CUDA with the rate in a tensor, for capture."""
+    device = parameters[0].device.type
+    fused, rate = device in ("cpu", "cuda"), torch.tensor(lr, device="cuda") if device == "cuda" else lr
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=weight_decay, fused=fused)
+        return torch.optim.Adam(
+            parameters, lr=rate, weight_decay=weight_decay, fused=fused, capturable=device == "cuda"
+        )
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=weight_decay, fused=fused)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step; a captured step reads it from its tensor."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def create(config: Config, splits: Splits, device: str) -> TrainState:
@@ -85,7 +112,22 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         optimiser(config.optimiser, list(networks.parameters()), config.lr, config, config.weight_decay),
         optimiser(config.mag_optimiser, list(mag.parameters()), config.mag_lr, config, 0.0) if mag is not None else None,
         generators,
+        torch.Generator().manual_seed(config.seed).get_state(),
     )  # fmt: skip
+
+
+@contextmanager
+def own_random_numbers(s: TrainState) -> Iterator[None]:
+    """Within, torch's global generator is the run's own, so that trials side by side do not draw from each other. On CUDA they
+    do: to set that generator would wait for the device at every step."""
+    if s.device != "cpu":
+        yield
+        return
+    torch.set_rng_state(s.random)
+    try:
+        yield
+    finally:
+        s.random = torch.get_rng_state()
 
 
 def _modules(state: TrainState) -> dict[str, nn.Module]:
@@ -110,7 +152,7 @@ def save(state: TrainState, path: Path) -> None:
     tensors |= {f"generator.{role}": g.get_state() for role, g in state.generators.items()}
     if state.order is not None:
         tensors["order"] = state.order
-    tensors["generator.global"] = _global(state.device).get_rng_state()
+    tensors["generator.global"] = state.random if state.device == "cpu" else _global(state.device).get_rng_state()
     write_tensors(path, tensors, {"epoch": state.epoch, "position": state.position, "step": state.step} | _whose(state))
 
 
@@ -124,8 +166,8 @@ def not_finite(state: TrainState) -> str | None:
 
 
 def _global(device: str) -> Any:
-    """Where the device's global generator is got and set."""
-    return torch if device == "cpu" else getattr(torch, device)
+    """Where the global generator of a device that is not the CPU is got and set."""
+    return getattr(torch, device)
 
 
 def _whose(state: TrainState) -> dict[str, Any]:
@@ -154,7 +196,10 @@ def restore(state: TrainState, path: Path) -> None:
             _load_optimiser(o, tensors, name + ".")
         for role, generator in state.generators.items():
             generator.set_state(tensors[f"generator.{role}"])
-        _global(state.device).set_rng_state(tensors["generator.global"])
+        if state.device == "cpu":
+            state.random = torch.Generator().set_state(tensors["generator.global"]).get_state()  # refuses what is none
+        else:
+            _global(state.device).set_rng_state(tensors["generator.global"])
         state.epoch, state.position, state.step = (int(scalars[k]) for k in ("epoch", "position", "step"))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from None
@@ -168,3 +213,7 @@ def _load_optimiser(o: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix
             number, key = name.removeprefix(prefix).split(".", 1)
             found.setdefault(int(number), {})[key] = value
     o.load_state_dict({"state": found, "param_groups": o.state_dict()["param_groups"]})
+    for parameter, values in o.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)  # in its layout too: fused kernels go by memory

@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from metaug_core import monitor
+from metaug_core import monitor, shards
 from metaug_core.config import Config
 from metaug_core.meta import Regular, gradients, look_ahead, look_ahead_reference
 from metaug_core.methods.base import Context
@@ -40,21 +41,21 @@ def regular_step(
     share: keep for the look-ahead what it would compute again.
     """
     recorded = Recorded() if share else None
-    with recorded or nullcontext():
+    with shards.whole_batch(), recorded or nullcontext():
         z = s.networks(views)
-    leaf = z.detach().requires_grad_()
+    leaf = shards.gather(z.detach(), 1).requires_grad_()
     terms, theta = s.method.terms(leaf, context, s.mag), s.theta
     log = log and "loss_augmented" in terms
     (pull,) = torch.autograd.grad(total(terms), leaf, create_graph=share, retain_graph=share or log)
-    gradient = gradients(z, theta, grad_outputs=pull.detach(), retain_graph=log)
+    gradient = shards.total(gradients(z, theta, grad_outputs=shards.own(pull.detach(), 1), retain_graph=log))
     found = {name: term.detach() for name, term in terms.items()}
     if log:
         (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=share)
-        augmented = gradients(z, theta, grad_outputs=augmented_pull)
+        augmented = shards.total(gradients(z, theta, grad_outputs=shards.own(augmented_pull, 1)))
         part = monitor.norm([*augmented.values()])
         rest = monitor.norm([gradient[name] - augmented[name] for name in theta])
         found["augmented_gradient_share"] = part / (part + rest)
-    return Regular(gradient, pull if share else None, recorded), found, z.detach()
+    return Regular(gradient, pull if share else None, recorded), found, leaf.detach()
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
@@ -71,7 +72,8 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: Regu
     compute = look_ahead if config.meta == "forward" else look_ahead_reference
 
     def features(theta: Params) -> Tensor:
-        return functional_call(s.networks, theta, (views,))
+        with shards.whole_batch():
+            return functional_call(s.networks, theta, (views,))
 
     def loss(terms: Callable, z: Tensor, omega: Params) -> Tensor:
         return total(terms(z, context, lambda x: functional_call(mag, omega, (x,))))
@@ -88,19 +90,31 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: Regu
 
 def descend(optimiser: torch.optim.Optimizer, parameters: Params, gradient: Params) -> None:
     for name, parameter in parameters.items():
-        parameter.grad = gradient[name]
+        g = gradient[name]  # autograd's contract for .grad: fused optimisers go by memory, not by index
+        parameter.grad = g if g.stride() == parameter.stride() else torch.empty_like(parameter).copy_(g)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
 
-def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dict[str, Tensor]:
-    """One step of the schedule on uint8 pixels (B, 3, H, W); returns scalar metrics as tensors, not read yet."""
+class Update(NamedTuple):
+    """What a step did: its scalar metrics, tensors not read yet, and the features they are of (None for a MAG pass)."""
+
+    metrics: dict[str, Tensor]
+    z: Tensor | None
+    context: Context
+
+
+def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
+    """One step of the schedule on uint8 pixels (B, 3, H, W), without a wait for the device: it can be captured.
+
+    Of several processes each has its own part of the pixels, and all indices.
+    """
     config = s.config
     with torch.no_grad():
         views = make_views(pixels, config, s.generators["views"])
         context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
-    if s.mag is not None and config.schedule == "epoch" and s.position >= s.steps_per_epoch // 2:
-        return mag_step(s, views, context)
+    if s.mag_pass:
+        return Update(mag_step(s, views, context), None, context)
     alternate = s.mag is not None and config.schedule == "alternate"
     share = alternate and config.look_ahead == "shared"
     regular, found, z = regular_step(s, views, context, log, share and config.meta == "forward")
@@ -110,7 +124,19 @@ def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dic
     s.method.remember(s.memory, s.networks, z, context)
     if alternate and not share:
         found |= mag_step(s, views, context)
-    if log and torch.isfinite(z).all():  # else the loss says so; no singular values could be had
-        with torch.no_grad(), frozen_statistics(s.mag):
-            found |= monitor.describe(z, s.mag(z) if s.mag is not None else None, context, config)
-    return found
+    return Update(found, z, context)
+
+
+@torch.no_grad()
+def describe(s: TrainState, seen: Update) -> dict[str, Tensor]:
+    """What `monitor` says of the features of a step; nothing if they are not finite (then the loss says so)."""
+    if seen.z is None or not torch.isfinite(seen.z).all():
+        return {}
+    with frozen_statistics(s.mag):
+        return monitor.describe(seen.z, s.mag(seen.z) if s.mag is not None else None, seen.context, s.config)
+
+
+def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dict[str, Tensor]:
+    """`update`, and with log `describe`: the metrics of one step."""
+    seen = update(s, pixels, indices, log)
+    return seen.metrics | describe(s, seen) if log else seen.metrics

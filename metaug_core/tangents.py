@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
+from metaug_core import shards
+
 with (
     warnings.catch_warnings()
 ):  # the first jvp loads torch's own scripted decompositions, which warn that scripting is deprecated
@@ -102,7 +104,7 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
     if record is not None and record.fits(F.batch_norm, weight.shape):
         mean, r = record.kept
     else:
-        _, mean, r = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+        mean, r = shards.moments(x, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     others = [d for d in range(x.dim()) if d != 1]
     mean, r, w, b = (t.view(shape).to(x.dtype) for t in (mean, r, weight, bias))
@@ -111,8 +113,8 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
     y = torch.addcmul(b, centred, w * r)
     if x_dot is None:
         return fwAD.make_dual(y, torch.addcmul(b_dot, centred, w_dot * r))
-    covariance = (centred * x_dot).mean(others, keepdim=True)
-    constant = b_dot - w * r * x_dot.mean(others, keepdim=True)
+    level, covariance = shards.mean(x_dot.mean(others, keepdim=True), (centred * x_dot).mean(others, keepdim=True))
+    constant = b_dot - w * r * level
     y_dot = torch.addcmul(constant, x_dot, w * r)
     return fwAD.make_dual(y, y_dot.addcmul_(centred, w_dot * r - w * r**3 * covariance))
 

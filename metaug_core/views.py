@@ -1,8 +1,7 @@
 """Views: batched augmentation with an explicit generator, and colour splits (RGB, L, ab, Lab, Y, DbDr).
 
-All chance is in `draw`, one kernel; the rest is a pure function of images and draws that never waits for the host, for
-torch.compile and CUDA graphs. Coordinates and colours are sums, not matmuls, which autocast and TF32 would round. What
-is off in the config costs nothing and, turned on, leaves the other draws alone."""
+All chance is in `draw`; the rest is a pure function of images and draws that never waits for the host. Coordinates and
+colours are sums, not matmuls, which TF32 would round. What is off costs nothing and, on, leaves the other draws alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from metaug_core import shards
 from metaug_core.config import Config
 from metaug_core.registry import VIEWS, MetaugError
 
@@ -180,15 +180,17 @@ def transform(images: Tensor, config: Config, draws: Draws) -> Tensor:
         rgb = adjust_hue(rgb, between(-0.2 * strength, 0.2 * strength, draws["hue"]))
     if config.grey:
         rgb = torch.where(draws["grey"] < config.grey, mix(rgb, GREY), rgb)
-    if config.mixup:  # the order of random numbers is a random permutation
-        partner = rgb.index_select(0, draws["partner"].flatten().argsort())
+    if config.mixup:  # with a random partner: the order of random numbers is a random permutation
+        partner = shards.gather(rgb).index_select(0, shards.own(draws["partner"].flatten().argsort()))
         rgb = between(rgb, partner, config.mixup * draws["share"])
     return rgb
 
 
 def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
-    """Each image by its own draws, S = config.image_size; `generator` lives on their device. Raises as `plain`."""
-    return transform(images, config, draw(len(images), generator))
+    """Each image by its own draws, S = config.image_size; `generator` lives on their device. Of several processes each
+    draws for the whole minibatch and uses its own part. Raises as `plain`."""
+    draws = draw(len(images) * shards.count(), generator)
+    return transform(images, config, {n: x if n == "partner" else shards.own(x) for n, x in draws.items()})
 
 
 # --- colour spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, 3, H, W) in units of the space
@@ -228,22 +230,21 @@ VIEWS["DbDr"] = View(rgb_to_ydbdr, {1: (-1.333, 1.333), 2: (-1.333, 1.333)})
 
 
 def split(rgb: Tensor, names: Sequence[str]) -> list[Tensor]:
-    """rgb (B, 3, H, W) in [0, 1] -> one (B, C, H, W) per name, about [-1, 1]; each colour space is computed once.
-    Raises `MetaugError` for an unknown name."""
+    """rgb (B, 3, H, W) in [0, 1] -> one (B, C, H, W) per name, about [-1, 1]. `MetaugError` for an unknown name."""
     chosen = [VIEWS[name] for name in names]
-    spaces = {space: space(rgb) for space in dict.fromkeys(view.space for view in chosen)}
+    spaces = {space: space(rgb) for space in dict.fromkeys(view.space for view in chosen)}  # each is computed once
     units = [[(spaces[view.space][:, i], *limits) for i, limits in view.ranges.items()] for view in chosen]
     return [torch.stack([(x - (low + high) / 2) * (2 / (high - low)) for x, low, high in view], 1) for view in units]
 
 
 def make_views(images: Tensor, config: Config, generator: Generator) -> list[Tensor]:
-    """The training views of uint8 (B, 3, H, W), one (B, C, S, S) per name in config.views: splits of one augmented
-    image, or with config.independent each of its own. Raises as `augment`."""
+    """One (B, C, S, S) per name in config.views from uint8 (B, 3, H, W): splits of one augmented image, or with
+    config.independent each of its own. Raises as `augment`."""
     if config.independent:
         return [split(augment(images, config, generator), [name])[0] for name in config.views]
     return split(augment(images, config, generator), config.views)
 
 
 def evaluation_views(images: Tensor, config: Config) -> list[Tensor]:
-    """Splits of `plain` images, one (B, C, S, S) per different name in config.views, in order. Raises as `plain`."""
+    """Splits of `plain` images, one (B, C, S, S) per different name in config.views. Raises as `plain`."""
     return split(plain(images, config.image_size), list(dict.fromkeys(config.views)))

@@ -16,6 +16,7 @@ RANK: dict[str, float] = {
     "config": 0,
     "images": 0.4,
     **dict.fromkeys(["presets", "shapes", "formats", "machine"], 0.5),
+    "shards": 0.3,
     "tangents": 0.7,
     **dict.fromkeys(
         ["losses", "margins", "pairs", "probe", "data", "views", "encoders", "generator", "bank", "meta"], 1
@@ -28,6 +29,8 @@ RANK: dict[str, float] = {
     "progress": 2.2,
     **dict.fromkeys(["evaluation", "state"], 2.5),
     "step": 2.7,
+    "stepper": 2.8,
+    "session": 2.9,
     "engine": 3,
     "style": 3.5,
     "sweep": 4,

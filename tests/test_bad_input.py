@@ -271,7 +271,7 @@ def made(tmp_path_factory) -> Path:
             raise Stop
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("metaug_core.engine.REPORT_SECONDS", 0.0)
+        patched.setattr("metaug_core.session.REPORT_SECONDS", 0.0)
         with pytest.raises(Stop):
             fit(Config(**{**TINY, "runs_dir": folder}), stop)
     fit(Config(**{**TINY, "method": "simclr", "views": ("RGB", "RGB"), "epochs": 1, "runs_dir": folder}), quiet)

@@ -13,7 +13,21 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metaug_core import DATASETS, ENCODERS, Config, MetaugError, data, engine, evaluate, fit, meta, preset, state, step
+from metaug_core import (
+    DATASETS,
+    ENCODERS,
+    Config,
+    MetaugError,
+    data,
+    evaluate,
+    fit,
+    meta,
+    preset,
+    session,
+    state,
+    step,
+    stepper,
+)
 from metaug_core.engine import pick_device
 from metaug_core.progress import Progress
 from metaug_core.step import lr_factor, train_step
@@ -85,7 +99,7 @@ def test_both_optimisers_follow_the_schedule(tiny, monkeypatch):
         seen.append((s.optimiser.param_groups[0]["lr"], s.mag_optimiser.param_groups[0]["lr"]))
         return train_step(s, pixels, rows, log)
 
-    monkeypatch.setattr(engine, "train_step", spy)
+    monkeypatch.setattr(stepper, "train_step", spy)
     fit(tiny(lr_schedule="cosine", lr=0.01, mag_lr=0.004), quiet)
     expected = [0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
     assert [lr for lr, _ in seen] == pytest.approx([0.01 * e for e in expected])
@@ -232,7 +246,7 @@ def test_epoch_schedule_sees_every_image_twice_in_one_order(tiny, monkeypatch):
         seen.append(rows.tolist())
         return train_step(s, pixels, rows, log)
 
-    monkeypatch.setattr(engine, "train_step", spy)
+    monkeypatch.setattr(stepper, "train_step", spy)
     run: Any = fit(tiny(schedule="epoch", epochs=1), quiet)
     assert len(seen) == 10
     assert seen[:5] == seen[5:]
@@ -252,7 +266,7 @@ def test_sharing_the_regular_step_is_exact(monkeypatch):
         seen.append((found, look_ahead(*others, None)))
         return found
 
-    monkeypatch.setattr(meta, "look_ahead", spy)
+    monkeypatch.setattr(step, "look_ahead", spy)
     steps(started(delta=0.5, inner_lr=0.3), 3)
     assert len(seen) == 3
     for one, other in seen:
@@ -348,7 +362,7 @@ def test_metrics_are_what_a_reader_wants(tiny):
 
 
 def test_a_mag_pass_reports_its_own_loss(tiny, monkeypatch):
-    monkeypatch.setattr(engine, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
     reports: list[Progress] = []
     fit(tiny(schedule="epoch", epochs=1), reports.append)
     assert len(reports) == 10
@@ -452,7 +466,7 @@ def test_what_an_encoder_draws_is_of_the_seed_too(tiny, monkeypatch, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny(encoder="dropout", runs_dir=tmp_path / "again")
-    monkeypatch.setattr("metaug_core.engine.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("metaug_core.session.REPORT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(config, interrupt)
     torch.rand(3)

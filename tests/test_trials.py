@@ -1,0 +1,117 @@
+"""Several runs side by side: each is the run that it would be alone, whatever happens to the others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from metaug_core import ENCODERS, ConfigError, MetaugError, evaluate, fit, fit_trials, session
+from metaug_core.encoders import conv
+from metaug_core.store import read_tensors
+
+
+def quiet(progress):
+    pass
+
+
+def saved(run):
+    return read_tensors(run.checkpoint)[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def configs(tiny):
+    """Seeds, a learning rate, a method without a MAG: settings of any kind may differ."""
+    return [tiny(seed=0), tiny(seed=1), tiny(seed=0, alpha=0.5), tiny(seed=0, lr=0.02), tiny(method="cmc", epochs=1)]
+
+
+def test_each_trial_is_its_own_single_run(configs, tmp_path):
+    together = fit_trials(configs, quiet)
+    assert [run.config.name() for run in together] == [config.name() for config in configs]
+    for run, config in zip(together, configs, strict=True):
+        alone = fit(config.replace(runs_dir=tmp_path / "alone"), quiet)
+        assert same(saved(run), saved(alone))
+        assert run.metrics.equals(alone.metrics)
+        assert evaluate(run).equals(evaluate(alone))
+    assert not same(saved(together[0]), saved(together[1]))
+
+
+def test_a_single_run_finds_its_trial_and_a_trial_its_single_run(tiny):
+    alone = fit(tiny(seed=1), quiet)
+    written = alone.checkpoint.stat().st_mtime_ns
+    runs = fit_trials([tiny(seed=0), tiny(seed=1), tiny(seed=0)], quiet)
+    assert runs[1].checkpoint.stat().st_mtime_ns == written
+    assert runs[0].path == runs[2].path
+    assert all(run.finished for run in runs)
+    assert fit(tiny(seed=0), None).path == runs[0].path
+
+
+def test_what_an_encoder_draws_is_each_trials_own(tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(
+        ENCODERS, "dropping", lambda channels, config: nn.Sequential(conv(channels, config), nn.Dropout())
+    )
+    configs = [tiny(encoder="dropping", seed=seed, look_ahead="fresh") for seed in (0, 1)]
+    for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
+        assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
+
+
+def test_one_that_diverges_does_not_stop_the_others(tiny):
+    bad, good = tiny(lr=1e30, optimiser="sgd"), tiny()
+    with pytest.raises(MetaugError, match=f"run {bad.name()} stopped at step"):
+        fit_trials([bad, good], quiet)
+    run = fit(good, None)  # finished already: nothing is trained
+    assert run.finished
+
+
+@pytest.mark.parametrize("change", [{"image_size": 24}, {"train_images": 50}, {"dataset": "shapes"}])
+def test_trials_of_different_images_are_refused(tiny, change):
+    with pytest.raises(ConfigError, match=f"trials share images and device, but differ in {next(iter(change))}"):
+        fit_trials([tiny(), tiny(**change)], quiet)
+
+
+def test_an_interrupt_saves_every_trial_and_they_go_on(tiny, tmp_path, monkeypatch):
+    configs = [tiny(seed=seed, epochs=4) for seed in (0, 1)]
+
+    def strike(progress):
+        if progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit_trials(configs, strike)
+    files = [config.runs_dir / config.name() / "checkpoint.safetensors" for config in configs]
+    assert [read_tensors(file)[1]["step"] for file in files] == [7, 7]
+    for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
+        assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {here!r})
+from conftest import TINY
+from metaug_core import Config, fit_trials
+fit_trials([Config(**{{**TINY, "runs_dir": {runs!r}, "epochs": 30, "seed": seed}}) for seed in (0, 1, 2)], lambda _: None)
+"""
+
+
+@pytest.mark.slow
+def test_killed_trials_resume_bit_identical(tiny, tmp_path):
+    here = os.path.dirname(__file__)
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(here=here, runs=str(tmp_path / "killed"))])
+    configs = [tiny(seed=seed, epochs=30, runs_dir=tmp_path / "killed") for seed in (0, 1, 2)]
+    files = [config.runs_dir / config.name() / "checkpoint.safetensors" for config in configs]
+    while not all(file.exists() for file in files):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
+        assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
