@@ -8,8 +8,11 @@ of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums
 so they cost O(P + N) and never form the P x N table; log1p(exp(.)) is logaddexp(0, .), exact in float32 at any beta.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -44,7 +47,12 @@ def oucl_sum_hinge(positives: Tensor, negatives: Tensor, margin: float) -> Tenso
 
 def _soft_hinge(from_negatives: Tensor, from_positives: Tensor, beta: float, constant: float = 0.0) -> Tensor:
     """Mean over anchors of (1/beta) log(1 + sum sum exp(a + b + beta constant)), with a (A, N) and b (A, P)."""
-    exponent = torch.logsumexp(from_negatives, -1) + torch.logsumexp(from_positives, -1) + beta * constant
+    return _soft_plus(torch.logsumexp(from_negatives, -1) + torch.logsumexp(from_positives, -1), beta, constant)
+
+
+def _soft_plus(exponent: Tensor, beta: float, constant: float) -> Tensor:
+    """Mean over anchors of (1/beta) log(1 + exp(exponent + beta constant)), exponent (A,)."""
+    exponent = exponent + beta * constant
     return torch.logaddexp(torch.zeros_like(exponent), exponent).mean() / beta
 
 
@@ -89,8 +97,56 @@ def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float) -> Ten
     positives (A, P) and negatives (A, N) are similarities in [0, 1]; beta > 0; gamma in [0, 1]. It is eq. 9 with O+ = 1 + gamma,
     O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma.
     """
-    root = beta**0.5  # inside the square: a pass less over A x N numbers
-    return _soft_hinge((root * negatives).square(), (root * (positives - 1)).square(), beta, -2 * gamma**2)
+    from_negatives = cast(Tensor, _LogSumExpSquare.apply(negatives, beta))
+    return _soft_plus(from_negatives + torch.logsumexp(beta * (positives - 1).square(), -1), beta, -2 * gamma**2)
+
+
+class _LogSumExpSquare(torch.autograd.Function):
+    """x (A, N) -> log sum_k exp(beta x_k^2), (A,). Written out with both derivatives, since the K negatives are the largest tensors
+    of a loss: it holds x alone, where autograd would hold seven of its size, and takes half the passes over memory."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, beta: float) -> Tensor:
+        exponent = x.square().mul_(beta)
+        top = exponent.amax(-1, keepdim=True)
+        result = exponent.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
+        ctx.beta = beta
+        ctx.save_for_backward(x, result)
+        return result
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        x, result = ctx.saved_tensors
+        return _SquareGradient.apply(x, *gradients, result, ctx.beta), None
+
+
+class _SquareGradient(torch.autograd.Function):
+    """g (A,) -> 2 beta g p x (A, N), p = exp(beta x^2 - result) the softmax: the gradient of `_LogSumExpSquare`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, g: Tensor, result: Tensor, beta: float) -> Tensor:
+        ctx.beta = beta
+        ctx.save_for_backward(x, g, result)
+        return _softmax(x, result, beta).mul_(x).mul_(2 * beta * g[:, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, along: Tensor):
+        (x, g, result), beta = ctx.saved_tensors, ctx.beta
+        p = _softmax(x, result, beta)
+        weighted = along * p
+        total = (weighted * x).sum(-1, keepdim=True)
+        back = weighted.addcmul_(weighted, x.square(), value=2 * beta).sub_(p.mul_(x).mul_(2 * beta * total))
+        return (
+            back.mul_(2 * beta * g[:, None]),
+            2 * beta * total.squeeze(-1),
+            None,
+            None,
+        )  # result moves with x: it is in back
+
+
+def _softmax(x: Tensor, result: Tensor, beta: float) -> Tensor:
+    return x.square().mul_(beta).sub_(result[:, None]).exp_()
 
 
 def margin_regularisation(

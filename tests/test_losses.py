@@ -76,6 +76,27 @@ def test_eq9_with_the_papers_constants_is_eq10(gamma):
     assert_same(value, losses.oucl(p, n, 16.0, gamma), p, n, 1e-12)
 
 
+@pytest.mark.parametrize("beta", [0.5, 16.0])
+def test_eq10_has_torchs_first_and_second_derivatives(beta):
+    """Against autograd through the plain formula, in float64, along a direction that mixes anchors and both inputs."""
+    generator = torch.Generator().manual_seed(0)
+    p, n = (torch.rand(4, k, generator=generator, dtype=torch.float64) for k in (3, 7))
+
+    def plain(p, n):
+        exponent = torch.logsumexp(beta * n**2, -1) + torch.logsumexp(beta * (p - 1) ** 2, -1) - 2 * beta * 0.16
+        return torch.nn.functional.softplus(exponent).mean() / beta
+
+    found = []
+    for loss in (lambda p, n: losses.oucl(p, n, beta, 0.4), plain):
+        leaves = [x.clone().requires_grad_() for x in (p, n)]
+        first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        along = sum((g**2 * torch.arange(1, g.numel() + 1).view_as(g)).sum() for g in first)
+        found.append([*first, *torch.autograd.grad(along, leaves)])
+    for got, wanted in zip(*found, strict=True):
+        assert wanted.abs().max() > 1e-5
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.8])
 def test_eq8_tends_to_the_hinge_on_the_hardest_pair(margin):
     p, n = similarities(seed=4)

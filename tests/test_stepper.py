@@ -1,0 +1,121 @@
+"""How steps are run: captured on CUDA and eager elsewhere, with the same results; memory that is kept between them."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY
+
+from metaug_core import Config, data, fit, fit_trials, state
+from metaug_core.step import descend, train_step
+from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
+from metaug_core.store import read_tensors
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def started(device="cpu", **changes):
+    config = Config(**{**TINY, "device": device, **changes})
+    return state.create(config, data.load(config, device), device)
+
+
+def run_steps(step, s, count):
+    found = []
+    for number in range(count):
+        rows = (torch.arange(16) + 16 * (number % 5)).to(s.device)
+        (metrics,) = step({0: Batch(s.images.pixels[rows], rows, number % 3 == 2)}).values()
+        found.append({name: float(value) for name, value in metrics.items()})
+        s.step, s.position = s.step + 1, s.position + 1
+    return found
+
+
+def test_on_a_cpu_steps_are_eager_and_say_why():
+    s, other = started(), started()
+    step = Stepper([s])
+    assert step.reason == "device cpu has no CUDA graphs"
+    found = run_steps(step, s, 3)
+    rows = torch.arange(16)
+    assert found[0] == {n: float(v) for n, v in train_step(other, other.images.pixels[rows], rows, False).items()}
+    assert "effective_rank" in found[2]
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({}, 1e-4), ({"schedule": "epoch"}, 1e-4), ({"look_ahead": "fresh"}, 1e-4), ({"method": "simclr"}, 1e-4),
+     ({"precision": "bf16"}, 3e-2)],
+)  # fmt: skip
+def test_captured_steps_are_the_eager_ones(changes, tolerance):
+    changes = {"optimiser": "sgd", "mag_optimiser": "sgd", "lr": 0.02, "views": ("L", "ab"), **changes}
+    states = [started("cuda", graphs=graphs, **changes) for graphs in ("auto", "off")]
+    steps = [Stepper([s]) for s in states]
+    found = [run_steps(step, s, 12) for step, s in zip(steps, states, strict=True)]
+    assert steps[0].reason is None
+    assert steps[0].replays
+    assert steps[1].reason == "graphs is off"
+    for captured, eager in zip(*found, strict=True):
+        assert captured == pytest.approx(eager, rel=10 * tolerance, abs=tolerance)
+    for (name, a), b in zip(
+        states[0].networks.state_dict().items(), states[1].networks.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@gpu
+@needs_cuda
+def test_captured_trials_are_their_single_runs(tmp_path):
+    configs = [
+        Config(**{**TINY, "device": "cuda", "optimiser": "sgd", "seed": seed, "runs_dir": tmp_path})
+        for seed in (0, 1, 2)
+    ]
+    assert 5 * configs[0].epochs > EAGER_STEPS
+    for run, config in zip(fit_trials(configs, lambda _: None), configs, strict=True):
+        alone = fit(config.replace(runs_dir=tmp_path / "alone"), lambda _: None)
+        for a, b in zip(
+            read_tensors(run.checkpoint)[0].values(), read_tensors(alone.checkpoint)[0].values(), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_a_gradient_in_another_layout_moves_the_right_weights(make):
+    """Fused optimisers go by memory: with channels last on one side only they would mix up the weights."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        parameter = torch.nn.Parameter(start.clone().to(memory_format=layout))
+        descend(make([parameter], lr=0.1, fused=True), {"w": parameter}, {"w": gradient})
+        found.append(parameter.detach())
+        assert parameter.grad is None
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], start)
+
+
+FAULTS = """
+import resource, torch
+from metaug_core.machine import freed_memory_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with freed_memory_kept():
+    faults()
+    print(faults())
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is meant")
+def test_freed_memory_is_kept_within_and_given_back_after():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    within, after = map(int, done.stdout.split())
+    assert within < 100  # 10 tensors of 40 MB would be 97,000 pages of 4 KB
+    assert after > 10 * max(within, 10)
