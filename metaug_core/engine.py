@@ -17,6 +17,9 @@ from metaug_core.registry import MetaugError
 from metaug_core.session import Session
 from metaug_core.stepper import Stepper
 
+# What trials side by side must have in common: the images, and where they lie.
+SHARED = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction", "storage", "device")
+
 
 def pick_device(wanted: str) -> str:
     """auto: cuda, else mps, else cpu. ConfigError if a named device is not there."""
@@ -67,17 +70,17 @@ def fit_trials(
     they are done. Raises as `fit`, and ConfigError if the configs are not of the same images.
     """
     runs = [store.request(config) for config in configs]
+    if all(run.finished for run in runs):
+        return runs
     one_data_set(configs)
     device = pick_device(configs[0].device)
     shards.join(device)
     with ExitStack() as stack:
         if shards.rank() == 0:
-            for run in {run.path: run for run in runs if not run.finished}.values():
+            for run in unfinished(runs):
                 stack.enter_context(run.lock())
         shards.wait()
-        todo = list(
-            {run.path: run for run in runs if not run.finished}.values()
-        )  # another may have finished one just now
+        todo = unfinished(runs)  # asked again: who had a lock a moment ago may have finished the run
         if not todo:
             return runs
         stack.enter_context(torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []))
@@ -86,18 +89,14 @@ def fit_trials(
     return runs
 
 
+def unfinished(runs: Sequence[store.Run]) -> list[store.Run]:
+    """Each run that is not finished, once."""
+    return list({run.path: run for run in runs if not run.finished}.values())
+
+
 def one_data_set(configs: Sequence[Config]) -> None:
     """ConfigError if trials do not share images and device, or cannot be divided among the processes."""
-    for name in (
-        "dataset",
-        "data_dir",
-        "image_size",
-        "stored_size",
-        "train_images",
-        "val_fraction",
-        "storage",
-        "device",
-    ):
+    for name in SHARED:
         if len({getattr(config, name) for config in configs}) > 1:
             raise ConfigError(f"trials share images and device, but differ in {name}")
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -111,6 +110,8 @@ def opened(runs: list[store.Run], splits: data.Splits, device: str, report: Repo
     sessions = []
     for run in runs:
         s = state.create(run.config, splits, device)
+        if device != "cpu":
+            torch.manual_seed(run.config.seed)  # for a user's dropout; on the CPU every run has numbers of its own
         if run.checkpoint.exists():
             state.restore(s, run.checkpoint)
         if shards.rank() == 0:

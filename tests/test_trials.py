@@ -54,6 +54,14 @@ def test_a_single_run_finds_its_trial_and_a_trial_its_single_run(tiny):
     assert fit(tiny(seed=0), None).path == runs[0].path
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_finished_run_is_found_on_a_machine_without_its_device(tiny):
+    run = fit(tiny(), quiet)
+    assert fit(tiny(device="cuda"), quiet).path == run.path
+    with pytest.raises(ConfigError, match="device 'cuda' is not available"):
+        fit_trials([tiny(device="cuda"), tiny(device="cuda", seed=1)], quiet)
+
+
 def test_what_an_encoder_draws_is_each_trials_own(tiny, monkeypatch, tmp_path):
     monkeypatch.setitem(
         ENCODERS, "dropping", lambda channels, config: nn.Sequential(conv(channels, config), nn.Dropout())
