@@ -128,7 +128,7 @@ def age(seconds: float) -> str:
 def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
     """Train a run without a notebook, or several seeds side by side. Under torchrun one run takes all its processes:
     `torchrun --standalone --nproc-per-node 2 --no-python metaug train -p dataset cifar10`."""
-    from metaug_core import engine, headless
+    from metaug_core import engine, headless, shards
     from metaug_core.notebooks import build
 
     first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
@@ -137,7 +137,7 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
         found = engine.fit_trials(configs)
     except KeyboardInterrupt:
         raise headless.Interrupted("interrupted and saved; the same command goes on") from None
-    for one in found:
+    for one in found if shards.rank() == 0 else ():
         click.echo(f"finished: {shown(one.path)}")
 
 
@@ -147,7 +147,7 @@ def value(name: str, text: str) -> Any:
 
     field = Config.model_fields.get(name)
     several = field is not None and str(field.annotation).startswith("tuple")
-    return text.split(",") if several else None if text == "None" else text
+    return text.split(",") if several else None if text == "None" else text  # None leaves the setting to the preset
 
 
 @main.command()

@@ -149,6 +149,37 @@ def test_a_value_reaches_the_notebook_with_its_type(tmp_path):
     assert "('3', 2.0)" in (tmp_path / "runs" / "notebooks" / "typed.ipynb").read_text()
 
 
+SETTINGS = [w for pair in {"dataset": "tiny", "image_size": "16", "views": "L,ab", "width": "0.05", "epochs": "1",
+                           "batch_size": "16", "train_images": "100", "workers": "0", "mag_hidden": "16"}.items()
+            for w in ("-p", *pair)]  # fmt: skip
+
+
+def test_train_makes_the_runs_of_the_seeds_and_finds_them_again(tmp_path):
+    for _ in range(2):
+        result = metaug("train", *SETTINGS, "-p", "seed", "3", "--seeds", "2", "--runs-dir", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count("finished: ") == 2
+    found = store.list_runs(tmp_path)
+    assert sorted(run.config.seed for run in found) == [3, 4]
+    assert all(run.finished and run.config.views == ("L", "ab") for run in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("-p", "epoch", "1"), "unknown setting 'epoch'; did you mean 'epochs'?"),
+        (("-p", "views", "L"), "method 'metaug' contrasts at least 2 views, got L"),
+        (("-p", "lr", "fast"), "lr: must be a number, got 'fast'"),
+        (("-p", "dataset", "cifar10", "-p", "data_dir", "nowhere"), "cifar10 is not in nowhere"),
+    ],
+)
+def test_train_refuses_in_one_sentence_before_anything_starts(words, expected, tmp_path):
+    result = metaug("train", *words, "--runs-dir", str(tmp_path / "runs"))
+    assert result.exit_code == 2
+    assert expected in sentence(result)
+    assert not list(tmp_path.glob("runs/*/checkpoint*"))
+
+
 @pytest.mark.slow
 def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
     """SIGTERM in the middle of training saves; `resume` ends the run; the same request then finds it, from another folder."""

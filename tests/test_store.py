@@ -211,7 +211,7 @@ def test_the_same_request_has_the_same_name():
     assert re.fullmatch("tiny-metaug-conv-s0-[0-9a-f]{10}", config.name())
 
 
-ELSEWHERE = {"device": "auto", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
+ELSEWHERE = {"device": "auto", "graphs": "off", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
              "checkpoint_minutes": 1.0, "tensorboard": True}  # fmt: skip
 
 
@@ -329,3 +329,12 @@ def test_the_lock_is_freed_by_an_error(tiny):
         pass
     with run.lock():
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_row_that_a_full_disk_refuses_is_one_sentence(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(StoreError) as caught:
+        store.append(path, [{"step": 1}])
+    assert str(caught.value) == f"cannot write {path}: No space left on device; what was saved before is kept"
