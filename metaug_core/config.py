@@ -10,19 +10,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metaug_core import registry
 from metaug_core.contradictions import contradictions, one_sentence, shown, surprise
 from metaug_core.registry import MetaugError, suggestion
+from metaug_core.settings import ObjectiveSettings, Positive, Rate, Share, Size
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Where and how fast a run is computed, not what it computes: these do not enter a run's name.
 NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard"}
 
@@ -31,7 +28,7 @@ class ConfigError(MetaugError):
     """A setting is unknown, ill-typed, out of range or contradicts another."""
 
 
-class Config(BaseModel):
+class Config(ObjectiveSettings):
     """A run's settings. Raises `ConfigError` (one sentence) for anything it does not accept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
@@ -88,67 +85,9 @@ class Config(BaseModel):
     mag_hidden: Positive = 2048
     """Units of the two hidden layers of the MAG."""
 
-    # --- objective
+    # --- objective: its settings are those of `ObjectiveSettings`
     method: str = "metaug"
     """A name in METHODS: metaug, metaug-only-oucl, metaug-only-mag, cmc, simclr, supervised, or a registered one."""
-    temperature: Size = 0.07
-    """t of InfoNCE (eq. 1) and NT-Xent."""
-    oucl: Literal["eq7", "eq8", "eq9", "eq10"] = "eq10"
-    """Which form of OUCL: the hinge on sums, with a temperature, weighted by Gamma, or reduced to gamma alone."""
-    beta: Annotated[float, Field(gt=0, le=1024)] = 16.0
-    """Temperature coefficient of OUCL (eq. 8-10)."""
-    gamma: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Margin of OUCL (eq. 10); the paper fixes 0.40 (Appendix A.4)."""
-    oucl_lambda: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """lambda, the margin of eq. 7 and 8."""
-    phi_dec: Size = 1.0
-    """Attenuation of Gamma in eq. 9 (section 4.4; the paper's best is 6); 1: none."""
-    gamma_detached: bool = False
-    """eq. 9: take the weights Gamma as constants, as the authors' code does."""
-    attenuate: Literal["weight", "similarity"] = "weight"
-    """phi_dec divides Gamma x (d - margin) (paper), or the similarity inside it but not its margin (authors' code)."""
-    scope: Literal["anchor", "minibatch"] = "anchor"
-    """One OUCL per anchor, averaged, or one over all pairs of the minibatch."""
-    loss_scale: Size = 1.0
-    """The loss is multiplied by this constant (the authors' code has one)."""
-    negatives: Literal["bank", "batch"] = "bank"
-    """Negatives: past features from the memory bank, or the other images of the minibatch."""
-    bank_negatives: Positive = 4096
-    """K, past features drawn per view (paper 4096, authors' code 1024)."""
-    bank_draw: Literal["shared", "per-anchor"] = "shared"
-    """One draw that the whole minibatch shares (fast), or one per anchor (authors' code)."""
-    bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the old entry that stays when an image's entry is written; the result is renormalised."""
-    positives: Literal["features", "bank"] = "features"
-    """Positives: the other views' features, or their stale bank entries (authors' code)."""
-    bank_writes: Literal["step", "every-pass"] = "step"
-    """Write the bank once a step, or also from the look-ahead's two passes (authors' code)."""
-
-    # --- meta feature augmentation (used by methods with a MAG)
-    delta: Rate = 1e-7
-    """delta of eq. 11: weight of the loss that includes augmented features."""
-    alpha: Rate = 1e-13
-    """alpha of eq. 6: weight of R_sigma in the MAG update."""
-    margin: Literal["large", "medium", "small", "none"] = "large"
-    """How sigma+ and sigma- come from the original similarities (eq. 4, Appendix A.2)."""
-    margin_scope: Literal["minibatch", "anchor"] = "minibatch"
-    """Margins over the minibatch (eq. 4), or per anchor (authors' code)."""
-    margin_source: Literal["original", "augmented"] = "original"
-    """Similarities that give the margins: of original features (eq. 4), or augmented ones (authors' code)."""
-    margin_everywhere: bool = False
-    """R_sigma also in the regular step and in the look-ahead loss (authors' code); the paper: the MAG update only."""
-    margin_positive_weight: Rate = 1.0
-    """Factor on the positive part of R_sigma (authors' code: 1e-4)."""
-    augmented_sets: Literal["joint", "swapped"] = "joint"
-    """L_aug: one loss over z and z~ together, or a sum with each view swapped in turn and then all (authors' code)."""
-    schedule: Literal["alternate", "epoch"] = "alternate"
-    """MAG step after each regular one on the same minibatch, or a pass of each in turn (Algorithm 1)."""
-    look_ahead: Literal["shared", "fresh"] = "shared"
-    """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
-    inner_lr: Rate | None = None
-    """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
-    meta: Literal["forward", "double-backward"] = "forward"
-    """How the meta-gradient is computed; both are exact, the second is the slow reference."""
 
     # --- optimisation
     epochs: Positive = 200

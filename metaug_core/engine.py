@@ -1,6 +1,5 @@
 """Runs from their configs to their last checkpoints: one, or several trials side by side, on one process or several."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -99,10 +98,9 @@ def one_data_set(configs: Sequence[Config]) -> None:
     for name in SHARED:
         if len({getattr(config, name) for config in configs}) > 1:
             raise ConfigError(f"trials share images and device, but differ in {name}")
-    processes = int(os.environ.get("WORLD_SIZE", 1))
     for config in configs:
-        if config.batch_size % processes:
-            raise ConfigError(f"batch_size {config.batch_size} cannot be divided among {processes} processes")
+        if config.batch_size % shards.started():
+            raise ConfigError(f"batch_size {config.batch_size} cannot be divided among {shards.started()} processes")
 
 
 def opened(runs: list[store.Run], splits: data.Splits, device: str, report: Reporter) -> list[Session]:

@@ -137,12 +137,8 @@ class _SquareGradient(torch.autograd.Function):
         weighted = along * p
         total = (weighted * x).sum(-1, keepdim=True)
         back = weighted.addcmul_(weighted, x.square(), value=2 * beta).sub_(p.mul_(x).mul_(2 * beta * total))
-        return (
-            back.mul_(2 * beta * g[:, None]),
-            2 * beta * total.squeeze(-1),
-            None,
-            None,
-        )  # result moves with x: it is in back
+        # That result moves with x is in `back` already, so it gets none of its own.
+        return back.mul_(2 * beta * g[:, None]), 2 * beta * total.squeeze(-1), None, None
 
 
 def _softmax(x: Tensor, result: Tensor, beta: float) -> Tensor:

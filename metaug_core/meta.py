@@ -45,6 +45,16 @@ def gradients(value: Tensor, wrt: Params, **options) -> Params:
     return dict(zip(wrt, found, strict=True))
 
 
+def cut(z: Tensor) -> Tensor:
+    """Features z (V, b, d) as a leaf, those of the whole minibatch: where the graph of the loss is cut from the encoders'."""
+    return shards.gather(z.detach(), 1).requires_grad_()
+
+
+def pulled_back(z: Tensor, theta: Params, pull: Tensor, **options) -> Params:
+    """grad_theta of the loss whose dL/dz, over the whole minibatch, is pull: from the cut back through the encoders."""
+    return shards.total(gradients(z, theta, grad_outputs=shards.own(pull.detach(), 1), **options))
+
+
 def _leaves(params: Params) -> Params:
     return {name: p.detach().requires_grad_() for name, p in params.items()}
 
@@ -73,16 +83,16 @@ def look_ahead(
     if regular is None:
         leaves, through = _leaves(theta), own
         z = features(leaves)
-        leaf = shards.gather(z.detach(), 1).requires_grad_()
+        leaf = cut(z)
         (pull,) = torch.autograd.grad(loss(leaf, own), leaf, create_graph=True)
-        regular = Regular(shards.total(gradients(z, leaves, grad_outputs=shards.own(pull.detach(), 1))), pull)
+        regular = Regular(pulled_back(z, leaves, pull), pull)
     ahead = _leaves(step(theta, regular.gradient, lr))
     z = features(ahead)
-    z_ahead = shards.gather(z.detach(), 1).requires_grad_()
+    z_ahead = cut(z)
     value = (outer_loss or loss)(z_ahead, own)
     # One backward through the loss gives both the direct part (omega) and, through the encoders, the direction of the mixed part.
     *direct, pull = torch.autograd.grad(value, [*own.values(), z_ahead], allow_unused=True, materialize_grads=True)
-    direction = shards.total(gradients(z, ahead, grad_outputs=shards.own(pull, 1)))
+    direction = pulled_back(z, ahead, pull)
     found = dict(zip(omega, direct, strict=True))
     z, z_dot = (shards.gather(t, 1) for t in tangent(features, theta, direction, regular.recorded))
     pull = regular.pull

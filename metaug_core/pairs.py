@@ -17,8 +17,8 @@ def similarity(cosines: Tensor) -> Tensor:
 
 def other_views(x: Tensor) -> Tensor:
     """(V, ...) -> (V, V - 1, ...): row v holds the entries of the views that are not v."""
-    rows = range(x.shape[0])
-    return torch.stack([torch.stack([x[u] for u in rows if u != v]) for v in rows])
+    views = x.shape[0]
+    return torch.stack([x[u] for v in range(views) for u in range(views) if u != v]).unflatten(0, (views, views - 1))
 
 
 class Pairs:

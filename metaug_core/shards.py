@@ -29,10 +29,15 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
+def started() -> int:
+    """How many processes `torchrun` started, before they are a group; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def join(device: str) -> None:
     """Make the processes that `torchrun` started one group, for good: a second group would meet the first one's connections.
     Without torchrun nothing happens. On CUDA each process takes the device of its local rank."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    if started() == 1 or dist.is_initialized():
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

@@ -34,9 +34,7 @@ class TrainState:
     optimiser: torch.optim.Optimizer
     mag_optimiser: torch.optim.Optimizer | None
     generators: dict[str, torch.Generator]
-    random: (
-        Tensor  # state of torch's global generator on the CPU, as far as this run has drawn from it (a user's dropout)
-    )
+    random: Tensor  # state of torch's global generator on the CPU, the run's own (a user's dropout draws from it)
     epoch: int = 0  # finished passes
     position: int = 0  # steps done of the pass under way
     step: int = 0  # steps done in all
@@ -152,7 +150,9 @@ def save(state: TrainState, path: Path) -> None:
     tensors |= {f"generator.{role}": g.get_state() for role, g in state.generators.items()}
     if state.order is not None:
         tensors["order"] = state.order
-    tensors["generator.global"] = state.random if state.device == "cpu" else _global(state.device).get_rng_state()
+    tensors["generator.global"] = (
+        state.random if state.device == "cpu" else getattr(torch, state.device).get_rng_state()
+    )
     write_tensors(path, tensors, {"epoch": state.epoch, "position": state.position, "step": state.step} | _whose(state))
 
 
@@ -163,11 +163,6 @@ def not_finite(state: TrainState) -> str | None:
             if not torch.isfinite(value).all():
                 return prefix + name
     return None
-
-
-def _global(device: str) -> Any:
-    """Where the global generator of a device that is not the CPU is got and set."""
-    return getattr(torch, device)
 
 
 def _whose(state: TrainState) -> dict[str, Any]:
@@ -199,7 +194,7 @@ def restore(state: TrainState, path: Path) -> None:
         if state.device == "cpu":
             state.random = torch.Generator().set_state(tensors["generator.global"]).get_state()  # refuses what is none
         else:
-            _global(state.device).set_rng_state(tensors["generator.global"])
+            getattr(torch, state.device).set_rng_state(tensors["generator.global"])
         state.epoch, state.position, state.step = (int(scalars[k]) for k in ("epoch", "position", "step"))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from None

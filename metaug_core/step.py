@@ -12,11 +12,10 @@ from torch.func import functional_call
 
 from metaug_core import monitor, shards
 from metaug_core.config import Config
-from metaug_core.meta import Regular, gradients, look_ahead, look_ahead_reference
+from metaug_core.meta import Regular, cut, look_ahead, look_ahead_reference, pulled_back
 from metaug_core.methods.base import Context
 from metaug_core.state import TrainState
 from metaug_core.tangents import Params, Recorded, frozen_statistics
-from metaug_core.views import make_views
 
 
 def lr_factor(config: Config, epochs_done: float) -> float:
@@ -43,15 +42,15 @@ def regular_step(
     recorded = Recorded() if share else None
     with shards.whole_batch(), recorded or nullcontext():
         z = s.networks(views)
-    leaf = shards.gather(z.detach(), 1).requires_grad_()
+    leaf = cut(z)
     terms, theta = s.method.terms(leaf, context, s.mag), s.theta
     log = log and "loss_augmented" in terms
     (pull,) = torch.autograd.grad(total(terms), leaf, create_graph=share, retain_graph=share or log)
-    gradient = shards.total(gradients(z, theta, grad_outputs=shards.own(pull.detach(), 1), retain_graph=log))
+    gradient = pulled_back(z, theta, pull, retain_graph=log)
     found = {name: term.detach() for name, term in terms.items()}
     if log:
         (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=share)
-        augmented = shards.total(gradients(z, theta, grad_outputs=shards.own(augmented_pull, 1)))
+        augmented = pulled_back(z, theta, augmented_pull)
         part = monitor.norm([*augmented.values()])
         rest = monitor.norm([gradient[name] - augmented[name] for name in theta])
         found["augmented_gradient_share"] = part / (part + rest)
@@ -111,7 +110,7 @@ def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
     """
     config = s.config
     with torch.no_grad():
-        views = make_views(pixels, config, s.generators["views"])
+        views = s.method.views(pixels, s.generators["views"])
         context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
     if s.mag_pass:
         return Update(mag_step(s, views, context), None, context)
@@ -129,8 +128,8 @@ def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
 
 @torch.no_grad()
 def describe(s: TrainState, seen: Update) -> dict[str, Tensor]:
-    """What `monitor` says of the features of a step; nothing if they are not finite (then the loss says so)."""
-    if seen.z is None or not torch.isfinite(seen.z).all():
+    """What `monitor` says of unit features of a step; nothing if they are not finite (then the loss says so)."""
+    if seen.z is None or not s.method.unit_features or not torch.isfinite(seen.z).all():
         return {}
     with frozen_statistics(s.mag):
         return monitor.describe(seen.z, s.mag(seen.z) if s.mag is not None else None, seen.context, s.config)

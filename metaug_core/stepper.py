@@ -45,6 +45,9 @@ def not_captured_because(states: Sequence[TrainState]) -> str | None:
         return "several processes take part"
     if any(s.config.meta == "double-backward" for s in states):
         return "meta double-backward is the plain reference"
+    for s in states:
+        if not s.method.captured:
+            return f"method {s.config.method!r} waits for the device within a step"
     return None
 
 

@@ -105,10 +105,9 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
         mean, r = record.kept
     else:
         mean, r = shards.moments(x, eps)
-    shape = (1, -1) + (1,) * (x.dim() - 2)
     others = [d for d in range(x.dim()) if d != 1]
-    mean, r, w, b = (t.view(shape).to(x.dtype) for t in (mean, r, weight, bias))
-    w_dot, b_dot = (torch.zeros_like(r) if t is None else t.view(shape) for t in (w_dot, b_dot))
+    mean, r, w, b = (shards.per_channel(t, x) for t in (mean, r, weight, bias))
+    w_dot, b_dot = (torch.zeros_like(r) if t is None else shards.per_channel(t, x) for t in (w_dot, b_dot))
     centred = x - mean
     y = torch.addcmul(b, centred, w * r)
     if x_dot is None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / ROOT
 # A room may import rooms of strictly lower rank. A new room needs a rank here.
 RANK: dict[str, float] = {
     "registry": -1,
-    "contradictions": -0.5,
+    **dict.fromkeys(["contradictions", "settings"], -0.5),
     "config": 0,
     "images": 0.4,
     **dict.fromkeys(["presets", "shapes", "formats", "machine"], 0.5),

@@ -29,6 +29,7 @@ from metaug_core import (
     stepper,
 )
 from metaug_core.engine import pick_device
+from metaug_core.methods import base
 from metaug_core.progress import Progress
 from metaug_core.step import lr_factor, train_step
 from metaug_core.store import Run, read_tensors
@@ -133,7 +134,7 @@ def in_double(monkeypatch):
         torch.set_default_dtype(torch.float64)
         return views
 
-    monkeypatch.setattr(step, "make_views", in_single)
+    monkeypatch.setattr(base, "make_views", in_single)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

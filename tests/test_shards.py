@@ -21,7 +21,8 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import conftest
-from metaug_core import Config, fit, shards, step
+from metaug_core import Config, fit, shards
+from metaug_core.methods import base
 from metaug_core.views import make_views
 configs, parts = json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
@@ -32,7 +33,7 @@ def in_single(*arguments):
     return views
 
 # Everything but the pictures in float64, where rounding does not grow from step to step.
-step.make_views = in_single
+base.make_views = in_single
 torch.set_default_dtype(torch.float64)
 if parts:
     shards.whole_batch.__globals__["WholeBatch"] = shards.nullcontext

@@ -27,6 +27,7 @@ from metaug_core.bank import Bank
 from metaug_core.config import Config
 from metaug_core.encoders import Networks
 from metaug_core.pairs import Pairs, other_views
+from metaug_core.views import make_views
 
 Augment = Callable[[Tensor], Tensor]  # z (V, B, d) -> z~ (V, B, d)
 
@@ -55,6 +56,8 @@ class Method(ABC):
     defaults: ClassVar[dict[str, Any]] = {}  # settings that stand where the user gave none
     labelled: ClassVar[bool] = False  # trains on labels (then unlabelled images are left out)
     minimum_views: ClassVar[int] = 2
+    unit_features: ClassVar[bool] = True  # z is (V, B, d) of unit norm; else nothing is said of its similarities
+    captured: ClassVar[bool] = True  # a step never waits for the device, so that CUDA can capture it
 
     def __init__(self, config: Config):
         self.config = config
@@ -67,6 +70,10 @@ class Method(ABC):
         """theta: maps the list of view images to z, and has `encoders` whose h evaluation uses."""
         del classes
         return Networks(self.config)
+
+    def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """What the networks are given of uint8 images (B, 3, H, W): tensors (B, ...). All chance comes from generator."""
+        return make_views(pixels, self.config, generator)
 
     def generator(self) -> nn.Module | None:
         """omega: the MAG, or None."""

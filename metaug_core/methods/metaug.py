@@ -28,7 +28,7 @@ class MetAug(Method):
         super().__init__(config)
         self.base = base
         # All but the loss is the base method's own.
-        self.networks, self.memory = base.networks, base.memory
+        self.views, self.networks, self.memory = base.views, base.networks, base.memory
         self.context, self.remember = base.context, base.remember
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
@@ -81,6 +81,7 @@ class with_mag:
         self.base = base
         self.defaults: dict[str, Any] = base.defaults
         self.labelled, self.minimum_views = base.labelled, max(2, base.minimum_views)
+        self.unit_features, self.captured = base.unit_features, base.captured
 
     def __call__(self, config: Config) -> MetAug:
         return MetAug(config, self.base(config))

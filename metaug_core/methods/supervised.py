@@ -27,6 +27,7 @@ class Supervised(Method):
     defaults = {"negatives": "batch"}
     labelled = True
     minimum_views = 1
+    unit_features = False
 
     def networks(self, classes: int) -> nn.Module:
         return Classifier(self.config, classes)
