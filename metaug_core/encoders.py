@@ -3,12 +3,15 @@
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from metaug_core.config import Config
 from metaug_core.registry import ENCODERS, VIEWS, MetaugError
@@ -25,6 +28,38 @@ def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
     return nn.Conv2d(channels, width, 3, stride=2 if config.image_size >= 48 else 1, padding=1, bias=False)
 
 
+class FirstNorm(nn.Module):
+    """BatchNorm, max-pool and ReLU of the first layer. Their maps are the largest that a pass holds for its backward, a
+    quarter of all: within `lean` they are not held, and the backward computes them again. The convolution's are: it costs more."""
+
+    lean = False
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (FirstNorm.lean and torch.is_grad_enabled()):
+            return self.layers(x)
+        # With the weights of this call: in a functional call they are not the module's own when the backward comes.
+        names, weights = zip(*self.layers.named_parameters(), strict=True)
+
+        def again(x: Tensor, *weights: Tensor) -> Tensor:
+            return functional_call(self.layers, dict(zip(names, weights, strict=True)), (x,))
+
+        return checkpoint(again, x, *weights, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def lean(wanted: bool = True) -> Iterator[None]:
+    """Within, passes hold nothing of `FirstNorm`. For a pass beside which much else is alive: the look-ahead."""
+    before, FirstNorm.lean = FirstNorm.lean, wanted
+    try:
+        yield
+    finally:
+        FirstNorm.lean = before
+
+
 def conv(channels: int, config: Config) -> nn.Sequential:
     """The five convolutional layers of the split AlexNet, BatchNorm and ReLU after each, max-pool 3/2 after 1, 2 and 5."""
     widths = [max(1, round(w * config.width)) for w in ALEXNET]
@@ -33,9 +68,10 @@ def conv(channels: int, config: Config) -> nn.Sequential:
         before = widths[number - 1]
         kernel = 5 if number == 1 else 3
         layer = nn.Conv2d(before, width, kernel, padding=kernel // 2, bias=False) if number else None
-        layers += [layer or _stem(config, channels, width), nn.BatchNorm2d(width), nn.ReLU()]
-        if number in (0, 1, 4):
-            layers.append(nn.MaxPool2d(3, 2, ceil_mode=False))
+        # The pool before the ReLU: the two commute, and the ReLU then has a quarter of the numbers.
+        pool = [nn.MaxPool2d(3, 2)] if number in (0, 1, 4) else []
+        after = [nn.BatchNorm2d(width), *pool, nn.ReLU()]
+        layers += [layer, *after] if layer else [_stem(config, channels, width), FirstNorm(*after)]
     return nn.Sequential(*layers, nn.Flatten())
 
 

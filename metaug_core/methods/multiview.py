@@ -27,10 +27,10 @@ class MultiView(Method):
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def pairs(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Tensor, Tensor]:
-        """Similarities of positives (A, P) and negatives (A, N), as `Pairs` gives them."""
+    def rows(self, z: Tensor, context: Context, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """Similarities of positives (A, P) and negatives (A, N) of each set of anchors, as `Pairs` gives them."""
         targets = z if context.positives is None else context.positives
-        return context.pairs(len(self.config.views))(z, targets, by_view)
+        return context.pairs(len(self.config.views)).rows(z, targets, by_view)
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor: ...
@@ -41,17 +41,18 @@ class CMC(MultiView):
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         # On d = (1 + cos) / 2 half the temperature gives the same: InfoNCE does not see a shift.
-        return losses.info_nce(*self.pairs(z, context, by_view=True), self.config.temperature / 2)
+        rows = self.rows(z, context, by_view=True)
+        return torch.stack([losses.info_nce(*row, self.config.temperature / 2) for row in rows]).mean()
 
 
 class OUCL(MultiView):
     """Optimization-driven unified contrast (eq. 7-10): all positives and negatives of an anchor in one term."""
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        positives, negatives = self.pairs(z, context)
+        rows = self.rows(z, context)
         if self.config.scope == "minibatch":
-            positives, negatives = positives.reshape(1, -1), negatives.reshape(1, -1)
-        return unified(positives, negatives, self.config)
+            rows = [tuple(torch.cat([part.reshape(1, -1) for part in parts], -1) for parts in zip(*rows, strict=True))]
+        return torch.stack([unified(*row, self.config) for row in rows]).mean()
 
 
 def unified(positives: Tensor, negatives: Tensor, config) -> Tensor:
