@@ -177,13 +177,19 @@ class Limits:
 
 
 def limits(device: str, precision: str) -> Limits:
-    """precision: float32 (as torch is set: no TF32) or bf16, of the matmul."""
+    """precision: float32 or bf16, of the matmul; float32 on CUDA with TF32, which is what torch takes for convolutions there."""
     side, size = (8192, 2**30) if device == "cuda" else (2048, 2**26)
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     out, source = torch.empty_like(a), torch.empty(size, dtype=torch.uint8, device=device)
-    goal = torch.empty_like(source)
+    goal, before = torch.empty_like(source), torch.get_float32_matmul_precision()
+
+    def multiply() -> None:
+        torch.set_float32_matmul_precision("high" if device == "cuda" else before)
+        torch.mm(a, a, out=out)
+        torch.set_float32_matmul_precision(before)
+
     return Limits(
-        {"matmul": lambda: torch.mm(a, a, out=out), "copy": lambda: goal.copy_(source)},
+        {"matmul": multiply, "copy": lambda: goal.copy_(source)},
         {"matmul": 2 * side**3, "copy": 2 * size},
     )
 
@@ -206,6 +212,7 @@ def resident(field: str) -> int:
 
 def added(config: Config) -> int:
     """Bytes that an eager step adds, while it runs, to weights and optimiser states."""
+    free(pick_device(config.device))
     step = Steps(config.replace(graphs="off"))
     step()  # the optimisers' states are there from now on
     if pick_device(config.device) == "cuda":
@@ -236,11 +243,7 @@ def peaks(configs: Sequence[Config]) -> list[int | None]:
 
 def answer() -> None:
     """The child's part of `peaks`."""
-    found = []
-    for values in json.loads(sys.stdin.read()):
-        found.append(added(Config(**values)))
-        gc.collect()
-    print(json.dumps(found))
+    print(json.dumps([added(Config(**values)) for values in json.loads(sys.stdin.read())]))
 
 
 def default(device: str, on_cuda: Any, elsewhere: Any) -> Any:

@@ -25,16 +25,16 @@ def write(name: str, script: str, args: dict[str, Any], device: str, **found: An
 
 
 def table(rows: Sequence[Mapping[str, Any]], **columns: str) -> str:
-    """Markdown: title=format, as str.format takes it of a row's values ("{ms:.2f}"); what is None or not there is a dash."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        known = {name: value for name, value in row.items() if value is not None}
-        lines.append("| " + " | ".join(_cell(column, known) for column in columns.values()) + " |")
-    return "\n".join(lines)
+    """Markdown: title=format, as str.format takes it of a row's values ("{ms:.2f}"). What a row has not, or is None, is a dash;
+    a column that no row has is left out."""
+    cells = {title: [_cell(column, row) for row in rows] for title, column in columns.items()}
+    cells = {title: column for title, column in cells.items() if set(column) != {"-"}}
+    lines = [cells, ["---"] * len(cells), *zip(*cells.values(), strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(column: str, known: Mapping[str, Any]) -> str:
+def _cell(column: str, row: Mapping[str, Any]) -> str:
     try:
-        return column.format(**known)
+        return column.format(**{name: value for name, value in row.items() if value is not None})
     except KeyError:
         return "-"

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from _measure import Steps, Work, counted, default, free, launches, limits, noise, peaks, turns
+from _measure import Steps, Work, counted, default, free, launches, limits, noise, peaks, ratio, turns
 from _results import table, write
 
 from metaug_core import DATASETS, Config, fit, preset
@@ -62,11 +62,12 @@ def measure(cell: Cell, precision: str, device: str, seconds: float) -> list[dic
             rows[name] |= row
         free(device)
     for name, row in rows.items():
-        took, plain = (r[f"{mode}_ms"] / 1e3 for r in (row, rows["plain"]))  # of the last mode, as training has it
+        took = row[f"{mode}_ms"] / 1e3  # of the last mode, as training has it
         floor = Work(row["flops"], row["least_bytes"], 0, 0).floor(row["flops_per_second"], row["bytes_per_second"])
         row |= named(cell, precision, name) | {
-            "ms": 1e3 * took, "times_plain": took / plain, "images_per_second": cell[2] / took, "floor_ms": 1e3 * floor,
-            "share_of_floor": floor / took, "target": target(cell, name, device)}  # fmt: skip
+            "ms": 1e3 * took, "times_plain": row[f"{mode}_times_plain"], "images_per_second": cell[2] / took,
+            "floor_ms": 1e3 * floor, "share_of_floor": floor / took, "target": target(cell, name, device),
+            "note": row.get("captured_reason")}  # fmt: skip
     return list(rows.values())
 
 
@@ -82,7 +83,8 @@ def measured(configs: dict[str, Config], mode: str, precision: str, device: str,
     found = turns(steps | yardsticks.ways, device, seconds)
     flops, moved = yardsticks.rates(found)
     for name, step in steps.items():
-        row = {"ms": 1e3 * statistics.median(found[name]), "rounds": len(found[name]), "reason": step.stepper.reason}
+        row = {"ms": 1e3 * statistics.median(found[name]), "times_plain": ratio(found[name], found["plain"]),
+               "rounds": len(found[name]), "reason": step.stepper.reason}  # fmt: skip
         row |= launches(step, device)
         rows[name] = {f"{mode}_{key}": value for key, value in row.items()} | {
             "flops_per_second": flops, "bytes_per_second": moved}  # fmt: skip
@@ -193,7 +195,7 @@ def shown(rows: list[dict], trials: list[dict], projections: list[dict]) -> str:
                  "ms": "{ms:.2f}", "x plain": "{times_plain:.2f}", "target": "{target}", "images/s": "{images_per_second:.0f}",
                  "GFLOP": "{gflop:.0f}", "GB": "{gigabytes:.2f}", "floor, ms": "{floor_ms:.2f}", "of floor": "{share_of_floor:.0%}",
                  "eager, ms": "{eager_ms:.2f}", "operations": "{operations}", "launches eager": "{eager_launches}",
-                 "launches captured": "{captured_launches}", "peak MB": "{peak_megabytes:.0f}"},
+                 "launches captured": "{captured_launches}", "peak MB": "{peak_megabytes:.0f}", "note": "{note}"},
     )  # fmt: skip
     side = table(trials, **{"trials": "{trials}", "ms": "{ms:.1f}", "x one": "{times_one:.2f}",
                             "of single runs": "{share_of_singles:.2f}", "target": "{target}"})  # fmt: skip

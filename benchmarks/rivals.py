@@ -154,7 +154,7 @@ def speed(way: tuple[Callable[[], Any], Callable], batch: int, steps: int, warm:
 
 def compared(rival: str, parts: dict[str, tuple], batch: int, args: argparse.Namespace, device: str) -> list[dict]:
     """For each part images per second of theirs and ours: by round, and the medians."""
-    warm, rows = QUEUED * args.workers + 4, []
+    warm, rows = QUEUED * args.workers + 1, []
     for part, ways in parts.items():
         found: tuple[list[float], list[float]] = ([], [])
         for number in range(args.rounds):
