@@ -22,7 +22,7 @@ from _measure import Steps, default, noise, seconds
 from _results import table, write
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor, nn
@@ -88,7 +88,11 @@ def published(config: Config, images: Images, workers: int, device: str) -> dict
     )
     theirs, mine = Steps(config, images=images), Steps(config, images=images)
     (s,) = mine.stepper.states
-    theirs.stepper.states[0].method.views = lambda lab, _: [lab[:, :1], lab[:, 1:], lab]  # the rest of the step is ours
+    theirs.stepper.states[0].method.views = lambda pixels, generator: [
+        pixels[:, :1],
+        pixels[:, 1:],
+        pixels,
+    ]  # the rest of the step is ours
 
     def load() -> Iterator[Tensor]:
         return loaded(images, change, config.batch_size, workers, device)

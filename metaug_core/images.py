@@ -4,7 +4,7 @@ Whatever is wrong with a file is one sentence (`DataError`).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -121,7 +121,7 @@ class Files:
         return out
 
 
-def ahead(read: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Iterator[Any]:
+def ahead(read: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Generator[Any, None, None]:
     """read(row) for each row, in order; `workers` threads read up to twice as many rows ahead. 0: no threads."""
     if not workers:
         yield from map(read, rows)
@@ -219,7 +219,8 @@ def sent(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
     coming: tuple[Tensor, torch.cuda.Event] | None = None
     for pixels in batches:
         with torch.cuda.stream(side):
-            sending = pixels.to(device, non_blocking=True), side.record_event()
+            sending = pixels.to(device, non_blocking=True), torch.cuda.Event()
+        sending[1].record(side)
         if coming is not None:
             yield handed(*coming)
         coming = sending
