@@ -46,8 +46,8 @@ class Pairs:
         anchor once per target view (A = W B (V - 1), P = U / V), as InfoNCE wants its terms; else all its pairs together
         (A = W B, P = (V - 1) U / V).
         """
-        rows = self.rows(anchors, targets, by_view)
-        return rows[0] if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+        positives, negatives = zip(*self.rows(anchors, targets, by_view), strict=True)
+        return torch.cat(positives), torch.cat(negatives)
 
     def rows(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
         """The same, set of anchors by set: nothing is copied, and no gradient cut apart again."""

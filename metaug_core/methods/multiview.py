@@ -51,7 +51,8 @@ class OUCL(MultiView):
     def loss(self, z: Tensor, context: Context) -> Tensor:
         rows = self.rows(z, context)
         if self.config.scope == "minibatch":
-            rows = [tuple(torch.cat([part.reshape(1, -1) for part in parts], -1) for parts in zip(*rows, strict=True))]
+            positives, negatives = (torch.cat([x.reshape(1, -1) for x in side], -1) for side in zip(*rows, strict=True))
+            rows = [(positives, negatives)]
         return torch.stack([unified(*row, self.config) for row in rows]).mean()
 
 
