@@ -130,14 +130,24 @@ class Encoders(nn.Module):
 
 
 class Networks(nn.Module):
-    """theta: the encoders f and the projection heads g."""
+    """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q: one of each per view name."""
 
-    def __init__(self, config: Config):
+    def __init__(
+        self,
+        config: Config,
+        head: Callable[[int, Config], nn.Module] = head,
+        predictor: Callable[[Config], nn.Module] | None = None,
+        unit: bool = True,
+    ):
         super().__init__()
-        self.encoders = Encoders(config)
+        self.encoders, self.unit = Encoders(config), unit
         self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in self.encoders.dims.items()})
+        self.predictors = nn.ModuleDict({name: predictor(config) for name in self.heads}) if predictor else None
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm."""
-        h = self.encoders(images)
-        return torch.stack([F.normalize(self.heads[n](x), dim=-1) for n, x in zip(self.encoders.views, h, strict=True)])
+        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm if `unit`; with predictors (2V, B, d): z, then q of z."""
+        names = self.encoders.views
+        z = [self.heads[name](h) for name, h in zip(names, self.encoders(images), strict=True)]
+        if self.predictors is not None:
+            z += [self.predictors[name](x) for name, x in zip(names, z, strict=True)]
+        return F.normalize(torch.stack(z), dim=-1) if self.unit else torch.stack(z)

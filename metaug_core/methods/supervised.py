@@ -24,6 +24,10 @@ class Classifier(nn.Module):
 class Supervised(Method):
     """Cross entropy on the labels of the training images."""
 
+    title = "fully supervised"
+    paper = "-"
+    objective = "cross entropy of a linear layer on all views' h"
+    augmentable = False
     defaults = {"negatives": "batch"}
     labelled = True
     minimum_views = 1
