@@ -76,6 +76,24 @@ class ObjectiveSettings(BaseModel):
     sinkhorn_steps: Positive = 3
     """Rounds of Sinkhorn's normalisation."""
 
+    # --- objectives of other kinds: settings of single methods
+    nat_every: Positive = 3
+    """NAT: targets are assigned anew in every such pass over the images, the first included."""
+    whitening_size: Positive | None = None
+    """W-MSE: images whitened together, at least 2 feature_dim is best; None: the minibatch."""
+    dim_units: Positive = 2048
+    """DIM: hidden units of the embeddings of local and global features."""
+    cpc_grid: Annotated[int, Field(ge=2, le=16)] = 5
+    """CPC: patches a side, which overlap by half (7 in the paper)."""
+    cpc_skip: Annotated[int, Field(ge=0)] = 1
+    """CPC: so many rows below are not predicted; the nearest shares pixels (2 in the paper)."""
+    jigsaw_grid: Annotated[int, Field(ge=2, le=8)] = 3
+    """InfoMin: pieces a side of the jigsaw branch."""
+    jigsaw_weight: Share = 0.5
+    """InfoMin: weight of the jigsaw branch, 1 less this that of the other."""
+    looc_held: Annotated[tuple[Literal["colour", "crop", "flip", "rotation"], ...], Field(min_length=1)] = ("colour", "rotation")
+    """LooC: augmentations that one head each stays sensitive to."""
+
     # --- meta feature augmentation (used by methods with a MAG)
     delta: Rate = 1e-7
     """delta of eq. 11: weight of the loss that includes augmented features."""

@@ -3,10 +3,16 @@
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods import modifiers
 from metaug_core.methods.base import Composition, Context, Method
+from metaug_core.methods.bigan import BiGAN
+from metaug_core.methods.cpc import CPC
+from metaug_core.methods.dim import DIM
 from metaug_core.methods.metaug import MetAug, with_mag
 from metaug_core.methods.multiview import CMC, OUCL
+from metaug_core.methods.nat import NAT
 from metaug_core.methods.simclr import SimCLR
+from metaug_core.methods.splitbrain import SplitBrain
 from metaug_core.methods.supervised import Supervised
+from metaug_core.methods.wmse import WMSE
 from metaug_core.registry import METHODS, MODIFIERS
 
 __all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",
@@ -19,6 +25,8 @@ MODIFIERS |= {
     "hard": modifiers.hard,
     "randaugment": modifiers.randaugment,
 }
+# Whole objectives of their own, which no modifier but RandAugment changes.
+METHODS |= {"bigan": BiGAN, "nat": NAT, "dim": DIM, "cpc": CPC, "splitbrain": SplitBrain, "wmse": WMSE}
 METHODS |= {
     "supervised": Supervised,
     "simclr": SimCLR,
