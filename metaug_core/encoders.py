@@ -161,7 +161,7 @@ class Encoders(nn.Module):
 
 
 class Networks(nn.Module):
-    """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q: one of each per view name."""
+    """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q, each per view name."""
 
     def __init__(
         self,

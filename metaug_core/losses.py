@@ -9,6 +9,7 @@ so they cost O(P + N) and never form the P x N table; log1p(exp(.)) is logaddexp
 """
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -27,28 +28,42 @@ def info_nce(
     `debiased`.
     """
     positives, negatives = positives / temperature, negatives / temperature
-    rest = hardened(negatives, hard_beta)
-    if tau_plus:
-        rest = debiased(positives, rest, negatives.shape[-1], tau_plus)
+    count = negatives.shape[-1]
+    rest = debiased(positives, hardened(negatives, hard_beta, count), count, tau_plus)
     return (torch.logaddexp(positives, rest) - positives).mean()
 
 
-def hardened(negatives: Tensor, hard_beta: float) -> Tensor:
-    """log G of Robinson et al. 2021, (A, 1), of exponents n (A, N): G = sum_k w_k e^{n_k}, where the weights w_k, of mean 1, are
-    proportional to e^{b n_k}. b = 0 is the plain sum, to the bit."""
+def log_sum(x: Tensor) -> Tensor:
+    """(..., N) -> log sum_k e^{x_k}, (..., 1)."""
+    return torch.logsumexp(x, dim=-1, keepdim=True)
+
+
+def logsumexp_others(x: Tensor) -> Tensor:
+    """(..., N) -> log sum_{j != k} e^{x_j} for each k, (..., N); stable, since the largest is left out by itself."""
+    top = x.argmax(-1, keepdim=True) == torch.arange(x.shape[-1], device=x.device)
+    share = (x - log_sum(x)).exp().masked_fill(top, 0)  # at most 1/2
+    return torch.where(top, log_sum(x.masked_fill(top, -torch.inf)), log_sum(x) + torch.log1p(-share))
+
+
+def hardened(negatives: Tensor, hard_beta: float, count: int, total: Callable[[Tensor], Tensor] = log_sum) -> Tensor:
+    """log G of Robinson et al. 2021 (eq. 4), of exponents n (..., count): G = sum_k w_k e^{n_k}, where the weights w_k, of mean 1,
+    are proportional to e^{b n_k}. b = 0 is the plain sum, to the bit. total: which negatives an entry of the result meets."""
     if not hard_beta:
-        return torch.logsumexp(negatives, dim=-1, keepdim=True)
-    tilted = torch.logsumexp((1 + hard_beta) * negatives, -1, keepdim=True)
-    return tilted - torch.logsumexp(hard_beta * negatives, -1, keepdim=True) + math.log(negatives.shape[-1])
+        return total(negatives)
+    return total((1 + hard_beta) * negatives) - total(hard_beta * negatives) + math.log(count)
 
 
 def debiased(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
     """log G of Chuang et al. 2020 (eq. 7, 8), (A, P), of exponents p (A, P) and the log of a sum over count negatives, (A, 1):
-    G = max((e^rest - tau count e^p) / (1 - tau), count), since tau of the negatives are of the anchor's own class.
+    G = max((e^rest - tau count e^p) / (1 - tau), count), since a share tau of the negatives is of the anchor's own class.
 
-    The smallest similarity is 0, so that each negative's term is at least 1. tau = 0 is rest.
+    The smallest similarity is 0, so that each negative's term is at least 1. tau = 0 is rest, to the bit.
     """
-    false = (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()  # above 1 the floor holds anyway
+    if not tau_plus:
+        return rest
+    false = (
+        (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()
+    )  # above 1 the floor holds anyway
     floor = (math.log(count) - rest).exp().clamp(min=torch.finfo(rest.dtype).tiny)
     return rest + torch.maximum((1 - false) / (1 - tau_plus), floor).log()
 

@@ -59,7 +59,7 @@ class Methods(Registry):
         return found
 
     def get(self, name: object, default=None):
-        return self[name] if name in self else default
+        return default if self.refusal(name) else self[name]
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or ("+" in str(name) and self.refusal(name) is None)
@@ -68,5 +68,7 @@ class Methods(Registry):
 DATASETS = Registry("dataset")  # name -> load(config) -> data.RawSplits
 VIEWS = Registry("view")  # name -> views.View
 ENCODERS = Registry("encoder")  # name -> build(channels, config) -> nn.Module, (B, C, H, W) -> (B, D)
-MODIFIERS = Registry("modifier")  # name -> from a method class or composition to a composition, as methods.modifiers has it
+MODIFIERS = Registry(
+    "modifier"
+)  # name -> from a method class or composition to a composition, as methods.modifiers has it
 METHODS = Methods("method")  # name -> methods.base.Method subclass or composition

@@ -2,22 +2,34 @@
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods import modifiers
+from metaug_core.methods.barlow import BarlowTwins
 from metaug_core.methods.base import Composition, Context, Method
 from metaug_core.methods.bigan import BiGAN
 from metaug_core.methods.cpc import CPC
 from metaug_core.methods.dim import DIM
+from metaug_core.methods.byol import BYOL
+from metaug_core.methods.dacl import DACL
+from metaug_core.methods.infomin import InfoMin
+from metaug_core.methods.looc import LooC
 from metaug_core.methods.metaug import MetAug, with_mag
+from metaug_core.methods.moco import MoCo
 from metaug_core.methods.multiview import CMC, OUCL
 from metaug_core.methods.nat import NAT
 from metaug_core.methods.simclr import SimCLR
 from metaug_core.methods.splitbrain import SplitBrain
 from metaug_core.methods.supervised import Supervised
 from metaug_core.methods.wmse import WMSE
+from metaug_core.methods.nnclr import NNCLR
+from metaug_core.methods.simclr import SimCLR
+from metaug_core.methods.simsiam import SimSiam
+from metaug_core.methods.supervised import Supervised
+from metaug_core.methods.swav import SwAV
 from metaug_core.registry import METHODS, MODIFIERS
 
 __all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",
            "build", "with_mag"]  # fmt: skip
 
+METAUG = "Li et al. 2022"
 MODIFIERS |= {
     "mag": with_mag,
     "oucl": modifiers.oucl,
@@ -25,19 +37,35 @@ MODIFIERS |= {
     "hard": modifiers.hard,
     "randaugment": modifiers.randaugment,
 }
-# Whole objectives of their own, which no modifier but RandAugment changes.
-METHODS |= {"bigan": BiGAN, "nat": NAT, "dim": DIM, "cpc": CPC, "splitbrain": SplitBrain, "wmse": WMSE}
+METHODS |= {"bigan": BiGAN, "nat": NAT, "dim": DIM, "cpc": CPC, "splitbrain": SplitBrain, "wmse": WMSE,
+            "infomin": InfoMin, "looc": LooC}  # fmt: skip
 METHODS |= {
     "supervised": Supervised,
+    "swav": SwAV,
     "simclr": SimCLR,
     "cmc": CMC,
+    "moco": MoCo,
+    "simsiam": SimSiam,
+    "byol": BYOL,
+    "barlow": BarlowTwins,
+    "nnclr": NNCLR,
+    "dacl": DACL,
     "metaug-only-oucl": OUCL,
-    "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", "Li et al. 2022"),
-    "metaug": with_mag(OUCL).entitled("MetAug", "Li et al. 2022"),
+    "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", METAUG),
+    "metaug": with_mag(OUCL).entitled("MetAug", METAUG),
+    "metaug-nnclr": with_mag(modifiers.oucl(NNCLR)).entitled("MetAug* (on NNCLR)", METAUG),
 }
 # Rows of the paper's tables that a name composes. Any other, `simclr+hard+mag`, works without standing here.
-METHODS |= {name: METHODS[name] for name in ("simclr+debiased", "cmc+debiased", "simclr+hard", "cmc+hard",
-                                             "cmc+randaugment", "metaug+randaugment")}  # fmt: skip
+COMPOSED = (
+    "swav+hard",
+    "simclr+hard",
+    "cmc+hard",
+    "simclr+debiased",
+    "cmc+debiased",
+    "cmc+randaugment",
+    "metaug+randaugment",
+)
+METHODS |= {name: METHODS[name] for name in COMPOSED}
 
 
 def build(config: Config) -> Method:

@@ -27,11 +27,19 @@ from torch import Tensor, nn
 
 from metaug_core import losses
 from metaug_core.bank import Bank
-from metaug_core.config import Config
+from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.pairs import Pairs, other_views
 from metaug_core.views import make_views
 
+TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one encoder, as most methods see it
+    "views": ("RGB", "RGB"),
+    "independent": True,
+    "crop_scale": (0.2, 1.0),
+    "jitter": 0.5,  # MoCo v2's 0.4, 0.4, 0.4, 0.1
+    "grey": 0.2,
+    "negatives": "batch",
+}
 Augment = Callable[[Tensor], Tensor]  # z (V, B, d) -> z~ (V, B, d)
 Contrast = Callable[[Tensor, Tensor], Tensor]  # similarities d of positives (A, P) and negatives (A, N) -> scalar
 
@@ -66,9 +74,13 @@ class Method(ABC):
     labelled: ClassVar[bool] = False  # trains on labels (then unlabelled images are left out)
     minimum_views: ClassVar[int] = 2
     parts: ClassVar[int] = 1  # z has so many rows for each view: 2 where predictions (V, B, d) follow the features
-    unit_features: ClassVar[bool] = True  # the first V rows of z are features of unit norm; else nothing is said of them
+    unit_features: ClassVar[bool] = (
+        True  # the first V rows of z are features of unit norm; else nothing is said of them
+    )
     augmentable: ClassVar[bool] = True  # z (parts V, B, d) is of features alone, so that a MAG can augment them
-    contrasts: ClassVar[bool] = False  # the loss calls `contrast`, so that `debiased` and `hard` can weigh its negatives
+    contrasts: ClassVar[bool] = (
+        False  # the loss calls `contrast`, so that `debiased` and `hard` can weigh its negatives
+    )
     captured: ClassVar[bool] = True  # a step never waits for the device, so that CUDA can capture it
     divided: ClassVar[bool] = True  # several processes can train one run together and give the numbers of one
 
@@ -93,6 +105,15 @@ class Method(ABC):
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         """What the networks are given of uint8 images (B, 3, H, W): tensors (B, ...). All chance comes from generator."""
         return make_views(pixels, self.config, generator)
+
+    def part(self, z: Tensor, number: int) -> Tensor:
+        """Of z (k parts V, B, d), k sets of features and what follows them, one part of every set: (k V, B, d)."""
+        return z.unflatten(0, (-1, self.parts, len(self.config.views)))[:, number].flatten(0, 1)
+
+    def across(self, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each row (B, d) of first with each of second that is of another view; row w is of view w % V."""
+        views = len(self.config.views)
+        return [(a, b) for w, a in enumerate(first) for u, b in enumerate(second) if w % views != u % views]
 
     def generator(self) -> nn.Module | None:
         """omega: the MAG, or None."""
@@ -163,6 +184,14 @@ def unified(positives: Tensor, negatives: Tensor, config: Config) -> Tensor:
     gamma = config.gamma
     return losses.oucl_weighted(positives, negatives, config.beta, (1 + gamma, -gamma), (1 - gamma, gamma),
                                 config.phi_dec, config.gamma_detached, config.attenuate)  # fmt: skip
+
+
+def queue_fits(config: Config) -> None:
+    """ConfigError if a minibatch does not fit into the queue."""
+    if config.queue_size < config.batch_size:
+        raise ConfigError(
+            f"method {config.method!r} needs queue_size >= batch_size {config.batch_size}, got {config.queue_size}"
+        )
 
 
 def bank_memory(config: Config, images: int, generator: torch.Generator) -> Bank | None:
