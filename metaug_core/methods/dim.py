@@ -73,8 +73,7 @@ class DIM(Method):
 
 def jensen_shannon(u: Tensor) -> Tensor:
     """u (M, B, B), place m of image i with the whole of image j -> scalar; 0 for u = 0, least -2 log 2."""
-    batch, positive = u.shape[-1], u.diagonal(dim1=1, dim2=2)
-    attract = (math.log(2) - F.softplus(-positive)).mean()
-    repel = F.softplus(-u) + u - math.log(2)
-    others = repel.sum((1, 2)) - repel.diagonal(dim1=1, dim2=2).sum(1)
-    return (others / (batch * (batch - 1))).mean() - attract
+    same = torch.eye(u.shape[-1], dtype=torch.bool, device=u.device)
+    attract = math.log(2) - F.softplus(-u.diagonal(dim1=1, dim2=2))
+    repel = (F.softplus(u) - math.log(2)).masked_fill(same, 0)  # sp(-u) + u = sp(u)
+    return repel.mean() * (len(same) / (len(same) - 1)) - attract.mean()
