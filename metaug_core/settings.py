@@ -91,7 +91,10 @@ class ObjectiveSettings(BaseModel):
     """InfoMin: pieces a side of the jigsaw branch."""
     jigsaw_weight: Share = 0.5
     """InfoMin: weight of the jigsaw branch, 1 less this that of the other."""
-    looc_held: Annotated[tuple[Literal["colour", "crop", "flip", "rotation"], ...], Field(min_length=1)] = ("colour", "rotation")
+    looc_held: Annotated[tuple[Literal["colour", "crop", "flip", "rotation"], ...], Field(min_length=1)] = (
+        "colour",
+        "rotation",
+    )
     """LooC: augmentations that one head each stays sensitive to."""
 
     # --- meta feature augmentation (used by methods with a MAG)

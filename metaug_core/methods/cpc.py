@@ -43,7 +43,9 @@ class Above(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 256):
         super().__init__()
-        self.narrow = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1)))
+        self.narrow = nn.Sequential(
+            nn.Conv2d(dim, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1))
+        )
         self.rows = nn.Sequential(nn.ZeroPad2d((0, 0, 1, 0)), nn.Conv2d(hidden, hidden, (2, 1)), nn.ReLU())
         self.wide = nn.Conv2d(hidden, dim, 1)
 
@@ -75,7 +77,7 @@ class Predictor(nn.Module):
 class CPC(Method):
     """Contrastive predictive coding v2 (Henaff et al. 2020, eq. 1-2 and the pseudocode of their appendix; van den Oord et al. 2018).
 
-        z^_{i+k,j} = W_k c_{i,j},   L = -sum log e^(z^ . z_{i+k,j}) / sum over all patches of the minibatch of e^(z^ . z_l)
+    z^_{i+k,j} = W_k c_{i,j},   L = -sum log e^(z^ . z_{i+k,j}) / sum over all patches of the minibatch of e^(z^ . z_l)
 
     """
 
@@ -90,7 +92,9 @@ class CPC(Method):
     def __init__(self, config: Config):
         super().__init__(config)
         if not distances(config):
-            raise ConfigError(f"method {config.method!r} needs cpc_skip < cpc_grid - 1, got {config.cpc_skip}, {config.cpc_grid}")
+            raise ConfigError(
+                f"method {config.method!r} needs cpc_skip < cpc_grid - 1, got {config.cpc_skip}, {config.cpc_grid}"
+            )
 
     def networks(self, classes: int) -> nn.Module:
         return Predictor(self.config)

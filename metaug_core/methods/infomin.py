@@ -86,7 +86,9 @@ def shuffled(x: Tensor, grid: int, generator: torch.Generator) -> Tensor:
     is resized and back."""
     count, _, side, _ = x.shape
     piece = max(1, round(side / grid))
-    even = x if piece * grid == side else F.interpolate(x, (piece * grid, piece * grid), mode="bilinear", antialias=True)
+    even = (
+        x if piece * grid == side else F.interpolate(x, (piece * grid, piece * grid), mode="bilinear", antialias=True)
+    )
     pieces = even.unfold(2, piece, piece).unfold(3, piece, piece).flatten(2, 3)  # (B, C, g g, p, p)
     chance = torch.rand(count * shards.count(), grid**2, generator=generator, device=x.device)
     order = shards.own(chance).argsort(1)[:, None, :, None, None].expand_as(pieces)

@@ -54,14 +54,23 @@ class LooC(Method):
     minimum_views = 1
     unit_features = False  # rows of z are heads, not views
     augmentable = False
-    defaults = {**TWO_CROPS, "views": ("RGB",), "independent": False, "rotation": 180.0, "head": "mlp", "temperature": 0.2}
+    defaults = {
+        **TWO_CROPS,
+        "views": ("RGB",),
+        "independent": False,
+        "rotation": 180.0,
+        "head": "mlp",
+        "temperature": 0.2,
+    }
 
     def __init__(self, config: Config):
         super().__init__(config)
         queue_fits(config)
         for name in config.looc_held:
             if all(getattr(config, setting) in (0, (1, 1)) for setting in HELD[name][1]):
-                raise ConfigError(f"method {config.method!r} holds {name}, which {' and '.join(HELD[name][1])} switch off")
+                raise ConfigError(
+                    f"method {config.method!r} holds {name}, which {' and '.join(HELD[name][1])} switch off"
+                )
 
     def networks(self, classes: int) -> nn.Module:
         return Heads(self.config)

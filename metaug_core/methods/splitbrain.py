@@ -20,7 +20,9 @@ class Decoder(nn.Module):
     def __init__(self, inputs: int, bins: int, channels: int = 64):
         super().__init__()
         half = SIDE // 2
-        self.spread = nn.Sequential(nn.Linear(inputs, channels * half**2), nn.ReLU(), nn.Unflatten(1, (channels, half, half)))
+        self.spread = nn.Sequential(
+            nn.Linear(inputs, channels * half**2), nn.ReLU(), nn.Unflatten(1, (channels, half, half))
+        )
         self.paint = nn.Conv2d(channels, bins, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -78,7 +80,9 @@ class SplitBrain(Method):
     def loss(self, z: Tensor, context: Context) -> Tensor:
         of_second, of_first = z.flatten(0, 1).split([bins(name) for name in reversed(self.config.views)], dim=-1)
         targets = context.given
-        return F.cross_entropy(of_second, targets["second"].flatten()) + F.cross_entropy(of_first, targets["first"].flatten())
+        return F.cross_entropy(of_second, targets["second"].flatten()) + F.cross_entropy(
+            of_first, targets["first"].flatten()
+        )
 
 
 def bins(view: str) -> int:
