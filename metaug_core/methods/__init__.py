@@ -5,25 +5,23 @@ from metaug_core.methods import modifiers
 from metaug_core.methods.barlow import BarlowTwins
 from metaug_core.methods.base import Composition, Context, Method
 from metaug_core.methods.bigan import BiGAN
-from metaug_core.methods.cpc import CPC
-from metaug_core.methods.dim import DIM
 from metaug_core.methods.byol import BYOL
+from metaug_core.methods.cpc import CPC
 from metaug_core.methods.dacl import DACL
+from metaug_core.methods.dim import DIM
 from metaug_core.methods.infomin import InfoMin
 from metaug_core.methods.looc import LooC
 from metaug_core.methods.metaug import MetAug, with_mag
 from metaug_core.methods.moco import MoCo
 from metaug_core.methods.multiview import CMC, OUCL
 from metaug_core.methods.nat import NAT
-from metaug_core.methods.simclr import SimCLR
-from metaug_core.methods.splitbrain import SplitBrain
-from metaug_core.methods.supervised import Supervised
-from metaug_core.methods.wmse import WMSE
 from metaug_core.methods.nnclr import NNCLR
 from metaug_core.methods.simclr import SimCLR
 from metaug_core.methods.simsiam import SimSiam
+from metaug_core.methods.splitbrain import SplitBrain
 from metaug_core.methods.supervised import Supervised
 from metaug_core.methods.swav import SwAV
+from metaug_core.methods.wmse import WMSE
 from metaug_core.registry import METHODS, MODIFIERS
 
 __all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",
@@ -37,19 +35,25 @@ MODIFIERS |= {
     "hard": modifiers.hard,
     "randaugment": modifiers.randaugment,
 }
-METHODS |= {"bigan": BiGAN, "nat": NAT, "dim": DIM, "cpc": CPC, "splitbrain": SplitBrain, "wmse": WMSE,
-            "infomin": InfoMin, "looc": LooC}  # fmt: skip
-METHODS |= {
+METHODS |= {  # in the order of Table 1
     "supervised": Supervised,
+    "bigan": BiGAN,
+    "nat": NAT,
+    "dim": DIM,
+    "splitbrain": SplitBrain,
+    "cpc": CPC,
     "swav": SwAV,
     "simclr": SimCLR,
     "cmc": CMC,
     "moco": MoCo,
     "simsiam": SimSiam,
+    "infomin": InfoMin,
     "byol": BYOL,
     "barlow": BarlowTwins,
     "nnclr": NNCLR,
     "dacl": DACL,
+    "looc": LooC,
+    "wmse": WMSE,
     "metaug-only-oucl": OUCL,
     "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", METAUG),
     "metaug": with_mag(OUCL).entitled("MetAug", METAUG),

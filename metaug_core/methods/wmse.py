@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.losses import alignment
 from metaug_core.methods.base import TWO_CROPS, Context, Method
-from torch.nn import functional as F
 
 
 class WMSE(Method):
