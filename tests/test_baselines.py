@@ -1,4 +1,4 @@
-"""The compared methods: each objective against an independent reference, what each remembers by hand, and each killed and resumed."""
+"""The compared methods: objectives against independent references, what they remember by hand, killed and resumed."""
 
 import os
 import re
@@ -338,7 +338,7 @@ def test_killed_and_resumed_alone_is_the_trial_bit_for_bit(together, tmp_path, m
 @pytest.mark.parametrize("encoder", ["fc", "resnet18"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_gradient_reaches_every_layer_of_every_encoder(name, encoder):
-    settings = config(name, encoder=encoder, width=1.0 if encoder == "resnet18" else 0.05, batch_size=4)
+    settings = config(name, encoder=encoder, width=1.0 if encoder == "resnet18" else 0.05, batch_size=4, feature_dim=3)
     method, generator = build(settings), torch.Generator().manual_seed(0)
     networks, mag = initial_networks(method, 4, 0)
     memory = method.memory(networks, 20, generator)
