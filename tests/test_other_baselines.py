@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaug_core import METHODS, Config, ConfigError, MetaugError, data, evaluate, fit, fit_trials, state
-from metaug_core.encoders import Encoders, last_map, outputs
+from metaug_core.encoders import LEAST, Encoders, last_map, outputs
 from metaug_core.methods import Context, build
 from metaug_core.methods.base import initial_networks
 from metaug_core.methods.bigan import Game
-from metaug_core.methods.cpc import LEAST, SCALE, predictive
+from metaug_core.methods.cpc import SCALE, predictive
 from metaug_core.methods.dim import jensen_shannon
 from metaug_core.methods.infomin import shuffled
 from metaug_core.methods.looc import HELD
