@@ -16,6 +16,7 @@ from metaug_core.registry import ENCODERS, VIEWS, MetaugError
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
 HIDDEN = 2048  # units of its two fully connected layers
+LEAST = 16  # px: patches of fewer are enlarged to this side, as little as `conv` takes
 
 
 def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
@@ -158,6 +159,32 @@ class Encoders(nn.Module):
             h = h.float() if self.bf16 else h
             found[name] = list(h.chunk(len(crops)))
         return [found[name].pop(0) for name in names]
+
+
+class PatchEncoders(nn.Module):
+    """Encoders of a grid x grid of patches that overlap by half; h of an image is the mean over its patches."""
+
+    def __init__(self, config: Config, grid: int):
+        super().__init__()
+        self.grid, self.step = grid, config.image_size // (grid + 1)
+        self.side = max(LEAST, 2 * self.step)
+        if self.step == 0 or (config.stem == "paper" and self.side < 64):
+            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * self.step} px"
+            raise MetaugError(f"{what}, too few for stem {config.stem!r}")
+        self.inner = Encoders(config.replace(image_size=self.side))
+
+    def patches(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """One (B, C_j, H, W) per view -> (B, grid, grid, D_j) each; names as of `Encoders`."""
+        size, g = 2 * self.step, self.grid
+        cut = [x.unfold(2, size, self.step)[:, :, :g].unfold(3, size, self.step)[:, :, :, :g] for x in images]
+        flat = [x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2) for x in cut]  # (B g g, C, size, size)
+        if size < self.side:
+            flat = [F.interpolate(x, (self.side, self.side), mode="bilinear") for x in flat]
+        return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
+
+    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """h of the whole images, one (B, D_j) each."""
+        return [h.mean((1, 2)) for h in self.patches(images, names)]
 
 
 class Networks(nn.Module):

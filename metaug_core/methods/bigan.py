@@ -13,20 +13,13 @@ from metaug_core.registry import VIEWS
 SIDE = 32  # px at which the game is played, whatever the encoder sees (the paper's is also below its encoder's)
 
 
-class Generator(nn.Module):
+def generator(dim: int, channels: int, width: int) -> nn.Sequential:
     """G: noise (B, d) -> image (B, C, 32, 32) in [-1, 1]; DCGAN by upsampling."""
-
-    def __init__(self, dim: int, channels: int, width: int):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Linear(dim, 4 * width * 16, bias=False), nn.Unflatten(1, (4 * width, 4, 4))]
-        for before, after in ((4, 2), (2, 1), (1, 1)):
-            conv = nn.Conv2d(before * width, after * width, 3, padding=1, bias=False)
-            layers += [nn.BatchNorm2d(before * width), nn.ReLU(), nn.Upsample(scale_factor=2), conv]
-        layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, padding=1), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, noise: Tensor) -> Tensor:
-        return self.layers(noise)
+    layers: list[nn.Module] = [nn.Linear(dim, 4 * width * 16, bias=False), nn.Unflatten(1, (4 * width, 4, 4))]
+    for before, after in ((4, 2), (2, 1), (1, 1)):
+        conv = nn.Conv2d(before * width, after * width, 3, padding=1, bias=False)
+        layers += [nn.BatchNorm2d(before * width), nn.ReLU(), nn.Upsample(scale_factor=2), conv]
+    return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
 
 class Discriminator(nn.Module):
@@ -55,7 +48,7 @@ class Game(nn.Module):
         encode = Joined(config, dim)
         self.encoders, self.code = encode.encoders, encode.head
         self.standardise = nn.BatchNorm1d(dim, affine=False)
-        self.generator, self.discriminator = Generator(dim, channels, width), Discriminator(dim, channels, width)
+        self.generator, self.discriminator = generator(dim, channels, width), Discriminator(dim, channels, width)
 
     def forward(self, images: list[Tensor]) -> Tensor:
         *views, noise = images

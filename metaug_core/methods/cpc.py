@@ -5,37 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config, ConfigError
-from metaug_core.encoders import Encoders
+from metaug_core.encoders import PatchEncoders
 from metaug_core.methods.base import Context, Method
 
-LEAST = 16  # px: smaller patches are enlarged to this side, which is as little as `conv` takes
 SCALE = 0.1  # of the predictions, in the paper's pseudocode
-
-
-class PatchEncoders(nn.Module):
-    """Encoders of a grid of patches that overlap by half; h of an image is the mean over its patches."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.views, self.grid = config.views, config.cpc_grid
-        self.step = config.image_size // (self.grid + 1)
-        self.side = max(LEAST, 2 * self.step)
-        if self.step == 0 or (config.stem == "paper" and self.side < 64):
-            raise ConfigError(f"method {config.method!r} cuts {config.image_size} px images into patches of {2 * self.step} px, "
-                              f"too small for stem {config.stem!r}")  # fmt: skip
-        self.inner = Encoders(config.replace(image_size=self.side))
-
-    def patches(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """One (B, C_j, H, W) per view -> (B, g, g, D_j) each."""
-        size = 2 * self.step
-        cut = [x.unfold(2, size, self.step).unfold(3, size, self.step) for x in images]  # (B, C, g, g, size, size)
-        flat = [x.permute(0, 2, 3, 1, 4, 5)[:, : self.grid, : self.grid].flatten(0, 2) for x in cut]
-        if size < self.side:
-            flat = [F.interpolate(x, (self.side, self.side), mode="bilinear") for x in flat]
-        return [h.unflatten(0, (-1, self.grid, self.grid)) for h in self.inner(flat, names)]
-
-    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        return [h.mean((1, 2)) for h in self.patches(images, names)]
 
 
 class Above(nn.Module):
@@ -58,7 +31,7 @@ class Predictor(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.encoders, dim = PatchEncoders(config), config.feature_dim
+        self.encoders, dim = PatchEncoders(config, config.cpc_grid), config.feature_dim
         inputs = sum(self.encoders.inner.dims[name] for name in config.views)
         self.context = nn.Sequential(*[Above(inputs) for _ in range(config.cpc_grid - 1)], nn.ReLU())
         self.target = nn.Conv2d(inputs, dim, 1)
@@ -75,10 +48,14 @@ class Predictor(nn.Module):
 
 
 class CPC(Method):
-    """Contrastive predictive coding v2 (Henaff et al. 2020, eq. 1-2 and the pseudocode of their appendix; van den Oord et al. 2018).
+    """CPC v2 (Henaff et al. 2020, eq. 1-2 and the pseudocode of their appendix; van den Oord et al. 2018).
 
-    z^_{i+k,j} = W_k c_{i,j},   L = -sum log e^(z^ . z_{i+k,j}) / sum over all patches of the minibatch of e^(z^ . z_l)
+        z^_{i+k,j} = W_k c_{i,j},   L = -log e^(z^_{i+k,j} . z_{i+k,j}) / sum over all patches of the minibatch of e^(z^ . z)
 
+    c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
+    of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
+    images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
+    patches. Left out: each patch augmented by itself, predictions from below and the sides, LayerNorm (here BatchNorm).
     """
 
     title = "CPC v2"

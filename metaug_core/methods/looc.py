@@ -54,14 +54,7 @@ class LooC(Method):
     minimum_views = 1
     unit_features = False  # rows of z are heads, not views
     augmentable = False
-    defaults = {
-        **TWO_CROPS,
-        "views": ("RGB",),
-        "independent": False,
-        "rotation": 180.0,
-        "head": "mlp",
-        "temperature": 0.2,
-    }
+    defaults = {**TWO_CROPS, "views": ("RGB",), "rotation": 180.0, "head": "mlp", "temperature": 0.2}
 
     def __init__(self, config: Config):
         super().__init__(config)
