@@ -3,7 +3,7 @@
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ from metaug_core.registry import ENCODERS, VIEWS, MetaugError
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
 HIDDEN = 2048  # units of its two fully connected layers
+LEAST = 16  # px: patches of fewer are enlarged to this side, as little as `conv` takes
 
 
 def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
@@ -129,6 +130,36 @@ def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
     return shape[1]
 
 
+@contextmanager
+def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within, what each of these modules gives is kept under its name, in the order in which they give it."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module):
+        return module.register_forward_hook(lambda module, inputs, output: found.__setitem__(name, output))
+
+    handles = [keep(name, module) for name, module in modules.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
+    """Of the last feature map in an encoder with at least `least` places a side: the name of the submodule that gives it, its
+    channels and its number of places. By a trial run, as `output_dim`, after which no sizes can surprise. MetaugError if there
+    is none."""
+    with outputs(dict(encoder.named_modules())) as found:
+        output_dim(encoder, channels, config)
+    for name, out in reversed(found.items()):
+        if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
+            return name, out.shape[1], out.shape[2] * out.shape[3]
+    raise MetaugError(
+        f"encoder {config.encoder!r} has no feature map of {least} x {least} places at {config.image_size} px images"
+    )
+
+
 def head(inputs: int, config: Config) -> nn.Module:
     """Projection head g: (B, D) -> (B, d), linear (CMC) or with one hidden layer (SimCLR)."""
     if config.head == "linear":
@@ -165,15 +196,65 @@ class Encoders(nn.Module):
         return [found[name].pop(0) for name in names]
 
 
-class Networks(nn.Module):
-    """theta: the encoders f and the projection heads g."""
+class PatchEncoders(nn.Module):
+    """Encoders of a grid x grid of patches that overlap by half; h of an image is the mean over its patches."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, grid: int):
         super().__init__()
-        self.encoders = Encoders(config)
+        self.grid, self.step = grid, config.image_size // (grid + 1)
+        self.side = max(LEAST, 2 * self.step)
+        if self.step == 0 or (config.stem == "paper" and self.side < 64):
+            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * self.step} px"
+            raise MetaugError(f"{what}, too few for stem {config.stem!r}")
+        self.inner = Encoders(config.replace(image_size=self.side))
+
+    def patches(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """One (B, C_j, H, W) per view -> (B, grid, grid, D_j) each; names as of `Encoders`."""
+        size, g = 2 * self.step, self.grid
+        cut = [x.unfold(2, size, self.step)[:, :, :g].unfold(3, size, self.step)[:, :, :, :g] for x in images]
+        flat = [x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2) for x in cut]  # (B g g, C, size, size)
+        if size < self.side:
+            flat = [F.interpolate(x, (self.side, self.side), mode="bilinear") for x in flat]
+        return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
+
+    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """h of the whole images, one (B, D_j) each."""
+        return [h.mean((1, 2)) for h in self.patches(images, names)]
+
+
+class Networks(nn.Module):
+    """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q, each per view name."""
+
+    def __init__(
+        self,
+        config: Config,
+        head: Callable[[int, Config], nn.Module] = head,
+        predictor: Callable[[Config], nn.Module] | None = None,
+        unit: bool = True,
+    ):
+        super().__init__()
+        self.encoders, self.unit = Encoders(config), unit
         self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in self.encoders.dims.items()})
+        self.predictors = nn.ModuleDict({name: predictor(config) for name in self.heads}) if predictor else None
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm."""
-        h = self.encoders(images)
-        return torch.stack([F.normalize(self.heads[n](x), dim=-1) for n, x in zip(self.encoders.views, h, strict=True)])
+        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm if `unit`; with predictors (2V, B, d): z, then q of z."""
+        names = self.encoders.views
+        z = [self.heads[name](h) for name, h in zip(names, self.encoders(images), strict=True)]
+        if self.predictors is not None:
+            z += [self.predictors[name](x) for name, x in zip(names, z, strict=True)]
+        return F.normalize(torch.stack(z), dim=-1) if self.unit else torch.stack(z)
+
+
+class Joined(nn.Module):
+    """theta of a method that sees an image whole: the encoders of all views, their h side by side, and one layer on them."""
+
+    def __init__(self, config: Config, outputs: int, unit: bool = False):
+        super().__init__()
+        self.encoders, self.unit = Encoders(config), unit
+        self.head = nn.Linear(sum(self.encoders.dims[name] for name in config.views), outputs)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """One (B, C_j, H, W) per view -> (1, B, outputs), of unit norm if `unit`."""
+        out = self.head(torch.cat(self.encoders(images), dim=1))[None]
+        return F.normalize(out, dim=-1) if self.unit else out
