@@ -9,11 +9,10 @@ from contextlib import contextmanager
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from metaug_core.config import Config
+from metaug_core.recomputing import FirstNorm
 from metaug_core.registry import ENCODERS, VIEWS, MetaugError
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
@@ -27,38 +26,6 @@ def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
     if paper:
         return nn.Conv2d(channels, width, 11, stride=4, padding=2, bias=False)
     return nn.Conv2d(channels, width, 3, stride=2 if config.image_size >= 48 else 1, padding=1, bias=False)
-
-
-class FirstNorm(nn.Module):
-    """BatchNorm, max-pool and ReLU of the first layer. Their maps are the largest that a pass holds for its backward, a
-    quarter of all: within `lean` they are not held, and the backward computes them again. The convolution's are: it costs more."""
-
-    lean = False
-
-    def __init__(self, *layers: nn.Module):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (FirstNorm.lean and torch.is_grad_enabled()):
-            return self.layers(x)
-        # With the weights of this call: in a functional call they are not the module's own when the backward comes.
-        names, weights = zip(*self.layers.named_parameters(), strict=True)
-
-        def again(x: Tensor, *weights: Tensor) -> Tensor:
-            return functional_call(self.layers, dict(zip(names, weights, strict=True)), (x,))
-
-        return checkpoint(again, x, *weights, use_reentrant=False, preserve_rng_state=False)
-
-
-@contextmanager
-def lean(wanted: bool = True) -> Iterator[None]:
-    """Within, passes hold nothing of `FirstNorm`. For a pass beside which much else is alive: the look-ahead."""
-    before, FirstNorm.lean = FirstNorm.lean, wanted
-    try:
-        yield
-    finally:
-        FirstNorm.lean = before
 
 
 def conv(channels: int, config: Config) -> nn.Sequential:

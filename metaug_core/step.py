@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 from metaug_core import monitor, shards
 from metaug_core.config import Config
-from metaug_core.encoders import lean
 from metaug_core.meta import Regular, cut, look_ahead, look_ahead_reference, pulled_back
 from metaug_core.methods.base import Context
+from metaug_core.recomputing import lean
 from metaug_core.state import TrainState
 from metaug_core.tangents import Params, Recorded, frozen_statistics
 

@@ -5,9 +5,10 @@ import torch
 from torch.func import functional_call
 
 from metaug_core import Config
-from metaug_core.encoders import Networks, lean
+from metaug_core.encoders import Networks
 from metaug_core.generator import Layer
 from metaug_core.products import put_off
+from metaug_core.recomputing import lean
 from metaug_core.tangents import frozen_statistics
 
 
