@@ -1,8 +1,8 @@
 """What the notebooks call, so that a cell stays one line: their parameters checked, the run trained or found, networks, tables."""
 
 import ast
-import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,14 +11,13 @@ from IPython.core.getipython import get_ipython
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metaug_core import data, engine, evaluation, methods, presets
+from metaug_core import data, engine, evaluation, methods, presets, results
 from metaug_core.config import Config, ConfigError
 from metaug_core.registry import suggestion
-from metaug_core.store import BusyError, Run, list_runs, request
-from metaug_core.widgets import live
+from metaug_core.store import Run, list_runs, request
+from metaug_core.widgets import LiveRuns, live
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
-WAIT_SECONDS = 1.0
 
 
 # --- parameters
@@ -84,15 +83,13 @@ def trained(config: Config, splits: data.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
     view = live(config)
-    while True:
-        try:
-            run = engine.fit(config, view, splits)
-        except BusyError:
-            view.wait(request(config))
-            time.sleep(WAIT_SECONDS)
-            continue
-        view.finish(run)
-        return run
+    run = results.when_free(lambda: engine.fit(config, view, splits), lambda: view.wait(request(config)))
+    view.finish(run)
+    return run
+
+
+# `results.made` with its progress in one line of the cell's output.
+made = partial(results.made, view=LiveRuns)
 
 
 def networks(run: Run, splits: data.Splits, trained: bool) -> nn.Module:

@@ -38,9 +38,12 @@ RANK: dict[str, float] = {
     "sweep": 4,
     "figures": 4,
     "pictures": 4,
+    "gallery": 4.1,
     "widgets": 5,
     "notebooks": 5.2,
     "headless": 5.5,
+    "cli_options": 5.8,
+    "cli_sweep": 5.9,
     "cli": 6,
     "": 9,  # metaug_core/__init__.py may import anything
 }
