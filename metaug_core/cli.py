@@ -213,3 +213,4 @@ def methods() -> None:
 
 
 main.add_command(cli_sweep.figures)
+main.add_command(cli_sweep.sweep)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from metaug_core import store
 from metaug_core.config import HOME, Config, ConfigError
 from metaug_core.grid import build, value
+from metaug_core.progress import last_row
 from metaug_core.registry import MetaugError, suggestion
 from metaug_core.widgets import clock
 
@@ -120,8 +121,7 @@ class Watch:
         self.before = self.last_row()
 
     def last_row(self) -> dict[str, Any]:
-        found = store.rows(self.run.path / "timing.jsonl") if self.run is not None else []
-        return found[-1] if found else {}
+        return last_row(self.run.path / "timing.jsonl") if self.run is not None else {}
 
     def state(self) -> tuple[float, str]:
         """How much is done, in [0, 1], and the same in words."""

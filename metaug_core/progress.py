@@ -1,7 +1,11 @@
 """Where a training run is, and the bar that says so on a terminal. A live view in a notebook is another reporter."""
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,6 +42,17 @@ class TerminalBar:
         self.bar.set_postfix_str(f"epoch {at.epoch}, loss {at.loss:.4f}, {at.images_per_second:,.0f} images/s")
         if at.step == at.steps:
             self.bar.close()
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole line of a JSON-lines file, whose beginning is not read; {} if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def position(at: Progress | None) -> tuple[float, str]:
