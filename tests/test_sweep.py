@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,8 @@ from click.testing import CliRunner
 from conftest import TINY
 from test_cli import notebook, sentence
 
-from metaug_core import Config, ConfigError, cli, cost, fit, grid, results, store
+from metaug_core import cli, cost, fit, grid, results, store
+from metaug_core.store import read_tensors
 
 HERE = Path(__file__).resolve().parent
 CELL = """\
@@ -112,7 +112,7 @@ def test_the_cost_of_a_run_is_that_of_finished_ones_of_its_shape(tiny):
 
 # --- real workers
 METAUG = [sys.executable, "-c", "from metaug_core.cli import main; main()", "sweep"]
-GRID = ["--grid", "lr=0.003,0.01,1e30", "--grid", "delta=0.1,0.2", "--set", "optimiser=sgd", "--seeds", "2"]
+GRID = ["--grid", "lr=1e30,0.01,0.02,0.03,0.04,0.05", "--set", "optimiser=sgd", "--set", "epochs=3", "--seeds", "2"]
 
 
 def started(words: list[str]) -> subprocess.Popen:
@@ -150,3 +150,107 @@ def of_workers(process: subprocess.Popen) -> list[int]:
 def sweep_of(runs: Path) -> dict:
     (file,) = runs.glob("sweeps/*/sweep.json")
     return json.loads(file.read_text())
+
+
+def states(runs: Path, wanted: str) -> list[dict]:
+    return (
+        [one for one in sweep_of(runs)["cells"] if one["state"] == wanted]
+        if list(runs.glob("sweeps/*/sweep.json"))
+        else []
+    )
+
+
+def stamps(runs: Path, name: str) -> dict[str, int]:
+    """When a file of each run was written last; it changes if the run is trained again."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob(f"*/{name}")}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict:
+    """Twelve cells, two of which fail; a worker is killed, then the main process; then the same call again."""
+    place = tmp_path_factory.mktemp("killed")
+    runs = place / "runs"
+    words = [*METAUG, *options(place), *GRID, "--workers", "2", "--runs-dir", str(runs)]
+    process = started(words)
+    until(lambda: len(states(runs, "failed")) == 2 and list(runs.glob("*/timing.jsonl")), process)
+    before = stamps(runs, "finished.json")
+    os.kill(of_workers(process)[0], signal.SIGKILL)
+    until(lambda: len(states(runs, "finished")) >= 4, process)
+    workers = of_workers(process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    then = stamps(runs, "finished.json"), stamps(runs, "environment.json")
+    failed = [one["run"] for one in states(runs, "failed")]
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their sweep"
+        time.sleep(0.1)
+    code, out, err = ended(started(words))
+    return {"runs": runs, "before": before, "then": then, "failed": failed, "code": code, "out": out, "err": err}
+
+
+@pytest.mark.slow
+def test_after_a_killed_worker_and_a_killed_sweep_the_same_call_does_the_rest(killed):
+    runs = killed["runs"]
+    assert killed["code"] == 1
+    assert "10 of 12 cells are finished" in killed["out"]
+    assert "metaug: 2 of 12 cells failed, see" in killed["err"]
+    finished, failed = states(runs, "finished"), states(runs, "failed")
+    assert (len(finished), len(failed)) == (10, 2)
+    for one in failed:
+        assert one["settings"]["lr"] == "1e30"
+        assert "stopped at step" in one["error"]
+        assert "DivergedError" in (runs / one["notebook"]).read_text()
+    assert all((runs / one["notebook"]).exists() for one in finished)
+    table = pd.read_csv(next(runs.glob("sweeps/*/table.csv")))
+    assert table["state"].tolist() == ["failed"] * 2 + ["finished"] * 10
+    assert table["knn"].notna().tolist() == [False] * 2 + [True] * 10
+
+
+@pytest.mark.slow
+def test_no_cell_was_run_twice_to_the_end(killed):
+    after, environments = stamps(killed["runs"], "finished.json"), stamps(killed["runs"], "environment.json")
+    finished, begun = killed["then"]
+    assert len(finished) >= 4
+    assert killed["before"].items() <= finished.items() <= after.items()
+    assert len(after) == 10
+    for run in [*finished, *killed["failed"]]:  # nor was a recorded failure tried again
+        assert environments[run] == begun[run]
+
+
+@pytest.mark.slow
+def test_a_scheduler_of_ones_own_gives_the_same_table(killed, tmp_path):
+    dask = [sys.executable, "-m"]
+    file, runs = tmp_path / "scheduler.json", tmp_path / "runs"
+    quiet = ["--scheduler-file", str(file), "--no-dashboard"]
+    there = [started([*dask, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *quiet])]
+    try:
+        until(file.exists, there[0])
+        worker = [*dask, "distributed.cli.dask_worker", *quiet, "--nthreads", "1", "--host", "127.0.0.1"]
+        there += [started([*worker, "--local-directory", str(tmp_path)]) for _ in range(2)]
+        address = json.loads(file.read_text())["address"]
+        words = [*METAUG, *options(tmp_path), *GRID, "--scheduler", address, "--runs-dir", str(runs)]
+        code, out, err = ended(started(words))
+        assert code == 1, err
+        assert "10 of 12 cells are finished" in out
+    finally:
+        for process in there:
+            process.kill()
+            process.communicate()
+    tables = [pd.read_parquet(next(place.glob("sweeps/*/table.parquet"))) for place in (killed["runs"], runs)]
+    pd.testing.assert_frame_equal(*[table.drop(columns=results.MACHINE) for table in tables])
+
+
+@pytest.mark.slow
+def test_an_interrupt_saves_what_is_under_way(tmp_path):
+    runs = tmp_path / "runs"
+    words = [*METAUG, *options(tmp_path), "--set", "epochs=5000", "--workers", "1", "--runs-dir", str(runs)]
+    process = started(words)
+    until(lambda: list(runs.glob("*/timing.jsonl")), process)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert code == 130, err
+    assert "interrupted: 0 of 1 cells are finished; the same command goes on" in err
+    assert [one["state"] for one in sweep_of(runs)["cells"]] == ["missing"]
+    (checkpoint,) = runs.glob("*/checkpoint.safetensors")
+    assert read_tensors(checkpoint)[1]["step"] > 0
