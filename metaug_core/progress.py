@@ -22,6 +22,7 @@ class Progress:
 
 
 Reporter = Callable[[Progress], None]
+RunsReporter = Callable[[int, Progress | None], None]  # how many runs are done, and where the one under way is
 
 
 class TerminalBar:
@@ -36,4 +37,19 @@ class TerminalBar:
         self.bar.update(at.step - self.bar.n)
         self.bar.set_postfix_str(f"epoch {at.epoch}, loss {at.loss:.4f}, {at.images_per_second:,.0f} images/s")
         if at.step == at.steps:
+            self.bar.close()
+
+
+class RunsBar:
+    """A tqdm bar on stderr over several runs, the share of the one under way included: time left, runs, and that run's step."""
+
+    def __init__(self, runs: int) -> None:
+        form = "{desc} {percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left{postfix}"
+        self.runs, self.bar = runs, tqdm(total=runs, desc="runs", bar_format=form)
+
+    def __call__(self, done: int, at: Progress | None) -> None:
+        self.bar.n = done + (at.step / at.steps if at else 0)
+        now = f"; {at.run.path.name}: step {at.step:,} of {at.steps:,}, loss {at.loss:.4f}" if at else ""
+        self.bar.set_postfix_str(f"{done} of {self.runs} runs done{now}")
+        if done == self.runs:
             self.bar.close()

@@ -178,6 +178,10 @@ class Session:
         store.append(self.run.path / "timing.jsonl", [row | {"images_per_second": speed, "seconds_left": left}])
         self.report(Progress(self.run, self.s.epoch, self.s.step, self.steps, loss, speed, left))
 
+    def fail(self, error: MetaugError) -> None:
+        if self.first:
+            store.write_json(self.run.path / "failed.json", {"error": str(error), "step": self.s.step})
+
     def finish(self) -> None:
         if self.first:
             store.write_json(self.run.path / "finished.json", {"epochs": self.s.epoch, "steps": self.s.step})

@@ -28,10 +28,12 @@ RANK: dict[str, float] = {
     "methods": 2.2,  # methods/__init__.py gathers them
     "progress": 2.2,
     **dict.fromkeys(["evaluation", "state"], 2.5),
+    "tables": 2.6,
     "step": 2.7,
     "stepper": 2.8,
     "session": 2.9,
     "engine": 3,
+    "results": 3.2,
     "style": 3.5,
     "sweep": 4,
     "figures": 4,
