@@ -170,14 +170,11 @@ def pair_similarities(z: Tensor, augmented: Tensor | None = None) -> tuple[np.nd
     return np.concatenate(same), np.concatenate(different)
 
 
-def similarity_histogram(
-    z: Tensor, ax: Axes, title: str = "Similarities between views", augmented: Tensor | None = None
-) -> Axes:
-    """As the paper's Figure 2: blue pairs show the same image in two views, red ones different images. z and, if the pairs are
-    to include an augmented feature, augmented (V, N, d)."""
+def similarity_histogram(z: Tensor, ax: Axes, title: str = "Similarities between views") -> Axes:
+    """As the paper's Figure 2: blue pairs show the same image in two views, red ones different images. z (V, N, d)."""
     if len(z) < 2:
         return nothing(ax, title, "needs features of two views")
-    same, different = pair_similarities(z, augmented)
+    same, different = pair_similarities(z)
     bins = np.linspace(0, 1, 51).tolist()
     look: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.55, "density": True}
     ax.hist(different, bins, color=RED, edgecolor=RED, linestyle="--", label="different images", **look)

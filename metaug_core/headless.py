@@ -85,7 +85,8 @@ def typed(name: str, text: str, annotation: str) -> Any:
 
 
 def checked(path: Path, given: Mapping[str, str]) -> tuple[dict[str, Any], Config | None]:
-    """The typed values of given, and the Config if the notebook's parameters make one. Raises ConfigError."""
+    """The typed values of given, and the Config of the notebook's run, if it has one: with `seed` it is of one run, with `seeds` of
+    many. Settings are checked either way. Raises ConfigError."""
     known = parameters(path)
     for name in given:
         if name not in known:
@@ -94,7 +95,8 @@ def checked(path: Path, given: Mapping[str, str]) -> tuple[dict[str, Any], Confi
     if "preset" not in known:
         return values, None
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
-    return values, build({n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields})
+    config = build({n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields})
+    return values, config if "seed" in known else None
 
 
 # --- how far it is

@@ -2,7 +2,7 @@
 
 import ast
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,11 +11,11 @@ from IPython.core.getipython import get_ipython
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metaug_core import data, engine, evaluation, methods, presets
+from metaug_core import data, engine, evaluation, experiments, methods, presets, results
 from metaug_core.config import Config, ConfigError
 from metaug_core.registry import suggestion
 from metaug_core.store import BusyError, Run, list_runs, request
-from metaug_core.widgets import live
+from metaug_core.widgets import clock, live
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 WAIT_SECONDS = 1.0
@@ -133,3 +133,27 @@ def last(metrics: pd.DataFrame, column: str) -> float:
     """The last value of a metric, for a sentence about it; nan if the method has none."""
     values = metrics[column].dropna().tolist() if column in metrics else []
     return values[-1] if values else float("nan")
+
+
+# --- many runs
+def collected(
+    configs: Sequence[Config],
+    max_hours: float,
+    measure: str = "probe_fast",
+    split: str = "test",
+    augmented: bool = False,
+) -> pd.DataFrame:
+    """The `results.table` of these runs and their untrained floors, after making here what is missing of it. The estimated time is
+    printed first; if it is more than max_hours nothing starts, and the table holds what there is."""
+    options: dict[str, Any] = {"measures": (measure,), "split": split}
+    todo = results.missing(configs, representations=("trained",), augmented=augmented, **options)
+    if todo:
+        seconds = experiments.seconds([run.config for run in todo])
+        print(f"{len(todo)} of {len(configs)} runs are to be made: about {clock(seconds)} on this machine.")
+        if seconds > 3600 * max_hours:
+            print(f"That is more than max_hours = {max_hours:g}, so nothing was started: set max_hours to start it.")
+            return results.table(configs, split)
+    else:
+        print(f"All {len(configs)} runs are there.")
+    made(experiments.floors(configs), representations=("untrained",), **options)
+    return made(configs, representations=("trained",), augmented=augmented, **options)

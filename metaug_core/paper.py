@@ -1,11 +1,12 @@
 """What the paper reports, as data: Tables 1 to 6 and the two numbers of Figure 3, to stand beside ours.
 
-Source: Li et al., *MetAug: Contrastive Learning via Meta Feature Augmentation*, ICML 2022. Accuracies and 95 % half-widths (20 trials)
-in percent; values without a half-width were quoted by the paper from others. Figures 2 and 4 to 7 are pictures: their values are not
-in the text, so they are not here.
+Source: Li et al., *MetAug: Contrastive Learning via Meta Feature Augmentation*, ICML 2022. Accuracies and 95 % half-widths (20
+trials) in percent; in Tables 1 and 3 values without a half-width were quoted by the paper from others. Figures 2 and 4 to 7 are
+pictures: their values are not in the text, so they are not here.
 
-The text of the PDF has lost the cells of two tables. Table 3: its 13 values of conv go to the methods that Table 1 trained too, in order,
-and its ResNet-50 values to the others, in order. Table 4: `AUGMENTATION_SETS` says what is stated and what is a reading.
+The text of the PDF has lost the cells of two tables. Table 3: its 13 values of conv go to the supervised row and the 12 rows whose
+methods Table 1 trains as well, in order; those of ResNet-50, in order, to the rows left and to SwAV, SimCLR, MoCo and BYOL.
+Table 4: `AUGMENTATION_SETS` says what is stated and what is a reading.
 """
 
 import io
@@ -118,8 +119,8 @@ TABLE_4 = pd.DataFrame(
     index=pd.RangeIndex(1, 9, name="set"),
 )
 
-# Stated: 1 (flip and rotate together), 5 (CMC's: crop and flip), 6 (LooC's), and that mixup is DACL's. The ticks of the others lost their
-# columns in the text; read in the order of the columns: 2 crop, 3 grey, 4 jitter, 7 the fifth with mixup, 8 everything.
+# Stated: 1 (flip and rotate together), 5 (CMC's: crop and flip), 6 (LooC's), and that mixup is DACL's. The ticks of the others lost
+# their columns in the text; read in the order of the columns: 2 crop, 3 grey, 4 jitter, 7 the fifth with mixup, 8 everything.
 _OFF: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "flip": 0.0,
