@@ -23,6 +23,13 @@ def binned(same: np.ndarray, different: np.ndarray, bins: int = 50) -> pd.DataFr
     return pd.DataFrame(found)
 
 
+def gaps(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean similarity of same-image and of different-image pairs and their gap, by features and margin, from rows of `binned`."""
+    rows = table.drop_duplicates(["margin", "features", "pairs"])
+    found = rows.pivot(index=["features", "margin"], columns="pairs", values="mean")
+    return found.assign(gap=found["same"] - found["different"]).round(3)
+
+
 def similarity_panel(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
     """A panel of Figure 2 from `binned`: blue, solid: two views of one image; red, dashed: of different images; means."""
     looks = {"different": (RED, "--", "different images"), "same": (BLUE, "-", "same image")}

@@ -2,14 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
-from functools import update_wrapper
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from metaug_core import cli_sweep
+from metaug_core.cli_options import shown, takes_runs_dir
 from metaug_core.registry import MetaugError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -35,26 +35,6 @@ class Sentences(click.Group):
     def end(sentence: str, code: int) -> None:
         click.echo(f"metaug: {sentence}", err=True)
         sys.exit(code)
-
-
-def takes_runs_dir(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option --runs-dir, as an absolute path; the default is that of Config."""
-
-    def with_default(*args: Any, runs_dir: Path | None, **options: Any) -> Any:
-        from metaug_core.config import Config
-
-        place = runs_dir or Config.model_fields["runs_dir"].default
-        return command(*args, runs_dir=place.resolve(), **options)
-
-    kind = click.Path(file_okay=False, path_type=Path)
-    explained = "Folder of all runs; default: METAUG_RUNS, or runs/ in the workbook."
-    return click.option("--runs-dir", type=kind, help=explained)(update_wrapper(with_default, command))
-
-
-def shown(path: Path) -> str:
-    """A path as one would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 @click.group(cls=Sentences, context_settings={"help_option_names": ["-h", "--help"]})
@@ -235,3 +215,6 @@ def methods() -> None:
         base = getattr(built, "base", built)  # of a method with a MAG
         said = (base.__doc__ or "").strip().splitlines()[0] + (" With the MAG." if base is not built else "")
         click.echo(f"{name:<18}{', '.join(config.views):<12}{said}")
+
+
+main.add_command(cli_sweep.figures)

@@ -1,8 +1,8 @@
 """What the notebooks call, so that a cell stays one line: their parameters checked, the run trained or found, networks, tables."""
 
 import ast
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,14 +11,13 @@ from IPython.core.getipython import get_ipython
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metaug_core import data, engine, evaluation, experiments, methods, presets, results
+from metaug_core import data, engine, evaluation, methods, presets, results
 from metaug_core.config import Config, ConfigError
 from metaug_core.registry import suggestion
-from metaug_core.store import BusyError, Run, list_runs, request
-from metaug_core.widgets import clock, live
+from metaug_core.store import Run, list_runs, request
+from metaug_core.widgets import LiveRuns, live
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
-WAIT_SECONDS = 1.0
 
 
 # --- parameters
@@ -84,15 +83,13 @@ def trained(config: Config, splits: data.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
     view = live(config)
-    while True:
-        try:
-            run = engine.fit(config, view, splits)
-        except BusyError:
-            view.wait(request(config))
-            time.sleep(WAIT_SECONDS)
-            continue
-        view.finish(run)
-        return run
+    run = results.when_free(lambda: engine.fit(config, view, splits), lambda: view.wait(request(config)))
+    view.finish(run)
+    return run
+
+
+# `results.made` with its progress in one line of the cell's output.
+made = partial(results.made, view=LiveRuns)
 
 
 def networks(run: Run, splits: data.Splits, trained: bool) -> nn.Module:
@@ -133,27 +130,3 @@ def last(metrics: pd.DataFrame, column: str) -> float:
     """The last value of a metric, for a sentence about it; nan if the method has none."""
     values = metrics[column].dropna().tolist() if column in metrics else []
     return values[-1] if values else float("nan")
-
-
-# --- many runs
-def collected(
-    configs: Sequence[Config],
-    max_hours: float,
-    measure: str = "probe_fast",
-    split: str = "test",
-    augmented: bool = False,
-) -> pd.DataFrame:
-    """The `results.table` of these runs and their untrained floors, after making here what is missing of it. The estimated time is
-    printed first; if it is more than max_hours nothing starts, and the table holds what there is."""
-    options: dict[str, Any] = {"measures": (measure,), "split": split}
-    todo = results.missing(configs, representations=("trained",), augmented=augmented, **options)
-    if todo:
-        seconds = experiments.seconds([run.config for run in todo])
-        print(f"{len(todo)} of {len(configs)} runs are to be made: about {clock(seconds)} on this machine.")
-        if seconds > 3600 * max_hours:
-            print(f"That is more than max_hours = {max_hours:g}, so nothing was started: set max_hours to start it.")
-            return results.table(configs, split)
-    else:
-        print(f"All {len(configs)} runs are there.")
-    made(experiments.floors(configs), representations=("untrained",), **options)
-    return made(configs, representations=("trained",), augmented=augmented, **options)

@@ -1,7 +1,7 @@
 """The paper's figures, as functions of (table, ax): what a setting does, with seeds as bands and the paper's values beside ours.
 
-A table has a row for each run (`results.table`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which `untrained` is
-that of the same encoder before training and `measure` says which protocol it is (`measured`). Accuracies are drawn in percent.
+A table has a row for each run (`results.table`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which `untrained`
+is that of the same encoder before training and `measure` says which protocol it is (`measured`). Accuracies are drawn in percent.
 """
 
 from collections.abc import Mapping, Sequence

@@ -111,7 +111,8 @@ def augmentations(table: pd.DataFrame) -> Figure:
 
 
 def benchmark(table: pd.DataFrame) -> Figure:
-    """Table 1 as rows. table: method, dataset, encoder, seed, accuracy; beside it the paper's column of that data set, or CIFAR-10's."""
+    """Table 1 as rows. table: method, dataset, encoder, seed, accuracy; beside it the paper's column of that data set, or of
+    CIFAR-10."""
     dataset, encoder = table["dataset"].iloc[0], table["encoder"].iloc[0]
     order = list(paper.TABLES[1]["method"].unique())
     order += [method for method in table["method"].unique() if method not in order]
@@ -148,18 +149,15 @@ def registered(notebook: str, options: str = "") -> str:
     return f"metaug run {notebook} -p publish True{' ' if options else ''}{options}"
 
 
-FIGURES["03-similarities"] = Entry(
-    "Figure 2 on `shapes`: similarities of pairs with an augmented feature (a, b) and of original features (c, d), without and with "
-    "the margin term (delta = alpha = 1, one seed).",
-    registered("03_similarity_histograms"), similarities)  # fmt: skip
-FIGURES["03-similarities-cifar10"] = Entry(
-    "Figure 2 on CIFAR-10 (JPEG re-encoded, 10,000 images, 4 epochs, delta = alpha = 1, one seed).",
-    registered("03_similarity_histograms", "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000"),
-    similarities)  # fmt: skip
-FIGURES["03-similarities-cifar10-paper"] = Entry(
-    "The same runs with the paper's weights, delta = 1e-7 and alpha = 1e-13: the margin term leaves no trace that can be seen.",
-    registered("03_similarity_histograms", "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000 "
-               "-p delta 1e-7 -p alpha 1e-13"), similarities)  # fmt: skip
+for real, dataset in (("", "`shapes`"), ("-real", "CIFAR-10, JPEG re-encoded, 10,000 images")):
+    command = "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000" if real else ""
+    FIGURES[f"03-similarities{real}"] = Entry(
+        f"Figure 2 on {dataset}: pairs with an augmented feature (a, b) and of original features (c, d), without and with the margin "
+        "term; delta = alpha = 1, one seed.",
+        registered("03_similarity_histograms", command), similarities)  # fmt: skip
+    FIGURES[f"03-similarities{real}-paper-weights"] = Entry(
+        f"The same on {dataset} with the paper's weights, delta = 1e-7 and alpha = 1e-13.",
+        registered("03_similarity_histograms", command), similarities)  # fmt: skip
 FIGURES["04-gamma-attenuation"] = Entry(
     "Figure 3: accuracy by the attenuation of Gamma, and the gain over OUCL without Gamma beside the paper's at 6.",
     registered("04_gamma_attenuation"), attenuation)  # fmt: skip

@@ -40,16 +40,23 @@ class TerminalBar:
             self.bar.close()
 
 
+def position(at: Progress | None) -> tuple[float, str]:
+    """How much of the run under way is done, in [0, 1], and in words; (0, "") if none is."""
+    if at is None:
+        return 0.0, ""
+    return at.step / at.steps, f"; {at.run.path.name}: step {at.step:,} of {at.steps:,}, loss {at.loss:.4f}"
+
+
 class RunsBar:
-    """A tqdm bar on stderr over several runs, the share of the one under way included: time left, runs, and that run's step."""
+    """A tqdm bar on stderr over several runs, the share of the one under way included: runs done, time left, that run's step."""
 
     def __init__(self, runs: int) -> None:
         form = "{desc} {percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left{postfix}"
         self.runs, self.bar = runs, tqdm(total=runs, desc="runs", bar_format=form)
 
     def __call__(self, done: int, at: Progress | None) -> None:
-        self.bar.n = done + (at.step / at.steps if at else 0)
-        now = f"; {at.run.path.name}: step {at.step:,} of {at.steps:,}, loss {at.loss:.4f}" if at else ""
-        self.bar.set_postfix_str(f"{done} of {self.runs} runs done{now}")
+        share, text = position(at)
+        self.bar.n = done + share
+        self.bar.set_postfix_str(f"{done} of {self.runs} runs done{text}")
         if done == self.runs:
             self.bar.close()

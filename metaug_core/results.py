@@ -30,7 +30,16 @@ Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
 DEFAULT = REPRESENTATIONS[1:]  # raw pixels cost three times as much as the two others, and are the same in every run
 # What differs between two machines that compute the same results.
-MACHINE = ["seconds", "images_per_second", "device", "processor", "commit", "started", "sessions"]
+MACHINE = [
+    "seconds",
+    "images_per_second",
+    "device",
+    "processor",
+    "commit",
+    "uncommitted_changes",
+    "started",
+    "sessions",
+]
 WAIT_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -73,7 +82,7 @@ def machine(run: Run) -> dict[str, Any]:
     return {
         "seconds": float(timing["seconds"][ended].sum()) if len(timing) else float("nan"),
         "images_per_second": float(timing["images_per_second"].iloc[-1]) if len(timing) else float("nan"),
-        **{name: last.get(name) for name in ("device", "processor", "commit", "started")},
+        **{name: last.get(name) for name in ("device", "processor", "commit", "uncommitted_changes", "started")},
         "sessions": len(sessions),
     }
 
@@ -100,10 +109,11 @@ def missing(
     representations: Sequence[str] = DEFAULT,
     augmented: bool = False,
     retry: bool = False,
+    split: str = "test",
 ) -> list[Run]:
     """Each run once that `made` would still have to train or evaluate; one that diverged only with retry."""
     runs = {run.path: run for run in map(run_of, requests)}.values()
-    wanted = Wanted(tuple(measures), tuple(representations), augmented)
+    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
     return [run for run in runs if (retry or not run.failure) and wanted.lacking(run)]
 
 
@@ -114,6 +124,7 @@ class Wanted:
     measures: tuple[str, ...]
     representations: tuple[str, ...]
     augmented: bool
+    split: str
 
     def __post_init__(self) -> None:
         evaluation.refuse_unknown(self.measures, self.representations)
@@ -121,13 +132,14 @@ class Wanted:
     def of(self, run: Run) -> dict[str, Any]:
         """Arguments of `evaluate`; augmented features only where the method has a MAG."""
         has_mag = self.augmented and methods.build(run.config).generator() is not None
-        return {"measures": self.measures, "representations": self.representations, "augmented": has_mag}
+        asked = {"measures": self.measures, "representations": self.representations, "split": self.split}
+        return asked | {"augmented": has_mag}
 
     def lacking(self, run: Run) -> bool:
         if not run.finished:
             return True
         rows = self.representations + (AUGMENTED,) * self.of(run)["augmented"]
-        found = row(run)
+        found = row(run, self.split)
         return any(found[f"{PREFIX[name]}{measure}"] is None for name in rows for measure in self.measures)
 
 
@@ -139,17 +151,18 @@ def made(
     augmented: bool = False,
     together: int = 1,
     retry: bool = False,
+    split: str = "test",
     view: Callable[[int], RunsReporter] = RunsBar,
 ) -> pd.DataFrame:
     """The `table` of these configs, after training and evaluating here what is missing of it, in order.
 
     Stopped at any moment, the same call goes on. A run that diverges, or whose data are not there, is a row with its `failure`; one
-    that diverged before is not tried again unless retry. measures, representations: as `evaluate`; augmented: also z and z~, where
-    the method has a MAG. together: so many runs of the same images are trained side by side (a gain on CUDA; 6 % on a CPU).
+    that diverged before is not tried again unless retry. measures, representations, split: as `evaluate`. augmented: also z and z~,
+    where the method has a MAG. together: so many runs of the same images are trained side by side (a gain on CUDA; 6 % on a CPU).
     view(number of runs to do) gives the reporter. Raises MetaugError for an unknown measure or representation.
     """
-    todo = missing(configs, measures, representations, augmented, retry)
-    wanted = Wanted(tuple(measures), tuple(representations), augmented)
+    todo = missing(configs, measures, representations, augmented, retry, split)
+    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
     failures: dict[str, str] = {}
     tell, done, images = view(len(todo)) if todo else None, 0, Images()
     for group in batches(todo, together):
@@ -160,7 +173,7 @@ def made(
             failures |= {run.path.name: str(error) for run in group if wanted.lacking(run)}
         done += len(group)
         tell(done, None)
-    return table(configs, failures=failures)
+    return table(configs, split, failures)
 
 
 class Images:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from metaug_core import figures
 from metaug_core.config import Config
-from metaug_core.progress import Progress
+from metaug_core.progress import Progress, position
 from metaug_core.store import Run, rows
 from metaug_core.style import STYLE
 
@@ -41,6 +41,28 @@ def curves(run: Run) -> bytes:
         figures.knn_curve({run.config.method: metrics}, right)
         figure.savefig(buffer, format="png", dpi=72)
         return buffer.getvalue()
+
+
+def line(text: str, done: float | None = None) -> dict[str, str]:
+    """Text as display data, with a bar before it if done, in [0, 1], is given."""
+    bar = "" if done is None else f'<progress value="{done:.4f}" max="1" style="width: 12em"></progress> '
+    return {"text/plain": text, "text/html": f"<div>{bar}{escape(text)}</div>"}
+
+
+class LiveRuns:
+    """A `RunsReporter` in one line of a cell's output: runs done, time left, where the run under way is."""
+
+    def __init__(self, runs: int):
+        self.runs, self.started = runs, time.monotonic()
+        self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def __call__(self, done: int, at: Progress | None) -> None:
+        share, text = position(at)
+        part, seconds = (done + share) / self.runs, time.monotonic() - self.started
+        left = f", {clock(seconds * (1 - part) / part)} left" if 0 < part < 1 else ""
+        if self.handle is not None:
+            said = f"{done} of {self.runs} runs made{left}{text}"
+            self.handle.update(line(said, None if done == self.runs else part), raw=True)
 
 
 class LiveView:
@@ -74,8 +96,7 @@ class LiveView:
         self.draw(run)
 
     def say(self, text: str, done: float | None = None) -> None:
-        bar = "" if done is None else f'<progress value="{done:.4f}" max="1" style="width: 12em"></progress> '
-        self.show("line", {"text/plain": text, "text/html": f"<div>{bar}{escape(text)}</div>"})
+        self.show("line", line(text, done))
 
     def draw(self, run: Run) -> None:
         if run.metrics.empty:

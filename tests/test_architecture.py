@@ -43,9 +43,14 @@ RANK: dict[str, float] = {
     "paper_figures": 4,
     "anatomy": 4.1,
     "pictures": 4,
+    "gallery": 4.1,
+    "paper_gallery": 4.3,
     "widgets": 5,
     "notebooks": 5.2,
+    "plans": 5.3,
     "headless": 5.5,
+    "cli_options": 5.8,
+    "cli_sweep": 5.9,
     "cli": 6,
     "": 9,  # metaug_core/__init__.py may import anything
 }

@@ -1,11 +1,12 @@
 """Results: finished runs as a tidy table, the statistics over seeds by hand, what is missing made and nothing made twice."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
 
-from metaug_core import MetaugError, evaluate, fit, probe, results, store
+from metaug_core import MetaugError, evaluate, fit, notebooks, probe, results, store
 from metaug_core.evaluation import AUGMENTED
 from metaug_core.store import StoreError
 
@@ -200,3 +201,27 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
         results.save(ROWS.head(1), tmp_path / "table")
     assert (tmp_path / "table.csv").read_bytes() == before
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_the_notebooks_line_says_how_many_runs_are_made(tiny, monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data["text/plain"])
+
+    monkeypatch.setattr("metaug_core.widgets.display", lambda *_, **__: Handle())
+    monkeypatch.setattr("metaug_core.session.REPORT_SECONDS", 0.0)
+    notebooks.made([tiny(seed=seed, epochs=1) for seed in (0, 1)], measures=("knn",), representations=("trained",))
+    assert any(
+        re.fullmatch(r"1 of 2 runs made, .+ left; tiny-metaug-conv-s1-\w+: step 3 of 5, loss [\d.]+", s) for s in shown
+    )
+    assert shown[-1] == "2 of 2 runs made"
+
+
+def test_the_validation_split_may_be_asked_instead(tiny):
+    table = quick([tiny(epochs=1)], split="val")
+    assert (table["split"][0], table["n_eval"][0]) == ("val", 10)
+    assert table["knn"].notna().all()
+    assert results.missing([tiny(epochs=1)], ("knn",), ("trained",))  # on the test split
+    assert results.table([tiny(epochs=1)])["knn"].isna().all()

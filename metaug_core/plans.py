@@ -1,0 +1,90 @@
+"""What the notebooks of many runs call: their plan checked, its runs made or read, their figure kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from metaug_core import evaluation, experiments, gallery, paper_gallery, results
+from metaug_core.anatomy import binned
+from metaug_core.config import Config
+from metaug_core.figures import pair_similarities
+from metaug_core.notebooks import configure, load, made, sample
+from metaug_core.paper_figures import measured
+from metaug_core.store import request
+from metaug_core.widgets import clock
+
+# Of a run, what every figure of many runs keeps in its small table.
+KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split"]
+
+
+def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:
+    """The settings that all runs of a notebook share, for `experiments.grid`, checked as `configure` does. Raises ConfigError."""
+    configure(own, **settings)
+    return settings
+
+
+def collected(
+    configs: Sequence[Config],
+    max_hours: float,
+    measure: str = "probe_fast",
+    split: str = "test",
+    augmented: bool = False,
+) -> pd.DataFrame:
+    """The table of these runs with `accuracy`, `untrained` and `measure`, after making here what is missing of it.
+
+    The estimated time is printed before anything starts; if it is more than max_hours nothing does, and the table holds what there
+    is. split: test, or val (where there is one) for choosing settings. augmented: also with z and z~, where the method has a MAG.
+    """
+    options: dict[str, Any] = {"measures": (measure,), "split": split}
+    todo = results.missing(configs, representations=("trained",), augmented=augmented, **options)
+    print(f"{len(configs)} runs, {len(configs) - len(todo)} of them there.", end=" " if todo else "\n")
+    if todo:
+        seconds = experiments.seconds([run.config for run in todo])
+        print(f"The other {len(todo)} will take about {clock(seconds)} on this machine.")
+        if seconds > 3600 * max_hours:
+            print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
+            return measured(results.table(configs, split), measure)
+    made(experiments.floors(configs), representations=("untrained",), **options)
+    return measured(made(configs, representations=("trained",), augmented=augmented, **options), measure)
+
+
+def drawn(name: str, table: pd.DataFrame, runs: pd.DataFrame, publish: bool, columns: Sequence[str] = ()) -> Figure:
+    """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
+    folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table."""
+    small = table[[*dict.fromkeys([*columns, *(c for c in KEPT if c in table)])]] if columns else table
+    folder = gallery.FOLDER if publish else Config.model_fields["runs_dir"].default / "figures"
+    gallery.publish(name, small, runs, folder)
+    draw = paper_gallery.FIGURES[name].draw
+    assert draw is not None
+    return draw(small)
+
+
+def percent(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
+    grouped = table.groupby(list(by), sort=False, dropna=False)
+    found = results.summary(table, by, "accuracy").set_index(list(by))
+    found = pd.DataFrame({"accuracy": 100 * found["mean"], "±": 100 * found["half_width"], "n": found["n"]})
+    return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
+
+
+def similarity_table(configs: Sequence[Config], images: int) -> pd.DataFrame:
+    """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
+
+    Rows as `anatomy.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
+    """
+    found, splits = [], None
+    for config in configs:
+        run = request(config)
+        if not run.finished:
+            continue
+        splits = splits or load(config)
+        networks, mag = evaluation.load_networks(config, len(splits.train.classes), run.encoder_files()[-1])
+        device = splits.train.labels.device
+        both = evaluation.embeddings(networks.to(device), sample(splits.test, images), config, mag and mag.to(device))
+        z, augmented = both.chunk(2)
+        labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
+        for features, pairs in (("augmented", pair_similarities(z, augmented)), ("original", pair_similarities(z))):
+            found.append(binned(*pairs).assign(features=features, **labels))
+    return pd.concat(found) if found else pd.DataFrame()
