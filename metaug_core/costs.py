@@ -1,4 +1,4 @@
-"""What a step costs: on random images, since what is in a picture does not change it. For numbers to quote see `benchmarks`."""
+"""A step rehearsed on random images: what it costs, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
 
 import statistics
 import time
@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from metaug_core import engine, state
+from metaug_core import engine, meta, state
 from metaug_core.config import Config
 from metaug_core.data import Images, Splits
 from metaug_core.machine import freed_memory_kept
 from metaug_core.state import TrainState
-from metaug_core.step import train_step
+from metaug_core.step import total, train_step
+from metaug_core.tangents import Params
 
 Way = Callable[[], object]
 
@@ -96,3 +98,53 @@ def compared(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+# --- is the meta-gradient right
+class Problem(NamedTuple):
+    """eq. 2-6 on one minibatch in float64: features(theta), loss(z, omega), and the parameters as leaves."""
+
+    features: meta.Features
+    loss: meta.Loss
+    theta: Params
+    omega: Params
+    modules: tuple[nn.Module, ...]  # of `frozen_statistics`
+
+
+def problem(config: Config) -> Problem:
+    """The look-ahead of config, of a method with a MAG, on random images on the CPU. loss includes alpha R_sigma."""
+    s, pixels, indices = rehearse(config.replace(device="cpu"))
+    networks, mag, memory = (m.double() if m is not None else None for m in (s.networks, s.mag, s.memory))
+    assert networks is not None
+    assert mag is not None
+    views = [view.double() for view in s.method.views(pixels, s.generators["views"])]
+    context = s.method.context(memory, views, indices, torch.zeros_like(indices), s.generators["draw"])
+
+    def features(theta: Params) -> Tensor:
+        return functional_call(networks, theta, (views,))
+
+    def loss(z: Tensor, omega: Params) -> Tensor:
+        return total(s.method.outer_terms(z, context, lambda x: functional_call(mag, omega, (x,))))
+
+    theta, omega = ({name: p.detach().requires_grad_() for name, p in m.named_parameters()} for m in (networks, mag))
+    return Problem(features, loss, theta, omega, (networks, mag))
+
+
+def distances(found: Mapping[str, Params], reference: Params) -> pd.DataFrame:
+    """Largest absolute difference from the reference, and that relative to the reference's largest entry."""
+    size = max(float(g.abs().max()) for g in reference.values())
+    rows = {k: max(float((g[n] - reference[n]).abs().max()) for n in reference) for k, g in found.items()}
+    return pd.DataFrame({"largest difference": rows, "relative": {k: v / size for k, v in rows.items()}})
+
+
+def central_difference(p: Problem, lr: float, direction: Params, step: float = 1e-6) -> float:
+    """d/dt of loss(features(theta'), omega + t direction) at t = 0, where theta' is computed again at every omega: no derivative
+    with respect to omega is used."""
+
+    def ahead(t: float) -> float:
+        omega = {name: (w + t * direction[name]).detach() for name, w in p.omega.items()}
+        inner = meta.gradients(p.loss(p.features(p.theta), omega), p.theta)
+        with torch.no_grad():
+            return float(p.loss(p.features(meta.step(p.theta, inner, lr)), omega))
+
+    return (ahead(step) - ahead(-step)) / (2 * step)

@@ -24,6 +24,7 @@ TRAINING_IMAGES = {  # that an encoder sees in a pass; of other data sets they a
 # Settings on which the time of a step depends; runs that share them are timed once.
 KIND = ("method", "encoder", "views", "image_size", "batch_size", "width", "mag_hidden", "negatives", "bank_negatives",
         "schedule", "precision", "randaugment", "device")  # fmt: skip
+FLOOR = ("seed", "encoder", "views", "width", "image_size", "stem")  # that decide an encoder before training
 TIMED_PIXELS = 64 * 64 * 64  # a minibatch is timed whole up to this many pixels, else a part of it
 EVALUATION = 1 / 3  # of the time of a training step on as many images: forward without backward
 
@@ -56,7 +57,7 @@ def without_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def floors(configs: Sequence[Config]) -> list[Config]:
     """One config for each distinct untrained encoder, so that no floor is measured twice."""
-    return list({(c.seed, c.encoder, c.views, c.width, c.image_size, c.stem): c for c in reversed(configs)}.values())
+    return list({tuple(getattr(c, name) for name in FLOOR): c for c in reversed(configs)}.values())
 
 
 def training_images(config: Config) -> int:

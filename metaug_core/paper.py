@@ -208,3 +208,10 @@ def reported(method: str, dataset: str, encoder: str) -> float:
     kept = rows[(rows["method"] == method) & (rows["dataset"] == dataset) & (rows["encoder"] == encoder)]
     kept = kept[kept["top"] == 1]["accuracy"]
     return float(kept.iloc[0]) if len(kept) else float("nan")
+
+
+def methods_of(dataset: str, encoder: str) -> list[str]:
+    """The methods with a value for this data set and encoder in Tables 1 to 3, in order; those of Table 1 if there is none."""
+    rows = pd.concat(TABLES.values())
+    found = rows[(rows["dataset"] == dataset) & (rows["encoder"] == encoder)]["method"]
+    return list((found if len(found) else TABLES[1]["method"]).unique())

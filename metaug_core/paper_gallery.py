@@ -38,7 +38,8 @@ def attenuation(table: pd.DataFrame) -> Figure:
     both = table.assign(attenuation=table["phi_dec"].where(table["oucl"] == "eq9", 0))
     found = paired(both, "attenuation", 0, "accuracy") if without["accuracy"].notna().any() else both.head(0)
     papers = {6: paper.FIGURE_3[6] - paper.FIGURE_3["without"]}
-    differences(found, right, "attenuation", papers, "With Γ less without, same seeds", r"$\phi_{dec}$")
+    title, label = "With Γ less without, same seeds", "paper, Tiny ImageNet"
+    differences(found, right, "attenuation", papers, title, r"$\phi_{dec}$", papers_label=label)
     return figure
 
 
@@ -134,7 +135,8 @@ def delta_question(table: pd.DataFrame) -> Figure:
               for delta, value in paper.TABLE_5["without"].items()}  # fmt: skip
     found = paired(table, "weight", REFERENCE, "accuracy") if table["accuracy"].notna().any() else table.head(0)
     names = {CONTROL: "control"}
-    differences(found, right, "weight", papers, "MetAug less MetAug (only OUCL), same seeds", r"$\delta$", names)
+    title, label = "MetAug less MetAug (only OUCL), same seeds", "paper, CIFAR-10"
+    differences(found, right, "weight", papers, title, r"$\delta$", names, papers_label=label)
     return figure
 
 
@@ -152,8 +154,8 @@ def registered(notebook: str, options: str = "") -> str:
 for real, dataset in (("", "`shapes`"), ("-real", "CIFAR-10, JPEG re-encoded, 10,000 images")):
     command = "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000" if real else ""
     FIGURES[f"03-similarities{real}"] = Entry(
-        f"Figure 2 on {dataset}: pairs with an augmented feature (a, b) and of original features (c, d), without and with the margin "
-        "term; delta = alpha = 1, one seed.",
+        f"Figure 2 on {dataset}: pairs with an augmented feature (a, b) and of original features (c, d), without and with the "
+        "margin term; delta = alpha = 1, one seed.",
         registered("03_similarity_histograms", command), similarities)  # fmt: skip
     FIGURES[f"03-similarities{real}-paper-weights"] = Entry(
         f"The same on {dataset} with the paper's weights, delta = 1e-7 and alpha = 1e-13.",

@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metaug_core import evaluation, experiments, gallery, paper_gallery, results
+from metaug_core import engine, evaluation, experiments, gallery, paper_gallery, results
 from metaug_core.anatomy import binned
 from metaug_core.config import Config
 from metaug_core.figures import pair_similarities
+from metaug_core.machine import environment
 from metaug_core.notebooks import configure, load, made, sample
 from metaug_core.paper_figures import measured
 from metaug_core.store import request
@@ -45,20 +46,38 @@ def collected(
         print(f"The other {len(todo)} will take about {clock(seconds)} on this machine.")
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
-            return measured(results.table(configs, split), measure)
+            return floored(measured(results.table(configs, split), measure))
     made(experiments.floors(configs), representations=("untrained",), **options)
-    return measured(made(configs, representations=("trained",), augmented=augmented, **options), measure)
+    return floored(measured(made(configs, representations=("trained",), augmented=augmented, **options), measure))
 
 
-def drawn(name: str, table: pd.DataFrame, runs: pd.DataFrame, publish: bool, columns: Sequence[str] = ()) -> Figure:
+def floored(table: pd.DataFrame) -> pd.DataFrame:
+    """The untrained accuracy of each distinct encoder in the rows of all runs that start from it."""
+    same = table.groupby(list(experiments.FLOOR), dropna=False)["untrained"]
+    return table.assign(untrained=same.transform("first"))
+
+
+def drawn(
+    name: str, table: pd.DataFrame, runs: pd.DataFrame | None, publish: bool, columns: Sequence[str] = ()
+) -> Figure:
     """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
-    folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table."""
+    folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table. runs: None for a
+    measurement of this machine."""
     small = table[[*dict.fromkeys([*columns, *(c for c in KEPT if c in table)])]] if columns else table
     folder = gallery.FOLDER if publish else Config.model_fields["runs_dir"].default / "figures"
-    gallery.publish(name, small, runs, folder)
+    gallery.publish(name, small, here() if runs is None else runs, folder)
     draw = paper_gallery.FIGURES[name].draw
     assert draw is not None
     return draw(small)
+
+
+def here() -> pd.DataFrame:
+    """Provenance of what was measured here and now, as a row of `results.table`."""
+    found = environment(engine.pick_device("auto"))
+    machine = {key: found[key] for key in ("device", "commit", "uncommitted_changes")}
+    return pd.DataFrame(
+        [machine | {"run": f"{found['platform']} {found['processor']}", "state": "finished", "seed": 0}]
+    )
 
 
 def percent(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -88,3 +107,17 @@ def similarity_table(configs: Sequence[Config], images: int) -> pd.DataFrame:
         for features, pairs in (("augmented", pair_similarities(z, augmented)), ("original", pair_similarities(z))):
             found.append(binned(*pairs).assign(features=features, **labels))
     return pd.concat(found) if found else pd.DataFrame()
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The stored table of `paper_gallery.delta_question` as paired differences from MetAug (only OUCL), in points, with a verdict:
+    higher or lower where the 95 % interval excludes zero, else open."""
+    found = results.paired(table, "weight", paper_gallery.REFERENCE, "accuracy").set_index("weight")
+    found = found[["mean", "half_width"]].mul(100).assign(n=found["n"])
+    clear = found["mean"].abs() > found["half_width"]
+    verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
+    share = table.groupby("weight")["augmented_gradient_share"].mean()
+    found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
+    return (
+        found.rename(index={paper_gallery.CONTROL: "control"}).rename_axis("delta").rename(columns={"half_width": "±"})
+    )

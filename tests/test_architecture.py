@@ -37,6 +37,7 @@ RANK: dict[str, float] = {
     "paper": 0,
     "costs": 3.2,
     "experiments": 3.3,
+    "standing": 3.4,
     "style": 3.5,
     "sweep": 4,
     "figures": 4,
