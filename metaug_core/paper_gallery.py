@@ -29,6 +29,13 @@ def similarities(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def from_reference(table: pd.DataFrame, by: str, reference: object) -> pd.DataFrame:
+    """`tables.paired` of accuracy; no rows if the reference has no finished run yet."""
+    if (table[by].eq(reference) & table["accuracy"].notna()).any():
+        return paired(table, by, reference, "accuracy")
+    return pd.DataFrame({name: pd.Series(dtype=float) for name in (by, "mean", "half_width", "n")})
+
+
 def attenuation(table: pd.DataFrame) -> Figure:
     """Figure 3. table: oucl (eq9: with Gamma, eq8: without), phi_dec, method, seed, accuracy."""
     figure, (left, right) = panels(2, 4.6, 3.4)
@@ -36,7 +43,7 @@ def attenuation(table: pd.DataFrame) -> Figure:
     against(with_gamma, left, "phi_dec", "Accuracy by attenuation of Γ", r"$\phi_{dec}$")
     level(without, left, "without Γ")
     both = table.assign(attenuation=table["phi_dec"].where(table["oucl"] == "eq9", 0))
-    found = paired(both, "attenuation", 0, "accuracy") if without["accuracy"].notna().any() else both.head(0)
+    found = from_reference(both, "attenuation", 0)
     papers = {6: paper.FIGURE_3[6] - paper.FIGURE_3["without"]}
     title, label = "With Γ less without, same seeds", "paper, Tiny ImageNet"
     differences(found, right, "attenuation", papers, title, r"$\phi_{dec}$", papers_label=label)
@@ -70,9 +77,8 @@ def margins(table: pd.DataFrame) -> Figure:
     order = {name: place for place, name in enumerate(("small", "medium", "large"))}
     parts = []
     for method, rows in table.groupby("method", sort=False):
-        if (rows["margin"].eq("none") & rows["accuracy"].notna()).any():
-            parts.append(paired(rows, "margin", "none", "accuracy").assign(method=method))
-    found = pd.concat(parts) if parts else table.head(0).assign(mean=None)
+        parts.append(from_reference(rows, "margin", "none").assign(method=method))
+    found = pd.concat(parts)
     found = found.assign(place=found["margin"].map(order))
     names = {place: name for name, place in order.items()}
     differences(found, right, "place", title="Less no margin, same seeds", label="margin", names=names)
@@ -133,7 +139,7 @@ def delta_question(table: pd.DataFrame) -> Figure:
     gradient_shares(table[table["weight"] > 0], left)
     papers = {delta: value - paper.reported("metaug-only-oucl", "cifar10", "conv")
               for delta, value in paper.TABLE_5["without"].items()}  # fmt: skip
-    found = paired(table, "weight", REFERENCE, "accuracy") if table["accuracy"].notna().any() else table.head(0)
+    found = from_reference(table, "weight", REFERENCE)
     names = {CONTROL: "control"}
     title, label = "MetAug less MetAug (only OUCL), same seeds", "paper, CIFAR-10"
     differences(found, right, "weight", papers, title, r"$\delta$", names, papers_label=label)
