@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from metaug_core import cli_sweep
-from metaug_core.cli_options import shown, takes_runs_dir
+from metaug_core.cli_options import shown, takes_imports, takes_runs_dir
 from metaug_core.registry import MetaugError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -45,17 +45,19 @@ def main() -> None:
 
 @main.command()
 @click.argument("notebook")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter of the notebook.")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter or a setting.")
+@takes_imports(expose=True)
 @takes_runs_dir
-def run(notebook: str, given: tuple[tuple[str, str], ...], runs_dir: Path) -> None:
+def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], runs_dir: Path) -> None:
     """Execute NOTEBOOK (a path, or a name such as 01_pretrain) without a screen.
 
-    Parameters are checked before anything starts. A run that is finished already is found, not repeated.
+    NAME is a parameter of the notebook or any setting of Config. All are checked before anything starts. A run that is finished
+    already is found, not repeated.
     """
     from metaug_core import headless
 
     path = headless.find(notebook)
-    values, config = headless.checked(path, dict(given))
+    values, config = headless.checked(path, dict(given), imports)
     config = config.replace(runs_dir=runs_dir) if config is not None else None
     output = headless.execute(path, values, config, runs_dir)
     click.echo(f"executed notebook: {shown(output)}")
@@ -104,12 +106,13 @@ def age(seconds: float) -> str:
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, help="How many seeds to train side by side, from `seed` on."
 )
+@takes_imports(expose=False)
 @takes_runs_dir
 def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
     """Train a run without a notebook, or several seeds side by side. Under torchrun one run takes all its processes:
     `torchrun --standalone --nproc-per-node 2 --no-python metaug train -p dataset cifar10`."""
     from metaug_core import engine, headless, shards
-    from metaug_core.notebooks import build
+    from metaug_core.grid import build, value
 
     first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
     configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
@@ -121,17 +124,9 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
         click.echo(f"finished: {shown(one.path)}")
 
 
-def value(name: str, text: str) -> Any:
-    """What the text of an option means to `Config`: a setting that takes several values is written with commas."""
-    from metaug_core.config import Config
-
-    field = Config.model_fields.get(name)
-    several = field is not None and str(field.annotation).startswith("tuple")
-    return text.split(",") if several else None if text == "None" else text  # None leaves the setting to the preset
-
-
 @main.command()
 @click.argument("name", metavar="RUN")
+@takes_imports(expose=False)
 @takes_runs_dir
 def resume(name: str, runs_dir: Path) -> None:
     """Train RUN (its name, the beginning of it, or its folder) from its last checkpoint to the end."""

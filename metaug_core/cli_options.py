@@ -26,3 +26,20 @@ def shown(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def takes_imports(expose: bool) -> Callable[..., Any]:
+    """The option --import, which loads the user's files before anything is checked; expose: the command gets their paths."""
+
+    def load(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> list[str]:
+        if not files:
+            return []
+        from metaug_core import data, encoders, extensions, methods, views  # noqa: F401  (their names come first)
+
+        return [str(extensions.load(file)) for file in files]
+
+    kind = click.Path(dir_okay=False, path_type=Path)
+    explained = "A Python file with methods, encoders, views or data sets of your own. May be repeated."
+    return click.option(
+        "--import", "imports", type=kind, multiple=True, callback=load, expose_value=expose, help=explained
+    )

@@ -49,18 +49,18 @@ FIGURES["first-run"] = Entry(
 
 def provenance(runs: pd.DataFrame | Sequence[Run], command: str) -> dict[str, Any]:
     """Whence a figure comes. runs: the runs, or their rows of `results.table`; only finished ones count."""
-    rows = runs if isinstance(runs, pd.DataFrame) else results.table(runs)
-    rows = rows[rows["state"] == "finished"]
-    names = sorted(set(rows["run"]))
+    table = runs if isinstance(runs, pd.DataFrame) else results.table(runs)
+    rows = [row for row in table.to_dict("records") if row["state"] == "finished"]
+    names = sorted({row["run"] for row in rows})
     return {
         "command": command,
         "runs": names,
         "config_hashes": [name[-HASH:] for name in names],
-        "seeds": sorted({int(seed) for seed in rows["seed"]}),
+        "seeds": sorted({int(row["seed"]) for row in rows}),
         "n": len(names),
-        "commits": sorted(set(rows["commit"].dropna())),
-        "uncommitted_changes": bool(rows["uncommitted_changes"].fillna(False).any()),
-        "devices": sorted(set(rows["device"].dropna())),
+        "commits": sorted({row["commit"] for row in rows if isinstance(row["commit"], str)}),
+        "uncommitted_changes": any(row["uncommitted_changes"] is True for row in rows),
+        "devices": sorted({row["device"] for row in rows}),
     }
 
 

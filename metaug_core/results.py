@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -76,13 +77,16 @@ def last_metrics(run: Run) -> dict[str, float]:
 
 def machine(run: Run) -> dict[str, Any]:
     """On what the run was trained and how fast. Seconds: of all sessions together, trials side by side counted in full each."""
-    timing, sessions = run.timing, store.read_json(run.path / "environment.json")
-    ended = timing["seconds"].diff(-1).fillna(1) > 0 if len(timing) else []  # a session's clock starts at 0
-    last = sessions[-1]
+    timing, sessions = store.rows(run.path / "timing.jsonl"), store.read_json(run.path / "environment.json")
+    ended = [
+        row for row, after in pairwise(timing) if after["seconds"] < row["seconds"]
+    ]  # a session's clock starts at 0
     return {
-        "seconds": float(timing["seconds"][ended].sum()) if len(timing) else float("nan"),
-        "images_per_second": float(timing["images_per_second"].iloc[-1]) if len(timing) else float("nan"),
-        **{name: last.get(name) for name in ("device", "processor", "commit", "uncommitted_changes", "started")},
+        "seconds": sum(row["seconds"] for row in [*ended, *timing[-1:]]),
+        "images_per_second": timing[-1]["images_per_second"] if timing else float("nan"),
+        **{
+            name: sessions[-1].get(name) for name in ("device", "processor", "commit", "uncommitted_changes", "started")
+        },
         "sessions": len(sessions),
     }
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -21,9 +21,9 @@ def summary(table: pd.DataFrame, by: str | Sequence[str], measure: str) -> pd.Da
     by = [by] if isinstance(by, str) else list(by)
     known(table, [*by, measure])
     found = []
-    for key, values in table.groupby(by, sort=False, dropna=False)[measure]:
-        kept = values.dropna().tolist()
-        found.append((*key, *interval(kept), len(kept)))
+    for key, rows in table.groupby(by, sort=False, dropna=False):
+        kept = rows[measure].dropna().tolist()
+        found.append((*cast(tuple, key), *interval(kept), len(kept)))
     return pd.DataFrame(found, columns=pd.Index([*by, "mean", "half_width", "n"]))
 
 
@@ -36,18 +36,18 @@ def paired(
     must agree in a pair. MetaugError for an unknown column or reference, and for two rows where there should be one.
     """
     known(table, [by, measure, *shared])
-    values = table.dropna(subset=[measure]).set_index([by, *shared])[measure]
-    if not values.index.is_unique:
-        twice = values.index[values.index.duplicated()][0]
-        raise MetaugError(
-            f"paired: two rows with {by}, {', '.join(shared)} = {', '.join(map(str, twice))}; select first"
-        )
-    wide = values.unstack(by)
-    if reference not in wide:
+    values: dict[Any, dict[Any, float]] = {}  # value of by -> what pairs share -> measure
+    for row in table.dropna(subset=[measure]).to_dict("records"):
+        pair = tuple(row[name] for name in shared)
+        if pair in values.setdefault(row[by], {}):
+            raise MetaugError(f"paired: two rows with {by} = {row[by]} and {', '.join(shared)} = {pair}; select first")
+        values[row[by]][pair] = row[measure]
+    if reference not in values:
         raise MetaugError(f"paired: no row has {by} = {reference!r} and a {measure}")
     found = []
-    for value in (value for value in table[by].unique() if value in wide and value != reference):
-        differences = (wide[value] - wide[reference]).dropna().tolist()
+    for value in (value for value in values if value != reference):
+        common = [pair for pair in values[reference] if pair in values[value]]
+        differences = [values[value][pair] - values[reference][pair] for pair in common]
         found.append((value, *interval(differences), len(differences)))
     return pd.DataFrame(found, columns=pd.Index([by, "mean", "half_width", "n"]))
 

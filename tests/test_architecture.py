@@ -14,6 +14,7 @@ RANK: dict[str, float] = {
     "registry": -1,
     **dict.fromkeys(["contradictions", "settings"], -0.5),
     "config": 0,
+    "extensions": 0.2,
     "images": 0.4,
     **dict.fromkeys(["presets", "shapes", "formats", "machine"], 0.5),
     "shards": 0.3,
@@ -27,6 +28,7 @@ RANK: dict[str, float] = {
     "monitor": 2,
     "methods": 2.2,  # methods/__init__.py gathers them
     "progress": 2.2,
+    "grid": 2.3,
     **dict.fromkeys(["evaluation", "state"], 2.5),
     "tables": 2.6,
     "step": 2.7,

@@ -157,7 +157,7 @@ def test_paired_by_hand():
 
 def test_pairs_may_share_more_than_the_seed():
     both = pd.concat([ROWS.assign(batch=16), ROWS.assign(batch=32, knn=ROWS["knn"] + 0.01)], ignore_index=True)
-    with pytest.raises(MetaugError, match="paired: two rows with method, seed = a, 0; select first"):
+    with pytest.raises(MetaugError, match=r"paired: two rows with method = a and seed = \(0,\); select first"):
         results.paired(both, "method", "a", "knn")
     found = results.paired(both, "method", "a", "knn", shared=("seed", "batch"))
     assert found["n"].tolist() == [4]
