@@ -199,17 +199,12 @@ def download(dataset: str, data_dir: Path | None) -> None:
 
 
 @main.command()
-def methods() -> None:
-    """List the methods: name, views by default, what it is."""
-    from metaug_core import methods as rooms
-    from metaug_core.config import Config
-    from metaug_core.registry import METHODS
+@click.option("--markdown", is_flag=True, help="As the table that stands in the README.")
+def methods(markdown: bool) -> None:
+    """Say of every method what it is: paper, views, objective, what it remembers, the settings it brings."""
+    from metaug_core import catalogue
 
-    for name in METHODS:
-        built = rooms.build(config := Config(method=name))
-        base = getattr(built, "base", built)  # of a method with a MAG
-        said = (base.__doc__ or "").strip().splitlines()[0] + (" With the MAG." if base is not built else "")
-        click.echo(f"{name:<18}{', '.join(config.views):<12}{said}")
+    click.echo(catalogue.markdown() if markdown else catalogue.text(), nl=not markdown)
 
 
 main.add_command(cli_sweep.figures)

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metaug_core import registry
-from metaug_core.contradictions import contradictions, one_sentence, shown, surprise
-from metaug_core.registry import MetaugError, suggestion
+from metaug_core.contradictions import contradictions, one_sentence, surprise
+from metaug_core.registry import MetaugError
 from metaug_core.settings import ObjectiveSettings, Positive, Rate, Share, Size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,9 +163,8 @@ class Config(ObjectiveSettings):
     def _known(cls, value: Any, info) -> Any:
         table = {"dataset": "DATASETS", "encoder": "ENCODERS", "method": "METHODS", "views": "VIEWS"}[info.field_name]
         for name in (value,) if isinstance(value, str) else value:
-            if name not in getattr(registry, table):
-                what = info.field_name.removesuffix("s")
-                raise ValueError(f"unknown {what} {shown(name)}{suggestion(name, getattr(registry, table))}")
+            if refusal := getattr(registry, table).refusal(name):
+                raise ValueError(refusal)
         return value
 
     @model_validator(mode="after")

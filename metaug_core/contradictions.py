@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from metaug_core.registry import suggestion
+from metaug_core.registry import shown, suggestion
 
 WORDS = {  # by the beginning of pydantic's type of fault
     "int": "must be a whole number",
@@ -15,12 +15,6 @@ WORDS = {  # by the beginning of pydantic's type of fault
     "tuple": "must be a list",
     "path": "must be a path",
 }
-
-
-def shown(value: Any) -> str:
-    """A value as it was given, cut short if it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
 def surprise(value: Any, switch: bool) -> str | None:

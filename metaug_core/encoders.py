@@ -3,7 +3,8 @@
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torchvision
@@ -93,6 +94,36 @@ def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
     return shape[1]
 
 
+@contextmanager
+def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within, what each of these modules gives is kept under its name, in the order in which they give it."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module):
+        return module.register_forward_hook(lambda module, inputs, output: found.__setitem__(name, output))
+
+    handles = [keep(name, module) for name, module in modules.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
+    """Of the last feature map in an encoder with at least `least` places a side: the name of the submodule that gives it, its
+    channels and its number of places. By a trial run, as `output_dim`, after which no sizes can surprise. MetaugError if there
+    is none."""
+    with outputs(dict(encoder.named_modules())) as found:
+        output_dim(encoder, channels, config)
+    for name, out in reversed(found.items()):
+        if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
+            return name, out.shape[1], out.shape[2] * out.shape[3]
+    raise MetaugError(
+        f"encoder {config.encoder!r} has no feature map of {least} x {least} places at {config.image_size} px images"
+    )
+
+
 def head(inputs: int, config: Config) -> nn.Module:
     """Projection head g: (B, D) -> (B, d), linear (CMC) or with one hidden layer (SimCLR)."""
     if config.head == "linear":
@@ -130,14 +161,38 @@ class Encoders(nn.Module):
 
 
 class Networks(nn.Module):
-    """theta: the encoders f and the projection heads g."""
+    """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q, each per view name."""
 
-    def __init__(self, config: Config):
+    def __init__(
+        self,
+        config: Config,
+        head: Callable[[int, Config], nn.Module] = head,
+        predictor: Callable[[Config], nn.Module] | None = None,
+        unit: bool = True,
+    ):
         super().__init__()
-        self.encoders = Encoders(config)
+        self.encoders, self.unit = Encoders(config), unit
         self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in self.encoders.dims.items()})
+        self.predictors = nn.ModuleDict({name: predictor(config) for name in self.heads}) if predictor else None
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm."""
-        h = self.encoders(images)
-        return torch.stack([F.normalize(self.heads[n](x), dim=-1) for n, x in zip(self.encoders.views, h, strict=True)])
+        """One (B, C_j, H, W) per view -> z (V, B, d), unit norm if `unit`; with predictors (2V, B, d): z, then q of z."""
+        names = self.encoders.views
+        z = [self.heads[name](h) for name, h in zip(names, self.encoders(images), strict=True)]
+        if self.predictors is not None:
+            z += [self.predictors[name](x) for name, x in zip(names, z, strict=True)]
+        return F.normalize(torch.stack(z), dim=-1) if self.unit else torch.stack(z)
+
+
+class Joined(nn.Module):
+    """theta of a method that sees an image whole: the encoders of all views, their h side by side, and one layer on them."""
+
+    def __init__(self, config: Config, outputs: int, unit: bool = False):
+        super().__init__()
+        self.encoders, self.unit = Encoders(config), unit
+        self.head = nn.Linear(sum(self.encoders.dims[name] for name in config.views), outputs)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """One (B, C_j, H, W) per view -> (1, B, outputs), of unit norm if `unit`."""
+        out = self.head(torch.cat(self.encoders(images), dim=1))[None]
+        return F.normalize(out, dim=-1) if self.unit else out

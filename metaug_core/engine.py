@@ -12,7 +12,7 @@ from metaug_core import data, shards, state, store
 from metaug_core.config import Config, ConfigError
 from metaug_core.machine import freed_memory_kept
 from metaug_core.progress import Reporter, TerminalBar
-from metaug_core.registry import MetaugError
+from metaug_core.registry import METHODS, MetaugError
 from metaug_core.session import DivergedError, Session
 from metaug_core.stepper import Stepper
 
@@ -101,6 +101,8 @@ def one_data_set(configs: Sequence[Config]) -> None:
     for config in configs:
         if config.batch_size % shards.started():
             raise ConfigError(f"batch_size {config.batch_size} cannot be divided among {shards.started()} processes")
+        if shards.started() > 1 and not METHODS[config.method].divided:
+            raise ConfigError(f"method {config.method!r} trains in one process only, got {shards.started()}")
 
 
 def opened(runs: list[store.Run], splits: data.Splits, device: str, report: Reporter) -> list[Session]:

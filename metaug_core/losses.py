@@ -8,6 +8,8 @@ of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums
 so they cost O(P + N) and never form the P x N table; log1p(exp(.)) is logaddexp(0, .), exact in float32 at any beta.
 """
 
+import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -16,28 +18,74 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def info_nce(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Eq. 1 with one positive per term: mean of -log(e^{p/t} / (e^{p/t} + sum_k e^{n_k/t})).
+def info_nce(
+    positives: Tensor, negatives: Tensor, temperature: float, tau_plus: float = 0.0, hard_beta: float = 0.0
+) -> Tensor:
+    """Eq. 1 with one positive per term: mean of -log(e^{p/t} / (e^{p/t} + G)), G = sum_k e^{n_k/t}.
 
-    positives (A, P) and negatives (A, N) are cosines (any real similarity does); each positive of an anchor makes a term.
+    positives (A, P) and negatives (A, N) are similarities in [0, 1] (with tau_plus = 0 any real numbers do); each positive of an
+    anchor makes a term. Debiased (Chuang et al. 2020) and Hard (Robinson et al. 2021) put other sums in the place of G: `hardened`,
+    `debiased`.
     """
-    positives = positives / temperature
-    rest = torch.logsumexp(negatives / temperature, dim=-1, keepdim=True)  # (A, 1)
+    positives, negatives = positives / temperature, negatives / temperature
+    count = negatives.shape[-1]
+    rest = debiased(positives, hardened(negatives, hard_beta, count), count, tau_plus)
     return (torch.logaddexp(positives, rest) - positives).mean()
+
+
+def log_sum(x: Tensor) -> Tensor:
+    """(..., N) -> log sum_k e^{x_k}, (..., 1)."""
+    return torch.logsumexp(x, dim=-1, keepdim=True)
+
+
+def logsumexp_others(x: Tensor) -> Tensor:
+    """(..., N) -> log sum_{j != k} e^{x_j} for each k, (..., N); stable, since the largest is left out by itself."""
+    top = x.argmax(-1, keepdim=True) == torch.arange(x.shape[-1], device=x.device)
+    share = (x - log_sum(x)).exp().masked_fill(top, 0)  # at most 1/2
+    return torch.where(top, log_sum(x.masked_fill(top, -torch.inf)), log_sum(x) + torch.log1p(-share))
+
+
+def hardened(negatives: Tensor, hard_beta: float, count: int, total: Callable[[Tensor], Tensor] = log_sum) -> Tensor:
+    """log G of Robinson et al. 2021 (eq. 4), of exponents n (..., count): G = sum_k w_k e^{n_k}, where the weights w_k, of mean 1,
+    are proportional to e^{b n_k}. b = 0 is the plain sum, to the bit. total: which negatives an entry of the result meets."""
+    if not hard_beta:
+        return total(negatives)
+    return total((1 + hard_beta) * negatives) - total(hard_beta * negatives) + math.log(count)
+
+
+def debiased(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
+    """log G of Chuang et al. 2020 (eq. 7, 8), (A, P), of exponents p (A, P) and the log of a sum over count negatives, (A, 1):
+    G = max((e^rest - tau count e^p) / (1 - tau), count), since a share tau of the negatives is of the anchor's own class.
+
+    The smallest similarity is 0, so that each negative's term is at least 1. tau = 0 is rest, to the bit.
+    """
+    if not tau_plus:
+        return rest
+    false = (
+        (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()
+    )  # above 1 the floor holds anyway
+    floor = (math.log(count) - rest).exp().clamp(min=torch.finfo(rest.dtype).tiny)
+    return rest + torch.maximum((1 - false) / (1 - tau_plus), floor).log()
+
+
+def in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities d of unit features z (W, B, d) with all others of the minibatch: (WB, W - 1) with those of the same image and
+    (WB, W (B - 1)) with those of other images."""
+    count, batch, _ = z.shape
+    flat = z.flatten(0, 1)  # (WB, d)
+    found = ((1 + flat @ flat.T) / 2).view(count, batch, count, batch).transpose(1, 2)  # (W, W, B, B)
+    same = found.diagonal(dim1=2, dim2=3)  # (W, W, B)
+    positives = torch.stack([torch.stack([same[w, u] for u in range(count) if u != w], -1) for w in range(count)])
+    # Without its first entry a square has its diagonal in the last column of rows of B + 1.
+    others = found.flatten(2)[..., 1:].reshape(count, count, batch - 1, batch + 1)[..., :-1]
+    negatives = others.reshape(count, count, batch, batch - 1).transpose(1, 2)
+    return positives.flatten(0, 1), negatives.reshape(count * batch, -1)
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
     """NT-Xent (Chen et al. 2020) over W unit features of each image, z (W, B, d): every ordered pair is a positive,
     every feature of another image of the minibatch a negative. W = 2 is SimCLR."""
-    count, batch, _ = z.shape
-    flat = z.flatten(0, 1)  # (WB, d)
-    cosines = flat @ flat.T / temperature
-    image = torch.arange(batch, device=z.device).repeat(count)
-    same = image[:, None] == image[None, :]
-    rest = cosines.masked_fill(same, -torch.inf).logsumexp(-1, keepdim=True)
-    positive = same & ~torch.eye(count * batch, dtype=torch.bool, device=z.device)
-    terms = torch.logaddexp(cosines, rest) - cosines
-    return terms.masked_fill(~positive, 0).sum() / (count * (count - 1) * batch)
+    return info_nce(*in_batch(z), temperature / 2)  # d = (1 + cos) / 2, and InfoNCE does not see a shift
 
 
 def oucl_sum_hinge(positives: Tensor, negatives: Tensor, margin: float) -> Tensor:

@@ -11,7 +11,7 @@ from metaug_core.anatomy import binned
 from metaug_core.config import Config
 from metaug_core.figures import pair_similarities
 from metaug_core.machine import environment
-from metaug_core.notebooks import configure, load, made, sample
+from metaug_core.notebooks import configure, injected, load, made, sample
 from metaug_core.paper_figures import measured
 from metaug_core.store import request
 from metaug_core.widgets import clock
@@ -21,9 +21,11 @@ KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measur
 
 
 def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:
-    """The settings that all runs of a notebook share, for `experiments.grid`, checked as `configure` does. Raises ConfigError."""
+    """The settings that all runs of a notebook share, for `experiments.grid`: its parameters, and what was injected beside them.
+    Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
-    return settings
+    further, _ = injected([*settings, *(own or {})])
+    return settings | further
 
 
 def collected(

@@ -87,8 +87,8 @@ AUTHORS: dict[str, Any] = {
 SKETCH = QUICK | {
     "width": 0.125,
     "mag_hidden": 64,
-    "train_images": 1500,
-    "val_fraction": 0.4,
+    "train_images": 2000,
+    "val_fraction": 0.25,
     "batch_size": 32,
     "epochs": 3,
     "monitor_every": 100,

@@ -12,6 +12,12 @@ class MetaugError(Exception):
     """Something the user can mend, said in one sentence that names what and where."""
 
 
+def shown(value: object) -> str:
+    """A value as it was given, cut short if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
+
+
 def suggestion(name: object, known: Iterable[str]) -> str:
     """`; did you mean 'gamma'?` for a near miss among `known`, else the list of what is known."""
     names = sorted(known)
@@ -27,10 +33,42 @@ class Registry(dict):
         self.kind = kind
 
     def __missing__(self, name: object):
-        raise MetaugError(f"unknown {self.kind} {name!r}{suggestion(name, self)}")
+        raise MetaugError(f"unknown {self.kind} {shown(name)}{suggestion(name, self)}")
+
+    def refusal(self, name: object) -> str | None:
+        """Why there is nothing of this name, in one sentence, or None."""
+        try:
+            self[name]
+        except MetaugError as error:
+            return str(error)
+        return None
+
+
+class Methods(Registry):
+    """Methods by name, and those that a name composes: `cmc+hard+mag` is `cmc` with the modifiers `hard` and `mag` on it."""
+
+    def __missing__(self, name: object):
+        base, *parts = str(name).split("+")
+        if not parts:
+            return super().__missing__(name)
+        found = self[base]
+        for number, part in enumerate(parts):
+            if part in parts[:number]:
+                raise MetaugError(f"modifier {part!r} stands twice in {shown(name)}")
+            found = MODIFIERS[part](found)
+        return found
+
+    def get(self, name: object, default=None):
+        return default if self.refusal(name) else self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or ("+" in str(name) and self.refusal(name) is None)
 
 
 DATASETS = Registry("dataset")  # name -> load(config) -> data.RawSplits
 VIEWS = Registry("view")  # name -> views.View
 ENCODERS = Registry("encoder")  # name -> build(channels, config) -> nn.Module, (B, C, H, W) -> (B, D)
-METHODS = Registry("method")  # name -> methods.base.Method subclass or composition
+MODIFIERS = Registry(
+    "modifier"
+)  # name -> from a method class or composition to a composition, as methods.modifiers has it
+METHODS = Methods("method")  # name -> methods.base.Method subclass or composition

@@ -52,6 +52,51 @@ class ObjectiveSettings(BaseModel):
     bank_writes: Literal["step", "every-pass"] = "step"
     """Write the bank once a step, or also from the look-ahead's two passes (authors' code)."""
 
+    # --- modifiers debiased and hard
+    tau_plus: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of negatives that are of the anchor's own class (Chuang et al. 2020); 0: the plain sum."""
+    hard_beta: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """b, how much more hard negatives weigh, e^(b s / t) (Robinson et al. 2021); 0: as `debiased`."""
+
+    # --- predictors, averaged networks, queues, prototypes: settings of single methods
+    head_hidden: Positive = 2048
+    """Units of the hidden layers of projection heads with BatchNorm (BYOL, SimSiam, Barlow Twins, NNCLR, SwAV)."""
+    predictor_hidden: Positive = 512
+    """Units of the hidden layer of the predictor (BYOL and NNCLR 4096, SimSiam 512)."""
+    ema_momentum: Share = 0.99
+    """m of averaged networks, m old + (1 - m) new after each step (MoCo 0.999, BYOL 0.996 in runs of many more steps)."""
+    queue_size: Annotated[int, Field(ge=0)] = 4096
+    """Past features of each view that are remembered (MoCo, NNCLR, SwAV; SwAV also 0)."""
+    barlow_lambda: Rate = 0.0051
+    """Weight of the off-diagonal entries of Barlow Twins' cross-correlation."""
+    prototypes: Annotated[int, Field(ge=2)] = 512
+    """SwAV's prototypes (3000 in the paper, 512 on small images)."""
+    sinkhorn_epsilon: Size = 0.05
+    """Temperature of SwAV's assignments; smaller is sharper."""
+    sinkhorn_steps: Positive = 3
+    """Rounds of Sinkhorn's normalisation."""
+
+    # --- objectives of other kinds: settings of single methods
+    nat_every: Positive = 3
+    """NAT: targets are assigned anew in every such pass over the images, the first included."""
+    whitening_size: Positive | None = None
+    """W-MSE: images whitened together, at least 2 feature_dim is best; None: the minibatch."""
+    dim_units: Positive = 2048
+    """DIM: hidden units of the embeddings of local and global features."""
+    cpc_grid: Annotated[int, Field(ge=2, le=16)] = 5
+    """CPC: patches a side, which overlap by half (7 in the paper)."""
+    cpc_skip: Annotated[int, Field(ge=0)] = 1
+    """CPC: so many rows below are not predicted; the nearest shares pixels (2 in the paper)."""
+    jigsaw_grid: Annotated[int, Field(ge=2, le=8)] = 3
+    """InfoMin: pieces a side of the jigsaw branch."""
+    jigsaw_weight: Share = 0.5
+    """InfoMin: weight of the jigsaw branch, 1 less this that of the other."""
+    looc_held: Annotated[tuple[Literal["colour", "crop", "flip", "rotation"], ...], Field(min_length=1)] = (
+        "colour",
+        "rotation",
+    )
+    """LooC: augmentations that one head each stays sensitive to."""
+
     # --- meta feature augmentation (used by methods with a MAG)
     delta: Rate = 1e-7
     """delta of eq. 11: weight of the loss that includes augmented features."""

@@ -131,8 +131,10 @@ def describe(s: TrainState, seen: Update) -> dict[str, Tensor]:
     """What `monitor` says of unit features of a step; nothing if they are not finite (then the loss says so)."""
     if seen.z is None or not s.method.unit_features or not torch.isfinite(seen.z).all():
         return {}
+    views = len(s.config.views)  # what follows the features of the views are predictions
     with frozen_statistics(s.mag):
-        return monitor.describe(seen.z, s.mag(seen.z) if s.mag is not None else None, seen.context, s.config)
+        augmented = s.mag(seen.z)[:views] if s.mag is not None else None
+        return monitor.describe(seen.z[:views], augmented, seen.context, s.config)
 
 
 def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dict[str, Tensor]:

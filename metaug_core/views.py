@@ -20,9 +20,11 @@ NAMES = "area ratio x y flip rotation brightness contrast saturation hue grey sh
 
 
 def draw(count: int, generator: Generator) -> Draws:
-    """The chance in one augmentation of `count` images, on the generator's device."""
-    numbers = torch.rand(len(NAMES.split()), count, 1, 1, 1, generator=generator, device=generator.device)
-    return dict(zip(NAMES.split(), numbers.unbind(), strict=True))
+    """The chance in one augmentation of `count` images, on the generator's device. Of several processes each draws for the
+    whole minibatch and uses its own part."""
+    names, every = NAMES.split(), count * shards.count()
+    numbers = torch.rand(len(names), every, 1, 1, 1, generator=generator, device=generator.device)
+    return {n: x if n == "partner" else shards.own(x) for n, x in zip(names, numbers.unbind(), strict=True)}
 
 
 def between(low, high, share: Tensor) -> Tensor:
@@ -187,10 +189,8 @@ def transform(images: Tensor, config: Config, draws: Draws) -> Tensor:
 
 
 def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
-    """Each image by its own draws, S = config.image_size; `generator` lives on their device. Of several processes each
-    draws for the whole minibatch and uses its own part. Raises as `plain`."""
-    draws = draw(len(images) * shards.count(), generator)
-    return transform(images, config, {n: x if n == "partner" else shards.own(x) for n, x in draws.items()})
+    """Each image by its own draws, S = config.image_size; `generator` lives on their device. Raises as `plain`."""
+    return transform(images, config, draw(len(images), generator))
 
 
 # --- colour spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, 3, H, W) in units of the space

@@ -27,6 +27,7 @@ RANK: dict[str, float] = {
     "store": 2,
     "monitor": 2,
     "methods": 2.2,  # methods/__init__.py gathers them
+    "catalogue": 2.4,
     "progress": 2.2,
     "grid": 2.3,
     **dict.fromkeys(["evaluation", "state"], 2.5),

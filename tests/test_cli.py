@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from metaug_core import METHODS, cli, store
+from metaug_core import METHODS, catalogue, cli, store
 from metaug_core.presets import preset
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -126,8 +126,13 @@ def test_a_runs_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 def test_methods_are_listed():
     output = metaug("methods").output
-    assert [line.split()[0] for line in output.splitlines()][:3] == ["metaug", "metaug-only-oucl", "metaug-only-mag"]
-    assert "RGB, RGB" in output
+    assert (
+        "simclr: SimCLR (Chen et al. 2020)\n    views     RGB, RGB, each of its own crop\n    objective -log" in output
+    )
+    assert "cmc+hard: CMC + Hard (Tian et al. 2019; Robinson et al. 2021)" in output
+    table = metaug("methods", "--markdown").output
+    assert table == catalogue.markdown()
+    assert "| `metaug-only-mag` | MetAug (only MAG) | Li et al. 2022 | L, ab, RGB |" in table
 
 
 def test_a_failing_notebook_is_kept_and_told_in_one_sentence(tmp_path):

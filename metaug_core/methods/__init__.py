@@ -1,23 +1,75 @@
 """Every method by name. MetAug and its ablations are compositions of an objective and the MAG, not classes of their own."""
 
 from metaug_core.config import Config, ConfigError
-from metaug_core.methods.base import Context, Method
+from metaug_core.methods import modifiers
+from metaug_core.methods.barlow import BarlowTwins
+from metaug_core.methods.base import Composition, Context, Method
+from metaug_core.methods.bigan import BiGAN
+from metaug_core.methods.byol import BYOL
+from metaug_core.methods.cpc import CPC
+from metaug_core.methods.dacl import DACL
+from metaug_core.methods.dim import DIM
+from metaug_core.methods.infomin import InfoMin
+from metaug_core.methods.looc import LooC
 from metaug_core.methods.metaug import MetAug, with_mag
+from metaug_core.methods.moco import MoCo
 from metaug_core.methods.multiview import CMC, OUCL
+from metaug_core.methods.nat import NAT
+from metaug_core.methods.nnclr import NNCLR
 from metaug_core.methods.simclr import SimCLR
+from metaug_core.methods.simsiam import SimSiam
+from metaug_core.methods.splitbrain import SplitBrain
 from metaug_core.methods.supervised import Supervised
-from metaug_core.registry import METHODS
+from metaug_core.methods.swav import SwAV
+from metaug_core.methods.wmse import WMSE
+from metaug_core.registry import METHODS, MODIFIERS
 
-__all__ = ["CMC", "METHODS", "OUCL", "Context", "MetAug", "Method", "SimCLR", "Supervised", "build", "with_mag"]
+__all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",
+           "build", "with_mag"]  # fmt: skip
 
-METHODS |= {
-    "metaug": with_mag(OUCL),
-    "metaug-only-oucl": OUCL,
-    "metaug-only-mag": with_mag(CMC),
-    "cmc": CMC,
-    "simclr": SimCLR,
-    "supervised": Supervised,
+METAUG = "Li et al. 2022"
+MODIFIERS |= {
+    "mag": with_mag,
+    "oucl": modifiers.oucl,
+    "debiased": modifiers.debiased,
+    "hard": modifiers.hard,
+    "randaugment": modifiers.randaugment,
 }
+METHODS |= {  # in the order of Table 1
+    "supervised": Supervised,
+    "bigan": BiGAN,
+    "nat": NAT,
+    "dim": DIM,
+    "splitbrain": SplitBrain,
+    "cpc": CPC,
+    "swav": SwAV,
+    "simclr": SimCLR,
+    "cmc": CMC,
+    "moco": MoCo,
+    "simsiam": SimSiam,
+    "infomin": InfoMin,
+    "byol": BYOL,
+    "barlow": BarlowTwins,
+    "nnclr": NNCLR,
+    "dacl": DACL,
+    "looc": LooC,
+    "wmse": WMSE,
+    "metaug-only-oucl": OUCL,
+    "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", METAUG),
+    "metaug": with_mag(OUCL).entitled("MetAug", METAUG),
+    "metaug-nnclr": with_mag(modifiers.oucl(NNCLR)).entitled("MetAug* (on NNCLR)", METAUG),
+}
+# Rows of the paper's tables that a name composes. Any other, `simclr+hard+mag`, works without standing here.
+COMPOSED = (
+    "swav+hard",
+    "simclr+hard",
+    "cmc+hard",
+    "simclr+debiased",
+    "cmc+debiased",
+    "cmc+randaugment",
+    "metaug+randaugment",
+)
+METHODS |= {name: METHODS[name] for name in COMPOSED}
 
 
 def build(config: Config) -> Method:

@@ -11,25 +11,37 @@ A method of your own:
         def loss(self, z, context):
             return alignment(z[0], z[1]) + uniformity(z[0])
 
-    METHODS["mine"] = Mine
-    METHODS["mine+mag"] = with_mag(Mine)       # the same method on augmented features as well (eq. 11)
+    METHODS["mine"] = Mine                     # "mine+mag" is then the same method on augmented features as well (eq. 11)
+
+What stands between steps (bank, queue, averaged networks) is `memory`; what a step needs of it without a gradient is drawn by
+`context` and handed to `loss`; after the step `remember` writes. A method says about itself what `metaug methods` prints.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from metaug_core import losses
 from metaug_core.bank import Bank
-from metaug_core.config import Config
+from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.pairs import Pairs, other_views
 from metaug_core.views import make_views
 
+TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one encoder, as most methods see it
+    "views": ("RGB", "RGB"),
+    "independent": True,
+    "crop_scale": (0.2, 1.0),
+    "jitter": 0.5,  # MoCo v2's 0.4, 0.4, 0.4, 0.1
+    "grey": 0.2,
+    "negatives": "batch",
+}
 Augment = Callable[[Tensor], Tensor]  # z (V, B, d) -> z~ (V, B, d)
+Contrast = Callable[[Tensor, Tensor], Tensor]  # similarities d of positives (A, P) and negatives (A, N) -> scalar
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class Context:
     drawn: Tensor | None = None  # (B, K), which of them each image takes; None: all
     positives: Tensor | None = None  # (V, B, d), stale positives; None: the features themselves
     shared: Pairs | None = None  # similarities that several losses of the same features share
+    given: Mapping[str, Tensor] = field(default_factory=dict)  # what else the method's `context` found, by name
 
     def pairs(self, views: int) -> Pairs:
         """Similarities with these negatives: those that are shared, or new ones."""
@@ -53,18 +66,36 @@ class Context:
 class Method(ABC):
     """A contrastive method. Subclasses are final; only `loss` must be given."""
 
+    title: ClassVar[str] = ""  # as a table names it; "": the registered name
+    paper: ClassVar[str] = ""  # authors and year
+    objective: ClassVar[str] = ""  # the loss in one line of plain text
+    remembers: ClassVar[str] = "nothing"  # what `memory` holds
     defaults: ClassVar[dict[str, Any]] = {}  # settings that stand where the user gave none
     labelled: ClassVar[bool] = False  # trains on labels (then unlabelled images are left out)
     minimum_views: ClassVar[int] = 2
-    unit_features: ClassVar[bool] = True  # z is (V, B, d) of unit norm; else nothing is said of its similarities
+    parts: ClassVar[int] = 1  # z has so many rows for each view: 2 where predictions (V, B, d) follow the features
+    unit_features: ClassVar[bool] = (
+        True  # the first V rows of z are features of unit norm; else nothing is said of them
+    )
+    augmentable: ClassVar[bool] = True  # z (parts V, B, d) is of features alone, so that a MAG can augment them
+    contrasts: ClassVar[bool] = (
+        False  # the loss calls `contrast`, so that `debiased` and `hard` can weigh its negatives
+    )
     captured: ClassVar[bool] = True  # a step never waits for the device, so that CUDA can capture it
+    divided: ClassVar[bool] = True  # several processes can train one run together and give the numbers of one
 
     def __init__(self, config: Config):
         self.config = config
+        self.tau_plus = self.hard_beta = 0.0  # the modifiers `debiased` and `hard` set them
+        self.contrast: Contrast = self.info_nce  # the modifier `oucl` puts its objective here
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor:
         """Scalar objective of a set of features z (W, B, d), row w of view w % V; pure: no state, no buffer, no draw."""
+
+    def info_nce(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Eq. 1 of similarities d in [0, 1], (A, P) and (A, N): at half the temperature the same as of cosines."""
+        return losses.info_nce(positives, negatives, self.config.temperature / 2, self.tau_plus, self.hard_beta)
 
     def networks(self, classes: int) -> nn.Module:
         """theta: maps the list of view images to z, and has `encoders` whose h evaluation uses."""
@@ -74,6 +105,15 @@ class Method(ABC):
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         """What the networks are given of uint8 images (B, 3, H, W): tensors (B, ...). All chance comes from generator."""
         return make_views(pixels, self.config, generator)
+
+    def part(self, z: Tensor, number: int) -> Tensor:
+        """Of z (k parts V, B, d), k sets of features and what follows them, one part of every set: (k V, B, d)."""
+        return z.unflatten(0, (-1, self.parts, len(self.config.views)))[:, number].flatten(0, 1)
+
+    def across(self, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each row (B, d) of first with each of second that is of another view; row w is of view w % V."""
+        views = len(self.config.views)
+        return [(a, b) for w, a in enumerate(first) for u, b in enumerate(second) if w % views != u % views]
 
     def generator(self) -> nn.Module | None:
         """omega: the MAG, or None."""
@@ -101,6 +141,57 @@ class Method(ABC):
     def outer_terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
         """What omega descends on at theta' (eq. 6), by weighted term. Only methods with a generator are asked."""
         return self.terms(z, context, augment)
+
+
+class Composition:
+    """A method and a modifier on it, which stands wherever a method class does: METHODS["cmc+hard"] = hard(CMC).
+
+    It says of itself what the base says, and what the modifier adds. defaults: settings that stand on top of the base's own.
+    """
+
+    def __init__(self, base: "type[Method] | Composition", modify: Callable[[Method], Method], title: str, paper: str,
+                 objective: str, contrasts: bool = True, defaults: Mapping[str, Any] | None = None):  # fmt: skip
+        self.base, self.modify = base, modify
+        self.title, self.paper = f"{named(base)} + {title}", f"{base.paper}; {paper}".removeprefix("; ")
+        self.objective, self.remembers = f"{base.objective}; {objective}", base.remembers
+        self.defaults: dict[str, Any] = {**base.defaults, **defaults} if defaults else base.defaults
+        self.labelled, self.minimum_views, self.parts = base.labelled, base.minimum_views, base.parts
+        self.unit_features, self.augmentable = base.unit_features, base.augmentable
+        self.contrasts, self.captured, self.divided = base.contrasts and contrasts, base.captured, base.divided
+
+    def __call__(self, config: Config) -> Method:
+        return self.modify(self.base(config))
+
+    def entitled(self, title: str, paper: str) -> "Composition":
+        """The same under the name that its authors gave it."""
+        self.title, self.paper = title, paper
+        return self
+
+
+def named(method: type[Method] | Composition) -> str:
+    """The title of a method or composition."""
+    return method.title or getattr(method, "__name__", "")
+
+
+def unified(positives: Tensor, negatives: Tensor, config: Config) -> Tensor:
+    """The form of OUCL that config.oucl names, of similarities (A, P) and (A, N) in [0, 1]."""
+    if config.oucl == "eq7":
+        return losses.oucl_sum_hinge(positives, negatives, config.oucl_lambda)
+    if config.oucl == "eq8":
+        return losses.oucl_plain(positives, negatives, config.beta, config.oucl_lambda)
+    if config.oucl == "eq10":
+        return losses.oucl(positives, negatives, config.beta, config.gamma)
+    gamma = config.gamma
+    return losses.oucl_weighted(positives, negatives, config.beta, (1 + gamma, -gamma), (1 - gamma, gamma),
+                                config.phi_dec, config.gamma_detached, config.attenuate)  # fmt: skip
+
+
+def queue_fits(config: Config) -> None:
+    """ConfigError if a minibatch does not fit into the queue."""
+    if config.queue_size < config.batch_size:
+        raise ConfigError(
+            f"method {config.method!r} needs queue_size >= batch_size {config.batch_size}, got {config.queue_size}"
+        )
 
 
 def bank_memory(config: Config, images: int, generator: torch.Generator) -> Bank | None:

@@ -8,17 +8,18 @@ Algorithm 1, as the engine runs it with this room:
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.generator import MAG
 from metaug_core.losses import margin_regularisation
 from metaug_core.margins import margins
-from metaug_core.methods.base import Augment, Context, Method
+from metaug_core.methods.base import Augment, Composition, Context, Method, named
 from metaug_core.pairs import Pairs
+from metaug_core.registry import MetaugError
 
 
 class MetAug(Method):
@@ -26,7 +27,7 @@ class MetAug(Method):
 
     def __init__(self, config: Config, base: Method):
         super().__init__(config)
-        self.base = base
+        self.base, self.parts = base, base.parts
         # All but the loss is the base method's own.
         self.views, self.networks, self.memory = base.views, base.networks, base.memory
         self.context, self.remember = base.context, base.remember
@@ -35,7 +36,7 @@ class MetAug(Method):
         return self.base.loss(z, context)
 
     def generator(self) -> nn.Module:
-        return MAG(len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
+        return MAG(self.parts * len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
 
     def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
         return self._terms(z, augment(z), context, self.config.margin_everywhere)
@@ -58,6 +59,8 @@ class MetAug(Method):
     def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
         """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
         config, pairs = self.config, context.pairs(len(self.config.views))
+        if not self.base.unit_features:
+            z = F.normalize(z, dim=-1)  # z~ is of unit norm by construction
         source = z if config.margin_source == "original" else augmented
         sigma = margins(*pairs(source, source), config.margin, per_anchor=config.margin_scope == "anchor")
         return margin_regularisation(*pairs(augmented, z), *sigma, config.margin_positive_weight)
@@ -70,18 +73,14 @@ def augmented_sets(z: Tensor, augmented: Tensor, how: str, pairs: Pairs) -> list
     """
     if how == "joint":
         return [pairs.stack(z, augmented)]
-    one = [torch.cat([z[:v], augmented[v : v + 1], z[v + 1 :]]) for v in range(len(z))]
+    rows = range(len(z))  # of view row % V: a prediction is swapped together with its feature
+    one = [torch.stack([(augmented if w % pairs.views == v else z)[w] for w in rows]) for v in range(pairs.views)]
     return [*one, augmented]
 
 
-class with_mag:
-    """Compose a method class with the MAG: METHODS["mine+mag"] = with_mag(Mine)."""
-
-    def __init__(self, base: type[Method]):
-        self.base = base
-        self.defaults: dict[str, Any] = base.defaults
-        self.labelled, self.minimum_views = base.labelled, max(2, base.minimum_views)
-        self.unit_features, self.captured = base.unit_features, base.captured
-
-    def __call__(self, config: Config) -> MetAug:
-        return MetAug(config, self.base(config))
+def with_mag(base: type[Method] | Composition) -> Composition:
+    """Compose a method with the MAG: `mine+mag` by name. MetaugError if its z is not of features that a MAG could augment."""
+    if not base.augmentable:
+        raise MetaugError(f"{named(base)} has no features that a MAG could augment")
+    objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"
+    return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective)

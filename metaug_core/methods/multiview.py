@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaug_core import losses
 from metaug_core.bank import Bank
-from metaug_core.methods.base import Context, Method, bank_context, bank_memory
+from metaug_core.methods.base import Context, Method, bank_context, bank_memory, unified
 from metaug_core.registry import MetaugError
 
 
@@ -39,29 +38,26 @@ class MultiView(Method):
 class CMC(MultiView):
     """Contrastive multiview coding (Tian et al. 2019): InfoNCE (eq. 1) over every ordered pair of views."""
 
+    title = "CMC"
+    paper = "Tian et al. 2019"
+    objective = "mean over view pairs of -log softmax(z_v . z_u / t) against past features of view u"
+    remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
+    contrasts = True
+
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        # On d = (1 + cos) / 2 half the temperature gives the same: InfoNCE does not see a shift.
-        return losses.info_nce(*self.pairs(z, context, by_view=True), self.config.temperature / 2)
+        return self.contrast(*self.pairs(z, context, by_view=True))
 
 
 class OUCL(MultiView):
     """Optimization-driven unified contrast (eq. 7-10): all positives and negatives of an anchor in one term."""
+
+    title = "MetAug (only OUCL)"
+    paper = "Li et al. 2022"
+    objective = "(1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2)))"
+    remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         positives, negatives = self.pairs(z, context)
         if self.config.scope == "minibatch":
             positives, negatives = positives.reshape(1, -1), negatives.reshape(1, -1)
         return unified(positives, negatives, self.config)
-
-
-def unified(positives: Tensor, negatives: Tensor, config) -> Tensor:
-    """The form of OUCL that config.oucl names, of similarities (A, P) and (A, N) in [0, 1]."""
-    if config.oucl == "eq7":
-        return losses.oucl_sum_hinge(positives, negatives, config.oucl_lambda)
-    if config.oucl == "eq8":
-        return losses.oucl_plain(positives, negatives, config.beta, config.oucl_lambda)
-    if config.oucl == "eq10":
-        return losses.oucl(positives, negatives, config.beta, config.gamma)
-    gamma = config.gamma
-    return losses.oucl_weighted(positives, negatives, config.beta, (1 + gamma, -gamma), (1 - gamma, gamma),
-                                config.phi_dec, config.gamma_detached, config.attenuate)  # fmt: skip

@@ -10,6 +10,10 @@ class SimCLR(Method):
     Defaults as in the paper's CIFAR-10 set-up: temperature 0.5, crop scale 0.08-1, jitter 0.5, grey 0.2, MLP head.
     """
 
+    title = "SimCLR"
+    paper = "Chen et al. 2020"
+    objective = "-log e^(z1.z2/t) / (e^(z1.z2/t) + sum over other images of e^(z1.z/t)), both ways"
+    contrasts = True
     defaults = {
         "views": ("RGB", "RGB"),
         "independent": True,
@@ -22,4 +26,4 @@ class SimCLR(Method):
     }
 
     def loss(self, z, context):
-        return losses.nt_xent(z, self.config.temperature)
+        return self.contrast(*losses.in_batch(z))

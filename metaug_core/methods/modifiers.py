@@ -1,0 +1,72 @@
+"""Modifiers: what a name adds to a method after a plus, `simclr+debiased`, `cmc+hard+mag`. None is a class of its own.
+
+Debiased and Hard put another sum over negatives into a method's InfoNCE (`losses.debiased`, `losses.hardened`), `oucl` another
+objective of the same similarities in its place; RandAugment changes the pictures. The MAG is in `metaug`.
+"""
+
+from functools import partial
+
+from metaug_core.config import ConfigError
+from metaug_core.methods.base import Composition, Method, named, unified
+from metaug_core.registry import MetaugError
+
+Base = type[Method] | Composition
+
+
+def debiased(base: Base) -> Composition:
+    """Debiased contrast (Chuang et al. 2020, eq. 8): a share tau_plus of the negatives counts as false and is taken off."""
+
+    def modify(method: Method) -> Method:
+        owner(method).tau_plus = method.config.tau_plus
+        return method
+
+    check(base, "debiased")
+    return Composition(base, modify, "Debiased", "Chuang et al. 2020", "sum over negatives debiased by tau_plus", False)
+
+
+def hard(base: Base) -> Composition:
+    """Hard negatives (Robinson et al. 2021, eq. 4): debiased, and each negative weighted by e^(hard_beta s / t)."""
+
+    def modify(method: Method) -> Method:
+        owner(method).tau_plus, owner(method).hard_beta = method.config.tau_plus, method.config.hard_beta
+        return method
+
+    check(base, "hard")
+    how = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
+    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, False)
+
+
+def oucl(base: Base) -> Composition:
+    """OUCL (Li et al. 2022, eq. 7-10) of the pairs that the method contrasts, in the place of InfoNCE."""
+
+    def modify(method: Method) -> Method:
+        owner(method).contrast = partial(unified, config=method.config)
+        return method
+
+    check(base, "oucl")
+    if not base.augmentable:
+        raise MetaugError(f"modifier 'oucl' needs pairs of features, and {named(base)} has none")
+    return Composition(base, modify, "OUCL", "Li et al. 2022", "OUCL of the same pairs in the place of InfoNCE", False)
+
+
+def randaugment(base: Base) -> Composition:
+    """RandAugment (Cubuk et al. 2020) before the views are made, with the (2, 10) of InfoMin Aug. (Tian et al. 2020)."""
+
+    def modify(method: Method) -> Method:
+        if not method.config.randaugment:
+            raise ConfigError(f"method {method.config.method!r} needs randaugment > 0, got 0")
+        return method
+
+    return Composition(base, modify, "RandAugment", "Cubuk et al. 2020", "on RandAugment's pictures",
+                       defaults={"randaugment": 10.0})  # fmt: skip
+
+
+def owner(method: Method) -> Method:
+    """Whose loss it is: of a method with a MAG, that of its base."""
+    return getattr(method, "base", method)
+
+
+def check(base: Base, name: str) -> None:
+    """MetaugError if the method has no InfoNCE (or no longer a plain one) that the modifier could change."""
+    if not base.contrasts:
+        raise MetaugError(f"modifier {name!r} changes a plain InfoNCE, and {named(base)} has none")

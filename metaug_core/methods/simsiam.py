@@ -1,0 +1,43 @@
+"""SimSiam: from one crop predict the features of the other, whose gradient is stopped. No negatives, no averaged network."""
+
+import torch
+from lightly.models.modules.heads import NNCLRProjectionHead, SimSiamPredictionHead
+from torch import Tensor, nn
+
+from metaug_core.config import Config
+from metaug_core.encoders import Networks
+from metaug_core.methods.base import TWO_CROPS, Context, Method
+
+
+def projector(inputs: int, config: Config) -> nn.Module:
+    # SimSiam's three layers with BatchNorm after each. lightly's own has no weights in its last BatchNorm (as the authors' code,
+    # not the paper), which `shards` and `tangents` do not know; NNCLR's is the same with them.
+    return NNCLRProjectionHead(inputs, config.head_hidden, config.feature_dim)
+
+
+def predictor(config: Config) -> nn.Module:
+    return SimSiamPredictionHead(config.feature_dim, config.predictor_hidden, config.feature_dim)
+
+
+class SimSiam(Method):
+    """Simple siamese learning (Chen and He 2021, eq. 2):
+
+        L = - mean over views v != u of cos(p_v, stopgrad(z_u)),   p = q(z)
+
+    z holds projections z and then predictions p. Between -1 (all alike) and 1; a collapse shows in `effective_rank`.
+    Defaults: projector 2048-2048-2048, predictor with a bottleneck of 512 (heads: lightly). The paper trains with SGD, lr 0.05 x
+    batch / 256, weight decay 1e-4, cosine.
+    """
+
+    title = "SimSiam"
+    paper = "Chen and He 2021"
+    objective = "-cos(q(z_v), stopgrad(z_u))"
+    parts = 2
+    defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "predictor_hidden": 512}
+
+    def networks(self, classes: int) -> nn.Module:
+        return Networks(self.config, projector, predictor)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        pairs = self.across(self.part(z, 1), self.part(z, 0).detach())
+        return -torch.stack([(p * target).sum(-1).mean() for p, target in pairs]).mean()
