@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaug_core import costs, data
-from metaug_core.config import Config
+from metaug_core import costs, data, methods
+from metaug_core.config import Config, ConfigError
 from metaug_core.presets import preset
 from metaug_core.registry import METHODS
 
@@ -46,9 +46,21 @@ def grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> 
     return found
 
 
-def absent(methods: Sequence[str]) -> list[str]:
+def absent(names: Sequence[str]) -> list[str]:
     """Those of the methods that are not registered."""
-    return [method for method in methods if method not in METHODS]
+    return [name for name in names if name not in METHODS]
+
+
+def accepted(configs: Sequence[Config]) -> list[Config]:
+    """Those of the configs that their method can train: LooC, say, refuses images without the augmentations that it holds."""
+    found = []
+    for config in configs:
+        try:
+            methods.build(config)
+        except ConfigError:
+            continue
+        found.append(config)
+    return found
 
 
 def without_preset(settings: Mapping[str, Any]) -> dict[str, Any]:

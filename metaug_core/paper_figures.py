@@ -95,7 +95,8 @@ def against(
         counts += points["n"].tolist()
     floor(kept, ax)
     named(ax, at, names)
-    ax.legend(fontsize=8)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}
+    ax.legend(fontsize=8, **beside)
     return dress(ax, title, label or setting, axis_name(kept), said(counts))
 
 

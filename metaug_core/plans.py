@@ -13,7 +13,6 @@ from metaug_core.figures import pair_similarities
 from metaug_core.machine import environment
 from metaug_core.notebooks import configure, injected, load, made, sample
 from metaug_core.paper_figures import measured
-from metaug_core.store import request
 from metaug_core.widgets import clock
 
 # Of a run, what every figure of many runs keeps in its small table.
@@ -90,16 +89,16 @@ def percent(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
 
 
-def similarity_table(configs: Sequence[Config], images: int) -> pd.DataFrame:
+def similarity_table(requests: results.Requests, images: int) -> pd.DataFrame:
     """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
 
     Rows as `anatomy.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
     """
     found, splits = [], None
-    for config in configs:
-        run = request(config)
+    for run in map(results.run_of, requests):
         if not run.finished:
             continue
+        config = run.config
         splits = splits or load(config)
         networks, mag = evaluation.load_networks(config, len(splits.train.classes), run.encoder_files()[-1])
         device = splits.train.labels.device
