@@ -68,10 +68,11 @@ def against(
     title: str = "",
     label: str | None = None,
     joined: bool = True,
-    names: Mapping[Any, str] | None = None,
+    caption: str | None = None,
 ) -> Axes:
     """Accuracy over the values of a setting: each method's mean and 95 % band over seeds, every seed as a dot, and the untrained
-    encoder as a dashed line. joined: draw lines between values that have an order; else bars and a column for each value.
+    encoder as a dashed line. joined: draw lines between values that have an order; else methods stand side by side. caption: in
+    place of the number of seeds.
     """
     kept = table.dropna(subset=["accuracy"])
     if kept.empty:
@@ -94,10 +95,10 @@ def against(
             ax.scatter(rows[setting].map(at) + shift, 100 * rows["accuracy"], **dots)
         counts += points["n"].tolist()
     floor(kept, ax)
-    named(ax, at, names)
+    named(ax, at)
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}
     ax.legend(fontsize=8, **beside)
-    return dress(ax, title, label or setting, axis_name(kept), said(counts))
+    return dress(ax, title, label or setting, axis_name(kept), caption or said(counts))
 
 
 def floor(table: pd.DataFrame, ax: Axes) -> None:

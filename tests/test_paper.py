@@ -9,24 +9,9 @@ from matplotlib.colors import to_hex
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from test_figures import caption, line
 
 from metaug_core import anatomy, gallery, paper, paper_figures, paper_gallery, style
-
-
-@pytest.fixture
-def ax():
-    figure, ax = style.panels()
-    yield ax
-    plt.close(figure)
-
-
-def line(ax, label):
-    (found,) = [entry for entry in ax.lines if entry.get_label() == label]
-    return found
-
-
-def caption(ax):
-    return " ".join(text.get_text() for text in ax.texts)
 
 
 def runs(setting, values, method="metaug", seeds=2, gain=0.0):
