@@ -15,7 +15,10 @@ LOG_SECONDS = 10.0  # between two drawings of the bar where it is not drawn in p
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="The gallery; default: figures/.")
 def figures(names: tuple[str, ...], folder: Path | None) -> None:
     """Draw the figures of the gallery again from their stored tables (only NAME..., if given), and write its page."""
-    from metaug_core import gallery
+    from metaug_core import (
+        gallery,
+        paper_gallery,  # noqa: F401  (it enters the paper's figures)
+    )
 
     place = folder or gallery.FOLDER
     drawn = gallery.rebuild(place, names or None)

@@ -86,7 +86,8 @@ def typed(name: str, text: str, annotation: str) -> Any:
 
 
 def checked(path: Path, given: Mapping[str, str], imports: Sequence[str] = ()) -> tuple[dict[str, Any], Config | None]:
-    """What to inject for the texts given, and the Config if the notebook's parameters make one. Raises ConfigError.
+    """What to inject for the texts given, and the Config of the notebook's run, if it has one: a notebook with a parameter `seed`
+    is of one run, one with `seeds` of many. Settings are checked either way. Raises ConfigError.
 
     A setting of Config that the notebook does not name among its parameters goes into the dict `settings`, and the user's files
     into the list `imports`, both of which `notebooks.configure` reads.
@@ -104,7 +105,8 @@ def checked(path: Path, given: Mapping[str, str], imports: Sequence[str] = ()) -
     named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
     config = build(named | further)
     dumped = config.model_dump(mode="json", include=set(further))
-    return values | ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {}), config
+    values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
+    return values, config if "seed" in known else None
 
 
 # --- how far it is

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from metaug_core import catalogue, cli, store
+from metaug_core import METHODS, catalogue, cli, store
 from metaug_core.presets import preset
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
