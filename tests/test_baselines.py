@@ -443,7 +443,6 @@ def test_a_methods_file_is_short_and_knows_no_data_set(file):
 def test_a_method_says_what_it_is():
     for entry in catalogue.entries():
         assert all(entry), entry
-        assert "|" not in entry.objective
         assert METHODS[entry.name].title
         remembers_nothing = getattr(build(config(entry.name)).memory, "__func__", None) is Method.memory
         assert (entry.state == "nothing") == remembers_nothing, entry
