@@ -36,7 +36,11 @@ RANK: dict[str, float] = {
     "sweep": 4,
     "figures": 4,
     "pictures": 4,
-    "widgets": 5,
+    "explorer": 4.5,
+    **dict.fromkeys(["oucl_explorer", "margin_explorer", "augmentation_viewer", "meta_stepper"], 4.7),
+    "live_view": 4.7,
+    **dict.fromkeys(["run_monitor", "run_browser"], 4.8),
+    "widgets": 5,  # gathers the six rooms above it
     "notebooks": 5.2,
     "headless": 5.5,
     "cli": 6,
