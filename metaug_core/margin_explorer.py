@@ -42,7 +42,9 @@ def of_run(run: Run, splits: data.Splits | None = None) -> tuple[Tensor, Tensor]
     images = (splits or data.load(run.config)).train
     networks, mag = evaluation.load_networks(run.config, len(images.classes), files[-1])
     if mag is None:
-        raise MetaugError(f"method {run.config.method!r} of run {run.path.name} has no MAG, so there is nothing to push")
+        raise MetaugError(
+            f"method {run.config.method!r} of run {run.path.name} has no MAG, so there is nothing to push"
+        )
     networks, mag = networks.to(images.labels.device), mag.to(images.labels.device)
     some = images.take(torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long())
     z, augmented = evaluation.embeddings(networks, some, run.config, mag).cpu().chunk(2)
@@ -60,7 +62,10 @@ class Histogram:
             for label, (colour, style) in looks.items()
         ]
         self.pushed = [ax.stairs(nothing, BINS, fill=True, color=colour, alpha=0.45) for colour in (BLUE, RED)]
-        self.lines = [ax.axvline(0, color=colour, linestyle=style, linewidth=2.2) for colour, style in ((SKY, "-"), (ORANGE, "--"))]
+        self.lines = [
+            ax.axvline(0, color=colour, linestyle=style, linewidth=2.2)
+            for colour, style in ((SKY, "-"), (ORANGE, "--"))
+        ]
         self.moving = [*self.pushed, *self.all, *self.lines]
 
     def update(self, pairs: tuple[Tensor, Tensor], pushed: tuple[Tensor, Tensor], lines: tuple[Tensor, Tensor]) -> None:
@@ -82,7 +87,10 @@ class MarginPlot:
             self.figure = Figure(figsize=(8.8, 4.3), dpi=DPI, layout="constrained")
             above, below = self.figure.subplots(2, 1, sharex=True, sharey=True)
             self.original, self.mixed = Histogram(above), Histogram(below)
-            for histogram, names in ((self.original, ("min⁺", "max⁻")), (self.mixed, ("σ⁺", "σ⁻"))):
+            for histogram, names in (
+                (self.original, ("min⁺", "max⁻")),
+                (self.mixed, ("σ⁺: same image is pushed below ←", "σ⁻: different images above →")),
+            ):
                 for line, name in zip(histogram.lines, names, strict=True):
                     line.set_label(name)
             self.original.update(Pairs(self.views)(z, z), (torch.empty(0), torch.empty(0)), hardest(z))
@@ -106,9 +114,9 @@ class MarginPlot:
             return "No margins: R_σ = 0 and no pair is pushed, so nothing keeps z̃ from copying z."
         share = [100 * len(some) / kind.numel() for some, kind in zip(pushed, (positives, negatives), strict=True)]
         return (
-            f"{margin.capitalize()}: σ⁺ = {float(sigma[0]):.2f}, σ⁻ = {float(sigma[1]):.2f}. {share[0]:.0f} % of the pairs of the same "
-            f"image lie above σ⁺ and are pushed apart, {share[1]:.0f} % of those of different images lie below σ⁻ and are "
-            f"pushed together. R_σ = {value:.4f}."
+            f"{margin.capitalize()}: σ⁺ = {float(sigma[0]):.2f}, σ⁻ = {float(sigma[1]):.2f}. {share[0]:.0f} % of the pairs of the "
+            f"same image lie above σ⁺ and are pushed apart, {share[1]:.0f} % of those of different images lie below σ⁻ "
+            f"and are pushed together. R_σ = {value:.4f}."
         )
 
 
@@ -119,10 +127,16 @@ def hardest(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def margin_plot(run: Run | None, splits: data.Splits | None) -> MarginPlot:
-    return MarginPlot(*sample(), SAMPLE) if run is None else MarginPlot(*of_run(run, splits), f"training images of {run.path.name}")
+    return (
+        MarginPlot(*sample(), SAMPLE)
+        if run is None
+        else MarginPlot(*of_run(run, splits), f"training images of {run.path.name}")
+    )
 
 
-def margin_figure(run: Run | None = None, splits: data.Splits | None = None, margin: str = "large", strength: float = 1.0) -> Figure:
+def margin_figure(
+    run: Run | None = None, splits: data.Splits | None = None, margin: str = "large", strength: float = 1.0
+) -> Figure:
     """The figure of `margin_explorer` without controls."""
     plot = margin_plot(run, splits)
     plot.update(margin, strength)
@@ -135,11 +149,17 @@ def margin_explorer(
     """Where the margins stand and which pairs are pushed, on a run's features or, with None, on a built-in sample.
 
     margin: large, medium, small or none (eq. 4, Appendix A.2). strength: how far z~ stands from z, 0 (z~ = z, the collapse that
-    R_sigma is against) to 1 (what the MAG gives), along the shorter arc. Raises MetaugError for a run that has no MAG or has kept
+    R_sigma is against) to 1 (what the MAG gives), along the arc between. Raises MetaugError for a run that has no MAG or has kept
     no encoder.
     """
     controls: dict[str, Any] = {
         "margin": menu("margins", margin, [(kind.capitalize(), kind) for kind in KINDS], "eq. 4 and Appendix A.2"),
-        "strength": slider("z̃: from z (0) to MAG (1)", strength, 0.0, 1.0, 0.05, "at 0 the augmented feature is a copy of z"),
+        "strength": slider(
+            "z̃: from z (0) to MAG (1)", strength, 0.0, 1.0, 0.05, "at 0 the augmented feature is a copy of z"
+        ),
     }
-    return Explorer(margin_plot(run, splits), controls, "Margin explorer: what keeps augmented features from copying the original ones")
+    return Explorer(
+        margin_plot(run, splits),
+        controls,
+        "Margin explorer: what keeps augmented features from copying the original ones",
+    )

@@ -17,7 +17,10 @@ from metaug_core import losses
 from metaug_core.explorer import DPI, Explorer, choice, slider, switch
 from metaug_core.style import BLUE, ORANGE, PURPLE, RED, STYLE, dress
 
-GRID, ARROWS = 61, 9  # points and arrows along each side of a map: enough to look smooth, few enough for a tenth of a second
+GRID, ARROWS = (
+    61,
+    9,
+)  # points and arrows along each side of a map: enough to look smooth, few enough for a tenth of a second
 AXIS = torch.linspace(0, 1, GRID)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (A, P) positives and (A, N) negatives in [0, 1] -> scalar
 
@@ -81,7 +84,9 @@ class Map:
         look = {"units": "xy", "scale": 9.5, "width": 0.011, "color": "0.15", "pivot": "tail"}
         self.arrows = ax.quiver(x, y, np.zeros_like(x), np.zeros_like(x), **look)
         (self.line,) = ax.plot([], [], color=ORANGE, linewidth=2, linestyle="--")
-        (self.dot,) = ax.plot([], [], "o", markersize=10, markerfacecolor="white", markeredgecolor=RED, markeredgewidth=2.5)
+        (self.dot,) = ax.plot(
+            [], [], "o", markersize=10, markerfacecolor="white", markeredgecolor=RED, markeredgewidth=2.5
+        )
         ax.grid(False)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         dress(ax, title, "$d^+$, similarity of a positive", "$d^-$, similarity of a negative")
@@ -108,7 +113,11 @@ class OuclPlot:
             self.figure = Figure(figsize=(8.8, 3.1), dpi=DPI, layout="constrained")
             left, middle, right = self.figure.subplots(1, 3, width_ratios=(1, 1, 1.05))
             self.maps = Map(left, "OUCL: loss (dark is high)"), Map(middle, "InfoNCE: loss (dark is high)")
-            looks = {"OUCL on $d^-$": (RED, "-"), "OUCL on $d^+$": (BLUE, "-."), "InfoNCE, on both alike": (PURPLE, "--")}
+            looks = {
+                "OUCL on $d^-$": (RED, "-"),
+                "OUCL on $d^+$": (BLUE, "-."),
+                "InfoNCE, on both alike": (PURPLE, "--"),
+            }
             self.lines = [
                 right.plot([], [], color=colour, linestyle=style, linewidth=2, label=label)[0]
                 for label, (colour, style) in looks.items()
@@ -117,7 +126,9 @@ class OuclPlot:
             right.set(xlim=(0, 1), ylim=(-0.02, 1.38), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             right.set_box_aspect(1)
             right.legend(loc="upper left", fontsize=8.5)
-            dress(right, "Gradient weight at this $d^+$", "$d^-$, similarity of a negative", "share of the loss's largest")
+            dress(
+                right, "Gradient weight at this $d^+$", "$d^-$, similarity of a negative", "share of the loss's largest"
+            )
             self.moving = [*self.maps[0].moving, *self.maps[1].moving, *self.lines, self.here]
 
     def update(self, beta: float, gamma: float, weights: bool, phi_dec: float, temperature: float, positive: float,
@@ -161,12 +172,18 @@ def oucl_explorer(beta: float = 16, gamma: float = 0.4, weights: bool = True, ph
     temperature: of InfoNCE (eq. 1), on cosines. positive, negative: the pair that is marked.
     """
     controls: dict[str, Any] = {
-        "beta": choice("β, temperature coefficient", beta, [2**k for k in range(1, 9)], "of OUCL, eq. 8 to 10; no unit"),
+        "beta": choice(
+            "β, temperature coefficient", beta, [2**k for k in range(1, 9)], "of OUCL, eq. 8 to 10; no unit"
+        ),
         "gamma": slider("γ, margin (0 to 1)", gamma, 0.0, 1.0, 0.05, "of OUCL; the paper uses 0.40"),
         "weights": switch("weights Γ (eq. 9, 10)", weights, "off: eq. 8 with λ = 1 - 2γ"),
         "phi_dec": choice("φ_dec, divides Γ", phi_dec, [1, 2, 4, 6, 8], "attenuation of Γ (section 4.4); 1: none"),
-        "positive": slider("d⁺ of the pair (0 to 1)", positive, 0.0, 1.0, 0.01, "similarity of a positive, (1 + cos) / 2"),
-        "negative": slider("d⁻ of the pair (0 to 1)", negative, 0.0, 1.0, 0.01, "similarity of a negative, (1 + cos) / 2"),
+        "positive": slider(
+            "d⁺ of the pair (0 to 1)", positive, 0.0, 1.0, 0.01, "similarity of a positive, (1 + cos) / 2"
+        ),
+        "negative": slider(
+            "d⁻ of the pair (0 to 1)", negative, 0.0, 1.0, 0.01, "similarity of a negative, (1 + cos) / 2"
+        ),
         "temperature": slider("t of InfoNCE", temperature, 0.01, 0.5, 0.01, "temperature on cosines, eq. 1; no unit"),
     }
     controls["phi_dec"].disabled = not weights

@@ -3,11 +3,15 @@
 Each is a function that returns what a cell shows, and has a twin that returns the plain figure.
 """
 
+from metaug_core.augmentation_viewer import augmentation_figure as augmentation_figure
+from metaug_core.augmentation_viewer import augmentation_viewer as augmentation_viewer
 from metaug_core.live_view import LiveView as LiveView
 from metaug_core.live_view import clock as clock
 from metaug_core.live_view import curves as curves
 from metaug_core.live_view import live as live
-from metaug_core.oucl_explorer import oucl_explorer as oucl_explorer
-from metaug_core.oucl_explorer import oucl_figure as oucl_figure
 from metaug_core.margin_explorer import margin_explorer as margin_explorer
 from metaug_core.margin_explorer import margin_figure as margin_figure
+from metaug_core.meta_stepper import meta_step_figure as meta_step_figure
+from metaug_core.meta_stepper import meta_step_stepper as meta_step_stepper
+from metaug_core.oucl_explorer import oucl_explorer as oucl_explorer
+from metaug_core.oucl_explorer import oucl_figure as oucl_figure

@@ -36,6 +36,7 @@ RANK: dict[str, float] = {
     "sweep": 4,
     "figures": 4,
     "pictures": 4,
+    "meta_toy": 4,
     "explorer": 4.5,
     **dict.fromkeys(["oucl_explorer", "margin_explorer", "augmentation_viewer", "meta_stepper"], 4.7),
     "live_view": 4.7,
