@@ -138,7 +138,6 @@ def bundle(png: bytes, text: str) -> dict[str, str]:
 def _look(label: str, tip: str) -> dict[str, Any]:
     return {
         "description": label,
-        "description_tooltip": tip or label,
         "tooltip": tip or label,
         "style": {"description_width": "170px"},
         "layout": {"width": "100%", "min_width": "0"},

@@ -37,3 +37,7 @@ DATASETS["tiny"] = lambda config: (*patterns(100, 0), *patterns(60, 1))
 def tiny(tmp_path: Path) -> Callable[..., Config]:
     """tiny(**changes) -> Config of a run on the tiny data set, under tmp_path."""
     return lambda **changes: Config(**{**TINY, "runs_dir": tmp_path / "runs", **changes})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: drives JupyterLab in a headless Chromium; skipped where there is none")
