@@ -163,5 +163,6 @@ def switch(label: str, value: bool, tip: str = "") -> Any:
 
 
 def menu(label: str, value: Any, options: Sequence[Any], tip: str = "") -> Any:
-    """One of several names; options are names, or pairs of what is shown and what is meant."""
-    return ipywidgets.Dropdown(options=list(options), value=value, **_look(label, tip))
+    """One of several names, on a slider too: of a focused drop-down list JupyterLab takes the arrow keys to move between cells.
+    options are names, or pairs of what is shown and what is meant."""
+    return ipywidgets.SelectionSlider(options=list(options), value=value, **_look(label, tip))

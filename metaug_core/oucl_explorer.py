@@ -172,9 +172,7 @@ def oucl_explorer(beta: float = 16, gamma: float = 0.4, weights: bool = True, ph
     temperature: of InfoNCE (eq. 1), on cosines. positive, negative: the pair that is marked.
     """
     controls: dict[str, Any] = {
-        "beta": choice(
-            "β, temperature coefficient", beta, [2**k for k in range(1, 9)], "of OUCL, eq. 8 to 10; no unit"
-        ),
+        "beta": choice("β, temperature (2 to 256)", beta, [2**k for k in range(1, 9)], "of OUCL, eq. 8 to 10; no unit"),
         "gamma": slider("γ, margin (0 to 1)", gamma, 0.0, 1.0, 0.05, "of OUCL; the paper uses 0.40"),
         "weights": switch("weights Γ (eq. 9, 10)", weights, "off: eq. 8 with λ = 1 - 2γ"),
         "phi_dec": choice("φ_dec, divides Γ", phi_dec, [1, 2, 4, 6, 8], "attenuation of Γ (section 4.4); 1: none"),

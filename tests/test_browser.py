@@ -187,7 +187,7 @@ CALLS = {
 }
 MOVES = {  # which control by its label, the keys that move it, and what it then holds
     "OUCL explorer": ("β, temperature", ["ArrowRight"] * 2, {"beta": 64}),
-    "Margin explorer": ("margins", ["ArrowDown"] * 2, {"margin": "small"}),
+    "Margin explorer": ("margins", ["ArrowRight"] * 2, {"margin": "small"}),
     "Augmentation viewer": ("seed", ["ArrowRight"] * 3, {"seed": 3}),
     "Meta-step stepper": ("R_σ", ["Space"], {"margin": False}),
 }
@@ -229,7 +229,7 @@ def press(where, label, keys):
         element.press(key)
 
 
-def shows(where, png, text, seconds=SECONDS):
+def shows(where, png, text, seconds=60):
     """The picture is this one and the sentence stands in the box; AssertionError if that does not come to pass."""
 
     def right():
@@ -262,7 +262,7 @@ def test_the_stepper_steps_by_its_buttons(explorers):
     wanted = widgets.meta_step_stepper(stage=3, margin=False)
     button = where.get_by_role("button", name="Forward")
     button.focus()
-    button.press("Enter")
+    button.press("Space")
     shows(where, wanted.png, wanted.text)
 
 
@@ -334,7 +334,7 @@ def click(where, name):
     button = where.get_by_role("button", name=name)
     wait(button.is_enabled, f"{name} cannot be pressed")
     button.focus()
-    button.press("Enter")
+    button.press("Space")
 
 
 def steps(run):
