@@ -74,10 +74,12 @@ def notebooks_of(run: Run) -> str:
 
 
 class RunBrowser:
-    """What `run_browser` returns. `filters`, `chosen` (a list of runs) and `column` are the controls; `shown` the runs drawn."""
+    """What `run_browser` returns. `filters`, `ticks` and `column` are the controls, `choose` ticks runs by name; `shown` are the
+    runs drawn."""
 
     def __init__(self, runs_dir: Path):
-        self.runs_dir, self.tables = runs_dir, {}
+        self.choosing = False
+        self.tables: dict[str, tuple[Run, pd.DataFrame]] = {}
         with rc_context(STYLE):
             self.figure = Figure(figsize=(8.8, 3.9), dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
@@ -88,20 +90,28 @@ class RunBrowser:
             "state": menu("state", ALL, [ALL, "finished", "unfinished"]),
         }
         self.column = menu("curve", "knn_val", list(COLUMNS.items()))
-        look: dict[str, Any] = {
-            "layout": {"width": "100%", "grid_column": "1 / -1"},
-            "style": {"description_width": "170px"},
+        plain = {"description_width": "0px"}
+        self.ticks = {
+            name: ipywidgets.Checkbox(False, description=name, style=plain, layout={"width": "98%", "flex": "0 0 auto"})
+            for name in self.runs
         }
-        self.chosen = ipywidgets.SelectMultiple(description=f"runs (up to {MOST})", rows=6, **look)
+        look: dict[str, Any] = {
+            "max_height": "150px",
+            "overflow": "auto",
+            "grid_column": "1 / -1",
+            "flex_flow": "column",
+        }
+        self.list = ipywidgets.Box(list(self.ticks.values()), layout=look)
         self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
         self.sentence, self.links = ipywidgets.HTML(), ipywidgets.Output()
         self.filter()
         for control in self.filters.values():
             control.observe(self.filter, "value")
-        for control in (self.column, self.chosen):
+        for control in (self.column, *self.ticks.values()):
             control.observe(self.redraw, "value")
-        controls = [*self.filters.values(), self.column, self.chosen]
-        self.box = live_box(f"Run browser: {len(self.runs)} runs", controls, [self.image, self.sentence, self.links])
+        controls = [*self.filters.values(), self.column, self.list]
+        title = f"Run browser: {len(self.runs)} runs, newest first (up to {MOST} curves)"
+        self.box = live_box(title, controls, [self.image, self.sentence, self.links])
 
     def kinds(self, setting: str) -> list[str]:
         return sorted({getattr(run.config, setting) for run in self.runs.values()})
@@ -116,20 +126,37 @@ class RunBrowser:
         return all(control.value in (ALL, has[name]) for name, control in self.filters.items())
 
     def filter(self, change: Any = None) -> None:
-        """The list of what passes the filters; what was chosen and is still there stays chosen, else the newest three are."""
+        """The list of what passes the filters; what was ticked and is still there stays so, else the newest three are."""
         del change
-        names = [name for name, run in self.runs.items() if self.keeps(run)]
-        kept = tuple(name for name in self.chosen.value if name in names) or tuple(names[:3])
-        self.filtering = True  # new options empty the selection: not worth a drawing
-        self.chosen.options, self.chosen.value = names, kept
-        self.filtering = False
+        for name, run in self.runs.items():
+            self.ticks[name].layout.display = None if self.keeps(run) else "none"
+        if self.chosen:
+            self.redraw()
+        else:
+            self.choose(self.listed[:3])
+
+    @property
+    def listed(self) -> list[str]:
+        """The names of the runs that pass the filters."""
+        return [name for name, tick in self.ticks.items() if tick.layout.display != "none"]
+
+    @property
+    def chosen(self) -> list[str]:
+        return [name for name in self.listed if self.ticks[name].value]
+
+    def choose(self, names: Sequence[str]) -> None:
+        """Tick these runs and no other; one drawing, not one for each."""
+        self.choosing = True
+        for name, tick in self.ticks.items():
+            tick.value = name in names
+        self.choosing = False
         self.redraw()
 
     def redraw(self, change: Any = None) -> None:
         del change
-        if self.filtering:
+        if self.choosing:
             return
-        names = self.chosen.value[:MOST]
+        names = self.chosen[:MOST]
         self.shown = [self.runs[name] for name in names]
         for name in names:
             if name not in self.tables or not self.runs[name].finished:
@@ -138,11 +165,11 @@ class RunBrowser:
             overlay({name: self.tables[name] for name in names}, self.column.value, self.figure)
             self.canvas.draw()
         self.image.value = self.png = encoded(self.canvas)
-        self.text = f"{len(self.chosen.options)} of {len(self.runs)} runs pass the filters, {len(names)} are drawn."
+        self.text = f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(names)} are drawn."
         self.sentence.value = said(self.text)
         rows = "".join(f"<li>{escape(run.path.name)}: {notebooks_of(run)}</li>" for run in self.shown)
         # In an output of its own: there JupyterLab opens a relative link as a tab.
-        html = f"<ul>{rows}</ul>" if rows else "<p>Select runs above: arrow keys move, Shift selects several.</p>"
+        html = f"<ul>{rows}</ul>" if rows else "<p>Tick runs above: Tab moves, the space bar ticks.</p>"
         self.links.outputs = ({"output_type": "display_data", "data": {"text/html": html}, "metadata": {}},)
 
     def _ipython_display_(self) -> None:

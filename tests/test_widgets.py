@@ -334,7 +334,7 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
         for seed in (0, 1):
             written(tmp_path / "runs", method, seed, finished=seed == 1)
     browser = widgets.run_browser(tmp_path / "runs")
-    assert len(browser.chosen.options) == 4
+    assert len(browser.listed) == 4
     browser.filters["method"].value = "cmc"
     browser.filters["state"].value = "finished"
     (run,) = browser.shown
@@ -344,8 +344,11 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     html = browser.links.outputs[0]["data"]["text/html"]
     assert f'href="runs/{run.path.name}/01_pretrain.ipynb"' in html
     before = browser.png
-    browser.chosen.unobserve(browser.redraw, "value")  # the negative control
-    browser.chosen.value = ()
+    browser.ticks[run.path.name].value = False
+    assert browser.png != before
+    browser.ticks[run.path.name].unobserve(browser.redraw, "value")  # the negative control
+    before = browser.png
+    browser.ticks[run.path.name].value = True
     assert browser.png == before
     assert isinstance(browser.links, ipywidgets.Output)
 
