@@ -16,7 +16,7 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.grid import build as build
 from metaug_core.registry import suggestion
 from metaug_core.store import Run, list_runs, request
-from metaug_core.widgets import LiveRuns, live
+from metaug_core.live_view import LiveRuns, live
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 

@@ -13,7 +13,7 @@ from metaug_core.figures import pair_similarities
 from metaug_core.machine import environment
 from metaug_core.notebooks import configure, injected, load, made, sample
 from metaug_core.paper_figures import measured
-from metaug_core.widgets import clock
+from metaug_core.live_view import clock
 
 # Of a run, what every figure of many runs keeps in its small table.
 KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split"]

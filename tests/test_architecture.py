@@ -42,14 +42,24 @@ RANK: dict[str, float] = {
     "costs": 3.2,
     "experiments": 3.3,
     "standing": 3.4,
+    "background": 3.2,
     "style": 3.5,
     "figures": 4,
     "paper_figures": 4,
     "anatomy": 4.1,
     "pictures": 4,
+<<<<<<< HEAD
     "gallery": 4.1,
     "paper_gallery": 4.3,
     "widgets": 5,
+=======
+    "meta_toy": 4,
+    "explorer": 4.5,
+    **dict.fromkeys(["oucl_explorer", "margin_explorer", "augmentation_viewer", "meta_stepper"], 4.7),
+    "live_view": 4.7,
+    **dict.fromkeys(["run_monitor", "run_browser"], 4.8),
+    "widgets": 5,  # gathers the six rooms above it
+>>>>>>> widgets
     "notebooks": 5.2,
     "plans": 5.3,
     "headless": 5.5,
