@@ -32,6 +32,7 @@ RANK: dict[str, float] = {
     "stepper": 2.8,
     "session": 2.9,
     "engine": 3,
+    "toys": 3,
     "style": 3.5,
     "sweep": 4,
     "figures": 4,
