@@ -48,7 +48,7 @@ def turn(z: Tensor, omega: Params) -> Tensor:
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
 
 
-def mlp(hidden: int = 16, seed: int = 0) -> tuple[Augment, Params]:
+def mlp(hidden: int = 32, seed: int = 0) -> tuple[Augment, Params]:
     """The workbook's MAG for features in the plane, as a function of (z, omega), and its first omega."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -67,7 +67,7 @@ class Toy:
 
     method: Method
     augment: Augment = turn
-    lr: float = 3.0  # l of eq. 3 and of the encoder's own step: the loss is a mean over anchors, so its gradient is small
+    lr: float = 1.0  # l of eq. 3 and of the encoder's own step
     mag_lr: float = 1.0  # l' of eq. 6
 
     def inner(self, z: Tensor, omega: Params) -> Tensor:
@@ -87,7 +87,7 @@ def _context(z: Tensor) -> Context:
     return Context(indices=torch.arange(batch), labels=torch.full((batch,), -1))
 
 
-def toy(augment: Augment = turn, lr: float = 3.0, mag_lr: float = 1.0, **settings) -> Toy:
+def toy(augment: Augment = turn, lr: float = 1.0, mag_lr: float = 1.0, **settings) -> Toy:
     """A Toy with the objective of `metaug`, delta = alpha = 1 (so that one sees what they weigh), and any setting of Config changed.
     Raises ConfigError."""
     values = {"method": "metaug", "delta": 1.0, "alpha": 1.0, **settings}
@@ -146,7 +146,7 @@ def history(toy: Toy, theta: Params, omega: Params, steps: int, **options) -> li
     return moments
 
 
-def trained_mag(toy: Toy, theta: Params, omega: Params, steps: int, lr: float = 0.03) -> Params:
+def trained_mag(toy: Toy, theta: Params, omega: Params, steps: int, lr: float = 0.02) -> Params:
     """omega after so many Adam steps on its meta-gradient (eq. 6), with the features held still."""
     omega = {name: p.clone().requires_grad_() for name, p in omega.items()}  # Adam moves them in place
     optimiser = torch.optim.Adam(omega.values(), lr)
