@@ -41,9 +41,9 @@ def weight_concentration(weights: Tensor, ax: Axes) -> Axes:
 
 
 def soft_hinges(betas: Sequence[float], ax: Axes) -> Axes:
-    """Eq. 8 with one positive (0.9) and negatives at 0.3 and x, for each beta, beside the hinge on the hardest pair and eq. 7."""
-    x = torch.linspace(0, 1.2, 200, dtype=torch.float64)
-    negatives, positives = torch.stack([torch.full_like(x, 0.3), x], 1), torch.full((200, 1), 0.9, dtype=torch.float64)
+    """Eq. 8 with one positive (0.6) and negatives at 0.2 and x, for each beta, beside the hinge on the hardest pair and eq. 7."""
+    x = torch.linspace(0, 1, 200, dtype=torch.float64)
+    negatives, positives = torch.stack([torch.full_like(x, 0.2), x], 1), torch.full((200, 1), 0.6, dtype=torch.float64)
     pairs = [(positives[k : k + 1], negatives[k : k + 1]) for k in range(len(x))]
     for beta, shade in zip(betas, np.linspace(0.35, 1, len(betas)), strict=True):
         soft = [losses.oucl_plain(p, n, beta, 0.0).item() for p, n in pairs]
@@ -51,13 +51,14 @@ def soft_hinges(betas: Sequence[float], ax: Axes) -> Axes:
     hardest = (negatives.max(1).values - positives[:, 0]).clamp(min=0)
     ax.plot(x, hardest, color="black", linestyle="--", label="hardest pair")
     ax.plot(x, [losses.oucl_sum_hinge(p, n, 0.0).item() for p, n in pairs], color=RED, linestyle=":", label="eq. 7")
-    ax.set(xlim=(0, 1.2), ylim=(-0.02, 0.7))
+    ax.set(xlim=(0, 1), ylim=(-0.02, 0.7))
     ax.legend(loc="upper left", fontsize=8)
-    return dress(ax, r"Where eq. 8 goes as $\beta$ grows", "second negative $d^-$ (1 is the largest there is)", "loss")
+    return dress(ax, r"Where eq. 8 goes as $\beta$ grows", "similarity of the second negative $d^-$", "loss",
+                 "one positive at 0.6, another negative at 0.2")  # fmt: skip
 
 
 def attenuation(ax: Axes, beta: float = 16.0, gamma: float = 0.4, positive: float = 0.8) -> Axes:
-    """Gradient weight of negatives by their similarity under eq. 9, one line per phi_dec: 101 evenly spread negatives, one positive."""
+    """Gradient weight of negatives by their similarity under eq. 9, a line per phi_dec: 101 even negatives, one positive."""
     d = torch.linspace(0, 1, 101, dtype=torch.float64)
     looks: list[Any] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
     for phi, colour, line in zip(ATTENUATIONS, IMAGE_COLOURS, looks, strict=False):
@@ -65,7 +66,9 @@ def attenuation(ax: Axes, beta: float = 16.0, gamma: float = 0.4, positive: floa
         loss = losses.oucl_weighted(torch.full((1, 1), positive, dtype=d.dtype), negatives, beta,
                                     (1 + gamma, -gamma), (1 - gamma, gamma), phi)  # fmt: skip
         (gradient,) = torch.autograd.grad(loss, negatives)
-        ax.plot(d, 100 * gradient[0] / gradient.sum(), color=colour, linestyle=line, label=rf"$\varphi_{{dec}}$ = {phi}")
+        ax.plot(
+            d, 100 * gradient[0] / gradient.sum(), color=colour, linestyle=line, label=rf"$\varphi_{{dec}}$ = {phi}"
+        )
     ax.axhline(100 / len(d), color="0.3", linestyle=":", linewidth=1)
     ax.set_xlim(0, 1)
     ax.legend()
@@ -128,7 +131,9 @@ def omega_plane(values: Tensor, turns: Tensor, now: toys.Moment, ax: Axes, lengt
     ax.set_aspect("equal")
     ax.grid(False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handlelength=2.6, columnspacing=1)
-    return dress(ax, r"The MAG's objective over $\omega$", r"$\omega_1$, turn of view 1 (radians)", r"$\omega_2$, of view 2")
+    return dress(
+        ax, r"The MAG's objective over $\omega$", r"$\omega_1$, turn of view 1 (radians)", r"$\omega_2$, of view 2"
+    )
 
 
 def share_by_delta(share: float, delta: float, ax: Axes) -> Axes:
@@ -140,7 +145,9 @@ def share_by_delta(share: float, delta: float, ax: Axes) -> Axes:
     ax.plot(delta, share, "o", color=BLUE)
     ax.annotate("measured", (delta, share), xytext=(8, -4), textcoords="offset points", color=BLUE)
     ax.axhspan(1e-10, torch.finfo(torch.float32).eps, color="0.9")
-    ax.annotate("below the rounding of float32", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8.5, color="0.35")
+    ax.annotate(
+        "below the rounding of float32", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8.5, color="0.35"
+    )
     ax.set(xlim=(1e-8, 10), ylim=(1e-9, 2))
     return dress(ax, r"What $\delta$ lets through", r"$\delta$", r"share of the gradient from $\tilde z$",
                  "one run, last logged step")  # fmt: skip

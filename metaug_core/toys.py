@@ -88,7 +88,7 @@ def _context(z: Tensor) -> Context:
 
 
 def toy(augment: Augment = turn, lr: float = 1.0, mag_lr: float = 1.0, **settings) -> Toy:
-    """A Toy with the objective of `metaug`, delta = alpha = 1 (so that one sees what they weigh), and any setting of Config changed.
+    """A Toy with the objective of `metaug`, delta = alpha = 1 (so that one sees them), and any setting of Config changed.
     Raises ConfigError."""
     values = {"method": "metaug", "delta": 1.0, "alpha": 1.0, **settings}
     config = Config(views=VIEWS, negatives="batch", feature_dim=2, device="cpu", **values)
@@ -159,7 +159,7 @@ def trained_mag(toy: Toy, theta: Params, omega: Params, steps: int, lr: float = 
 
 
 def landscape(toy: Toy, theta: Params, turns: Tensor) -> Tensor:
-    """(L + alpha R_sigma)(theta'(omega), omega) of the MAG `turn`, for omega_1 and omega_2 in turns (n,): (n, n), rows are omega_2."""
+    """(L + alpha R_sigma)(theta'(omega), omega) of `turn`, omega_1 and omega_2 in turns (n,): (n, n), rows are omega_2."""
     leaves = _leaves(theta)
     found = torch.empty(len(turns), len(turns), dtype=torch.float64)
     for row, column in itertools.product(range(len(turns)), repeat=2):
