@@ -39,6 +39,7 @@ RANK: dict[str, float] = {
     "pictures": 4,
     "diagram": 4,
     "lessons": 4,
+    "formulas": 0.5,
     "site": 5,
     "widgets": 5,
     "notebooks": 5.2,
