@@ -107,6 +107,11 @@ class Moment(NamedTuple):
     loss: float  # L(theta, omega)
     loss_ahead: float  # (L + alpha R_sigma)(theta', omega)
 
+    @property
+    def gradient(self) -> Params:
+        """omega's whole gradient (eq. 6)."""
+        return {name: self.direct[name] + self.mixed[name] for name in self.direct}
+
 
 def moment(toy: Toy, theta: Params, omega: Params) -> Moment:
     """Loss, look-ahead and both parts of the MAG's gradient at (theta, omega)."""
@@ -127,15 +132,13 @@ def _leaves(params: Params) -> Params:
     return {name: p.detach().requires_grad_() for name, p in params.items()}
 
 
-def step(toy: Toy, now: Moment, move_theta: bool = True, part: str = "both") -> Moment:
+def step(toy: Toy, now: Moment, move_theta: bool = True) -> Moment:
     """The next moment: omega takes its step from the same theta as the encoder (Algorithm 1, alternating by minibatch).
 
-    move_theta=False holds the features still. part: which of the MAG's gradient omega follows, "both", "direct" or "mixed".
+    move_theta=False holds the features still.
     """
-    kinds = {"both": ("direct", "mixed"), "direct": ("direct",), "mixed": ("mixed",)}[part]
-    gradient = {name: torch.stack([getattr(now, kind)[name] for kind in kinds]).sum(0) for name in now.omega}
     theta = now.theta_ahead if move_theta else now.theta
-    return moment(toy, theta, meta.step(now.omega, gradient, toy.mag_lr))
+    return moment(toy, theta, meta.step(now.omega, now.gradient, toy.mag_lr))
 
 
 def history(toy: Toy, theta: Params, omega: Params, steps: int, **options) -> list[Moment]:
