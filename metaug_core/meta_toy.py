@@ -1,4 +1,4 @@
-"""Eight steps of Algorithm 1 on the circle of `toys`, for the stepper: a MAG that is a linear map, and what one draws of each step."""
+"""Eight steps of Algorithm 1 on the circle of `toys`, for the stepper: a linear MAG, and what one draws of each step."""
 
 import math
 from functools import lru_cache

@@ -1,17 +1,15 @@
-"""A static site of the notebooks, with the gallery as its front page: plain HTML that works from file:// without a network or a script.
+"""A static site of the notebooks, with the gallery as its front page: plain HTML, from file:// too, without network or script.
 
 nbconvert turns notebooks into HTML; pages, links and formulas are ours, because nbconvert's full pages fetch MathJax and RequireJS
 from other hosts. Live controls stay in JupyterLab: where one stands, the site shows its static figure.
 """
 
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -20,12 +18,11 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from nbformat.reader import NotJSONError
-from pygments.formatters import HtmlFormatter
 
 from metaug_core import formulas
+from metaug_core.layout import MARK, STYLE, TITLE, Page, whole
 from metaug_core.registry import MetaugError
 
-TITLE = "MetAug Workbook"
 GALLERY, NOTEBOOKS, DOCUMENTS = (
     "figures/README.md",
     "notebooks",
@@ -33,33 +30,12 @@ GALLERY, NOTEBOOKS, DOCUMENTS = (
 )
 PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PICTURE_KINDS = {"image/png", "image/svg+xml", "text/html"}
 CONTROL = "<p class='control'>Here JupyterLab shows a control; its figure stands above.</p>"
-MARK = "<!-- metaug site -->"  # in the index of a site that this room built: nothing else is ever overwritten
-STYLE = """
-body { margin: 0 auto; max-width: 52rem; padding: 0 1rem 3rem; font: 16px/1.55 system-ui, sans-serif; color: #222; }
-nav { padding: .7rem 0; border-bottom: 1px solid #ddd; font-size: .9rem; line-height: 1.9; }
-nav a, footer a { margin-right: .9rem; white-space: nowrap; } nav [aria-current] { font-weight: 600; color: inherit; text-decoration: none; }
-a { color: #0060a0; } a.anchor-link { visibility: hidden; margin-left: .3rem; } :is(h1, h2, h3):hover > a.anchor-link { visibility: visible; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; } img { max-width: 100%; } img.formula { max-width: none; }
-.display { display: block; text-align: center; margin: .9rem 0; } .display, table, pre { overflow-x: auto; }
-pre { background: #f6f6f4; padding: .6rem .8rem; font-size: .82rem; line-height: 1.45; border-radius: 4px; margin: .6rem 0; }
-.output pre { background: none; padding: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere; } :not(pre) > code { background: #f6f6f4; overflow-wrap: anywhere; }
-table { display: block; border-collapse: collapse; font-size: .88rem; margin: .8rem 0; } th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-details { border-left: 3px solid #b8d4e8; padding: .1rem .9rem; margin: 1rem 0; } summary { cursor: pointer; color: #0060a0; }
-.control { color: #666; font-size: .85rem; } footer { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: .7rem; }
-"""
 
 
 class SiteError(MetaugError):
     """A page cannot be made, or the folder is not ours to write."""
-
-
-class Page(NamedTuple):
-    """One page: the file that it shows, its own file in the site, and what the navigation calls it."""
-
-    source: Path
-    name: str
-    label: str
 
 
 class Formulas(IPythonRenderer):
@@ -128,9 +104,6 @@ def static(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-PICTURE_KINDS = {"image/png", "image/svg+xml", "text/html"}
-
-
 def notebook_html(path: Path, out: Path) -> str:
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.register_filter("markdown2html", lambda text: markdown_html(text, out))
@@ -175,7 +148,7 @@ def local(html: str, page: Page, known: Sequence[Page], root: Path, out: Path) -
             raise SiteError(f"{page.source}: the picture {url.path} does not exist")
         else:
             link.unwrap()
-    widen(soup)
+    describe(soup)
     return str(soup)
 
 
@@ -185,7 +158,7 @@ def copied(file: Path, root: Path, out: Path) -> str:
     return place.as_posix()
 
 
-def widen(soup: BeautifulSoup) -> None:
+def describe(soup: BeautifulSoup) -> None:
     """Pictures get the text that a screen reader says, where they have none."""
     for picture in soup.find_all("img"):
         if isinstance(picture, Tag) and picture.get(
@@ -194,32 +167,12 @@ def widen(soup: BeautifulSoup) -> None:
             picture["alt"] = "figure; the text below says what it shows"
 
 
-# --- whole pages
-def whole(inside: str, page: Page, known: Sequence[Page]) -> str:
-    """The page: navigation, inside, and the way to its neighbours."""
-    title = re.search(r"<h1[^>]*>(.*?)(?:<a class|</h1>)", inside, re.DOTALL)
-    text = BeautifulSoup(title.group(1), "html.parser").get_text() if title else page.label
-    links = [
-        f'<a href="{other.name}"{" aria-current=page" if other is page else ""}>{escape(other.label)}</a>'
-        for other in known
-    ]
-    at = known.index(page)
-    near = [("previous", known[at - 1])] if at else []
-    near += [("next", known[at + 1])] if at + 1 < len(known) else []
-    footer = " ".join(f'<a href="{other.name}" rel="{way}">{way}: {escape(other.label)}</a>' for way, other in near)
-    return (
-        f'<!DOCTYPE html>\n{MARK}\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(text)} - {TITLE}</title>'
-        f'<link rel="stylesheet" href="style.css"></head><body><nav>{" ".join(links)}</nav>\n<main>{inside}</main>\n'
-        f"<footer>{footer}</footer></body></html>\n"
-    )
-
-
+# --- the site
 def build(root: Path, out: Path) -> Path:
     """Write the site of the workbook at `root` into the folder `out`, all or nothing, and return its index.
 
-    `out` may be new, empty, or an older site; any other folder is refused. Raises SiteError (one sentence) for that, for a file that is
-    no notebook and for a missing picture.
+    `out` may be new, empty, or an older site; any other folder is refused. Raises SiteError (one sentence) for that, for a
+    file that is no notebook and for a missing picture.
     """
     root, out, index = root.resolve(), out.resolve(), out / "index.html"
     if out.exists() and any(out.iterdir()) and not (index.is_file() and MARK in index.read_text(encoding="utf-8")):
@@ -231,7 +184,7 @@ def build(root: Path, out: Path) -> Path:
         for page in known:
             inside = inner(page, known, fresh)
             put(fresh / page.name, whole(local(inside, page, known, root, fresh), page, known).encode())
-        put(fresh / "style.css", (STYLE + HtmlFormatter().get_style_defs(".highlight")).encode())
+        put(fresh / "style.css", STYLE.encode())
         if out.exists():
             shutil.rmtree(out)
         fresh.rename(out)
