@@ -30,6 +30,12 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def line(text: str, done: float | None = None) -> str:
+    """A sentence as HTML, behind a bar of how much is done, in [0, 1], if that is known."""
+    bar = "" if done is None else f'<progress value="{done:.4f}" max="1" style="width: 12em"></progress> '
+    return f"<div>{bar}{escape(text)}</div>"
+
+
 def curves(run: Run) -> bytes:
     """The curves of a run so far, as PNG: loss by term, similarities, kNN."""
     metrics = run.metrics
@@ -74,8 +80,7 @@ class LiveView:
         self.draw(run)
 
     def say(self, text: str, done: float | None = None) -> None:
-        bar = "" if done is None else f'<progress value="{done:.4f}" max="1" style="width: 12em"></progress> '
-        self.show("line", {"text/plain": text, "text/html": f"<div>{bar}{escape(text)}</div>"})
+        self.show("line", {"text/plain": text, "text/html": line(text, done)})
 
     def draw(self, run: Run) -> None:
         if run.metrics.empty:

@@ -1,7 +1,7 @@
 """A run's folder: what is in it, how it is written so that no kill or full disk can tear it, and how it is found again.
 
-    config.json  environment.json  metrics.jsonl  timing.jsonl  checkpoint.safetensors  encoders/epoch-0006.safetensors
-    finished.json  evaluation-test.json  the executed notebook  figures/
+    config.json  environment.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
+    encoders/epoch-0006.safetensors  finished.json  evaluation-test.json  the executed notebook  figures/
 
 metrics.jsonl holds only what the same request gives again; wall times stand apart in timing.jsonl. Tensors are safetensors with
 their scalars in the header, all else is JSON: nothing is ever unpickled.
@@ -232,5 +232,5 @@ def begin(run: Run, step: int, device: str) -> None:
     file = run.path / "environment.json"
     sessions = read_json(file) if file.exists() and step > 0 else []
     write_json(file, [*sessions, environment(device) | {"from_step": step}])
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    for name in ("metrics.jsonl", "similarities.jsonl", "timing.jsonl"):
         keep_rows(run.path / name, step if step > 0 else -1)

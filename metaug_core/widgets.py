@@ -15,3 +15,7 @@ from metaug_core.meta_stepper import meta_step_figure as meta_step_figure
 from metaug_core.meta_stepper import meta_step_stepper as meta_step_stepper
 from metaug_core.oucl_explorer import oucl_explorer as oucl_explorer
 from metaug_core.oucl_explorer import oucl_figure as oucl_figure
+from metaug_core.run_browser import run_browser as run_browser
+from metaug_core.run_browser import runs_figure as runs_figure
+from metaug_core.run_monitor import monitor_figure as monitor_figure
+from metaug_core.run_monitor import run_monitor as run_monitor

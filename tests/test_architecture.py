@@ -33,6 +33,7 @@ RANK: dict[str, float] = {
     "session": 2.9,
     "engine": 3,
     "toys": 3,
+    "background": 3.2,
     "style": 3.5,
     "sweep": 4,
     "figures": 4,
