@@ -235,3 +235,13 @@ def methods() -> None:
         base = getattr(built, "base", built)  # of a method with a MAG
         said = (base.__doc__ or "").strip().splitlines()[0] + (" With the MAG." if base is not built else "")
         click.echo(f"{name:<18}{', '.join(config.views):<12}{said}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: site/ in the workbook.")
+def site(out: Path | None) -> None:
+    """Build a static site of the notebooks, the gallery as its front page. It is read without a network."""
+    from metaug_core import site as room
+    from metaug_core.config import HOME
+
+    click.echo(f"open {shown(room.build(HOME, out or HOME / 'site'))} in a browser")

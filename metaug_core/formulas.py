@@ -1,6 +1,7 @@
 """Formulas as pictures: LaTeX to SVG by matplotlib, so that a page shows them without a script or a network."""
 
 import io
+import re
 from html import escape
 
 from matplotlib import rc_context
@@ -8,21 +9,12 @@ from matplotlib.mathtext import math_to_image
 
 POINTS = 12.0  # size at which a formula is drawn
 SCALE = 1.12 / POINTS  # to em: the font of formulas has smaller letters than that of the text
-PLAINER = {
-    r"\|": r"\Vert ",
-    r"\lVert": r"\Vert",
-    r"\rVert": r"\Vert",
-    r"\big(": "(",
-    r"\big)": ")",
-    r"\big[": "[",
-    r"\big]": "]",
-}
+SIZES = re.compile(r"\\[bB]igg?[lr]?(?![a-zA-Z])")  # brackets of a given size, which matplotlib has no word for
 
 
 def drawn(latex: str) -> tuple[str, float, float] | None:
     """(SVG text, height, depth) of a formula without its dollars, lengths in em; None where matplotlib cannot read it."""
-    for command, plainer in PLAINER.items():
-        latex = latex.replace(command, plainer)
+    latex = SIZES.sub("", latex)
     with rc_context({"mathtext.fontset": "cm", "font.size": POINTS, "svg.fonttype": "path", "svg.hashsalt": "metaug"}), \
             io.BytesIO() as buffer:  # fmt: skip
         try:

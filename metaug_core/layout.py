@@ -1,4 +1,4 @@
-"""How a page of the static site looks: its style sheet, its navigation and the way to its neighbours. No script, no outside address."""
+"""How a page of the static site looks: style sheet, navigation, the way to its neighbours. No script, nothing from outside."""
 
 from collections.abc import Sequence
 from html import escape

@@ -28,7 +28,7 @@ Augment = Callable[[Tensor, Params], Tensor]  # z (V, B, 2), omega -> z~ (V, B, 
 def scattered(images: int = 5, spread: float = 0.5, seed: int = 0) -> Tensor:
     """Angles (V, B) of two views: images evenly around the circle, each view off its image's place by a normal of std `spread`."""
     noise = torch.randn(len(VIEWS), images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.arange(images) * (2 * torch.pi / images) + spread * noise
+    return torch.arange(images, dtype=torch.float64) * (2 * torch.pi / images) + spread * noise
 
 
 def on_circle(angles: Tensor) -> Tensor:
