@@ -3,13 +3,11 @@
 import itertools
 from typing import Any, NamedTuple
 
-from matplotlib import pyplot as plt
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from metaug_core.style import BLUE, RED, STYLE
+from metaug_core.style import BLUE, RED, panels
 
 DATA, THETA, OMEGA, LOSS = "#F2F2F2", "#DCEBF7", "#FBE3DC", "#FFF3D6"  # images and features, encoders, MAGs, objectives
 SIZE = (12.0, 5.4)
@@ -120,7 +118,6 @@ def _arrow(ax: Axes, source: Box, target: Box, **look: Any) -> None:
 
 def figure() -> Figure:
     """The diagram as a figure of its own."""
-    with rc_context(STYLE):
-        found, ax = plt.subplots(figsize=SIZE, layout="constrained")
-        architecture(ax)
+    found, ax = panels(width=SIZE[0], height=SIZE[1])
+    architecture(ax)
     return found
