@@ -57,10 +57,10 @@ def trajectory(inner_lr: float, alpha: float, seed: int) -> tuple[Frame, ...]:
     for _ in range(STEPS):
         now = toys.moment(toy, theta, omega)
         z, theta = toys.encode(theta), meta.step(theta, now.pull, LR)
-        along = [_moved(z, omega, part) for part in (now.direct, now.mixed)]
+        by_direct, by_mixed = (_moved(z, omega, part) for part in (now.direct, now.mixed))
         before, omega = augment(z, omega), meta.step(omega, now.gradient, MAG_LR)
         after = toys.encode(theta)
-        frames.append(Frame(z, before, toys.encode(now.theta_ahead), now.direct, now.mixed, *along, after,
+        frames.append(Frame(z, before, toys.encode(now.theta_ahead), now.direct, now.mixed, by_direct, by_mixed, after,
                             augment(after, omega), now.loss_ahead))  # fmt: skip
     return tuple(frames)
 
