@@ -207,5 +207,15 @@ def methods(markdown: bool) -> None:
     click.echo(catalogue.markdown() if markdown else catalogue.text(), nl=not markdown)
 
 
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: site/ in the workbook.")
+def site(out: Path | None) -> None:
+    """Build a static site of the notebooks, the gallery as its front page. It is read without a network."""
+    from metaug_core import site as room
+    from metaug_core.config import HOME
+
+    click.echo(f"open {shown(room.build(HOME, out or HOME / 'site'))} in a browser")
+
+
 main.add_command(cli_sweep.figures)
 main.add_command(cli_sweep.sweep)

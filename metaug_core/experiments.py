@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaug_core import costs, data, methods
+from metaug_core import data, methods, rehearsal
 from metaug_core.config import Config, ConfigError
 from metaug_core.presets import preset
 from metaug_core.registry import METHODS
@@ -83,12 +83,12 @@ def training_images(config: Config) -> int:
 def step_seconds(config: Config) -> float:
     """Seconds of training by one minibatch, on random images and after one step to warm up; of Algorithm 1 both passes."""
     batch = min(config.batch_size, max(4, TIMED_PIXELS // config.image_size**2))
-    rehearsal = costs.rehearse(config.replace(batch_size=batch, train_images=None))
+    rehearsed = rehearsal.rehearse(config.replace(batch_size=batch, train_images=None))
     s, total = rehearsal.s, 0.0
     for position in (0, s.steps_per_epoch // 2) if s.mag is not None and config.schedule == "epoch" else (0,):
         s.position = position
         rehearsal.step()
-        total += costs.seconds(rehearsal.step)
+        total += rehearsal.seconds(rehearsed.step)
     return total * config.batch_size / batch
 
 

@@ -30,9 +30,9 @@ from tqdm import tqdm
 from metaug_core import store
 from metaug_core.config import HOME, Config, ConfigError
 from metaug_core.grid import build, value
+from metaug_core.live_view import clock
 from metaug_core.progress import last_row
 from metaug_core.registry import MetaugError, suggestion
-from metaug_core.live_view import clock
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 TRAINING_SHARE = 0.8  # of the bar, if the run is still to be trained; the other cells share the rest

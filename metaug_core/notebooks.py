@@ -14,9 +14,9 @@ from torch import nn
 from metaug_core import data, engine, evaluation, extensions, methods, results
 from metaug_core.config import Config, ConfigError
 from metaug_core.grid import build as build
+from metaug_core.live_view import LiveRuns, live
 from metaug_core.registry import suggestion
 from metaug_core.store import Run, list_runs, request
-from metaug_core.live_view import LiveRuns, live
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 

@@ -151,7 +151,7 @@ def delta_question(table: pd.DataFrame) -> Figure:
 
 
 def costs(table: pd.DataFrame) -> Figure:
-    """The meta-gradient's cost. table: of `costs.compared`, the first way a plain step."""
+    """The meta-gradient's cost. table: of `rehearsal.compared`, the first way a plain step."""
     figure, ax = panels(1, 7.0, 3.6)
     step_costs(table, ax)
     return figure

@@ -10,10 +10,10 @@ from metaug_core import engine, evaluation, experiments, gallery, paper_gallery,
 from metaug_core.anatomy import binned
 from metaug_core.config import Config
 from metaug_core.figures import pair_similarities
+from metaug_core.live_view import clock
 from metaug_core.machine import environment
 from metaug_core.notebooks import configure, injected, load, made, sample
 from metaug_core.paper_figures import measured
-from metaug_core.live_view import clock
 
 # Of a run, what every figure of many runs keeps in its small table.
 KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split"]

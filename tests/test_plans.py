@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metaug_core import costs, experiments, gallery, meta, paper, plans, standing
+from metaug_core import experiments, gallery, meta, paper, plans, rehearsal, standing
 from metaug_core.anatomy import binned
 from metaug_core.config import ConfigError
 from metaug_core.presets import preset
@@ -56,25 +56,25 @@ def test_a_real_step_is_timed_and_counted(tiny):
     alternate, epoch = tiny(), tiny(schedule="epoch")
     assert 0 < experiments.step_seconds(alternate) < 60
     assert 0 < experiments.step_seconds(epoch) < 60
-    ways = {name: costs.rehearse(tiny(method=name)).step for name in ("metaug-only-oucl", "metaug")}
-    table = costs.compared(ways, rounds=2)
+    ways = {name: rehearsal.rehearse(tiny(method=name)).step for name in ("metaug-only-oucl", "metaug")}
+    table = rehearsal.compared(ways, rounds=2)
     assert table["times_plain"].iloc[0] == table["flops_plain"].iloc[0] == 1
     assert 2 < table["flops_plain"].iloc[1] < 8 / 3 + 2  # the bound of the encoders, and the MAG's share
 
 
 def test_flops_are_those_of_the_matmul():
     a, b = torch.ones(3, 5), torch.ones(5, 7)
-    assert costs.flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert rehearsal.flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
 def test_the_problem_of_the_notebook_agrees_with_double_backward_and_with_a_difference(tiny):
-    p = costs.problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
+    p = rehearsal.problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
     direction = {name: w.detach().sign() for name, w in p.omega.items()}
     with frozen_statistics(*p.modules):
         fast = meta.meta_gradient(*p[:4], 0.1)
         slow = meta.meta_gradient_reference(*p[:4], 0.1)
-        wanted = costs.central_difference(p, 0.1, direction, 1e-7)
-    assert costs.distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
+        wanted = rehearsal.central_difference(p, 0.1, direction, 1e-7)
+    assert rehearsal.distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
     assert float(sum((fast[n] * direction[n]).sum() for n in fast)) == pytest.approx(wanted, rel=1e-4)
 
 
