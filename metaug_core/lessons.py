@@ -85,7 +85,8 @@ def circle(z: Tensor, augmented: Tensor | None, ax: Axes, title: str = "", capti
             look: dict[str, Any] = {"marker": marker, "color": IMAGE_COLOURS[image % len(IMAGE_COLOURS)]}
             ax.plot(*at, **look)
             if augmented is not None:
-                to = [1.18 * x for x in augmented[view, image].tolist()]
+                x, y = augmented[view, image].tolist()
+                to = 1.18 * x, 1.18 * y
                 ax.plot(*to, markerfacecolor="white", **look)
                 ax.annotate("", to, at, arrowprops={"arrowstyle": "-", "color": look["color"], "lw": 0.8})
     return bare(ax, title, caption)
@@ -97,8 +98,8 @@ def moves(before: Tensor, after: Tensor, ax: Axes, title: str = "", caption: str
     for view in range(len(before)):
         for image, (at, to) in enumerate(zip(before[view].tolist(), after[view].tolist(), strict=True)):
             colour = IMAGE_COLOURS[image % len(IMAGE_COLOURS)]
-            ends = [[0.86 * x for x in end] for end in (to, at)]
-            ax.annotate("", *ends, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+            start, end = ((0.86 * x, 0.86 * y) for x, y in (at, to))
+            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
     return bare(ax, title, caption)
 
 
@@ -123,9 +124,9 @@ def omega_plane(values: Tensor, turns: Tensor, now: toys.Moment, ax: Axes, lengt
     scale = length / max(torch.linalg.vector_norm(arrow).item() for arrow, _, _ in parts.values())
     start = now.omega["turn"]
     for name, (arrow, colour, line) in parts.items():
-        end = (start + scale * arrow).tolist()
-        ax.annotate("", end, start.tolist(), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2, "ls": line,
-                                                         "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+        x, y = (start + scale * arrow).tolist()
+        look = {"arrowstyle": "-|>", "color": colour, "lw": 2, "ls": line, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (x, y), (start[0].item(), start[1].item()), arrowprops=look)
         ax.plot([], [], color=colour, linestyle=line, lw=2, label=name)
     ax.plot(*start.tolist(), marker="o", color="black")
     ax.set_aspect("equal")

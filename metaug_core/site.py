@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
@@ -31,6 +31,7 @@ GALLERY, NOTEBOOKS, DOCUMENTS = (
 PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURE_KINDS = {"image/png", "image/svg+xml", "text/html"}
+UNDESCRIBED = "No description has been provided"  # what nbconvert says of every figure
 CONTROL = "<p class='control'>Here JupyterLab shows a control; its figure stands above.</p>"
 
 
@@ -58,7 +59,7 @@ class Formulas(IPythonRenderer):
         return self._formula(body, display=False)
 
     def block_math(self, body: str) -> str:
-        return self._formula(body, display=True)
+        return self._formula(body.replace(r"\frac", r"\dfrac"), display=True)
 
 
 def put(file: Path, content: bytes) -> None:
@@ -161,9 +162,7 @@ def copied(file: Path, root: Path, out: Path) -> str:
 def describe(soup: BeautifulSoup) -> None:
     """Pictures get the text that a screen reader says, where they have none."""
     for picture in soup.find_all("img"):
-        if isinstance(picture, Tag) and picture.get(
-            "alt", "No description has been provided for this image"
-        ).startswith("No desc"):
+        if str(picture.get("alt", UNDESCRIBED)).startswith(UNDESCRIBED):
             picture["alt"] = "figure; the text below says what it shows"
 
 
