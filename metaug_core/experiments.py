@@ -84,10 +84,10 @@ def step_seconds(config: Config) -> float:
     """Seconds of training by one minibatch, on random images and after one step to warm up; of Algorithm 1 both passes."""
     batch = min(config.batch_size, max(4, TIMED_PIXELS // config.image_size**2))
     rehearsed = rehearsal.rehearse(config.replace(batch_size=batch, train_images=None))
-    s, total = rehearsal.s, 0.0
+    s, total = rehearsed.s, 0.0
     for position in (0, s.steps_per_epoch // 2) if s.mag is not None and config.schedule == "epoch" else (0,):
         s.position = position
-        rehearsal.step()
+        rehearsed.step()
         total += rehearsal.seconds(rehearsed.step)
     return total * config.batch_size / batch
 

@@ -51,7 +51,6 @@ RANK: dict[str, float] = {
     "pictures": 4,
     "gallery": 4.1,
     "paper_gallery": 4.3,
-    "widgets": 5,
     "diagram": 4,
     "lessons": 4,
     "meta_toy": 4,
