@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env run lab notebooks test check benchmarks lock clean FORCE
+.PHONY: help env run lab notebooks figures site test check benchmarks lock clean FORCE
 
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -76,12 +76,19 @@ run: $(STAMP) ## pretrain and evaluate the small default, then say where everyth
 	$(BIN)/metaug report
 
 lab: $(STAMP) ## JupyterLab on notebooks/, on this machine only, with a token
-	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
+	  --LabApp.default_url=/lab/tree/00_walkthrough.ipynb
+
+site: $(STAMP) ## a static site of the notebooks in site/, read without a network
+	$(BIN)/metaug site
+
+figures: $(STAMP) ## the figures and their gallery again, from the stored results
+	$(BIN)/metaug figures
 
 ## ---- work on it -----------------------------------------------------------------------------------------------------
 
 notebooks: $(STAMP) ## execute every notebook in place, each from a clean kernel
-	@for n in notebooks/*.ipynb; do $(PY) -m nbconvert --to notebook --execute --inplace \
+	@unset MPLBACKEND; for n in notebooks/*.ipynb; do $(PY) -m nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=1800 \
 	  --ExecutePreprocessor.record_timing=False "$$n" || exit 1; done
 

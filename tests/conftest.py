@@ -48,7 +48,3 @@ def ax():
     figure, ax = panels()
     yield ax
     plt.close(figure)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: drives JupyterLab in a headless Chromium; skipped where there is none")
