@@ -33,6 +33,7 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     Returns run, state (finished, failed or interrupted), error (a sentence or None), notebook (path of the executed one), seconds.
     """
     started, state, error = time.monotonic(), "finished", None
+    executed = Path(cell["runs_dir"]) / cell["run"] / Path(cell["notebook"]).with_suffix(".ipynb").name
     try:
         if cell["session"] in STOPPED:
             raise Interrupted("the sweep was interrupted")
@@ -43,12 +44,11 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     except Interrupted:
         state = "interrupted"
     except MetaugError as found:
-        state, error = "failed", str(found)
+        state, error = "failed", str(found).removesuffix(f" (see {executed})")
     except Exception as found:  # whatever breaks one cell, the others go on
         state, error = "failed", f"{type(found).__name__}: {found}"
     if state == "failed" and cell["session"] in STOPPED:
         state = "interrupted"  # a kernel that is being stopped may fail in any way
-    executed = Path(cell["runs_dir"]) / cell["run"] / headless.find(cell["notebook"]).name
     return {
         "run": cell["run"],
         "state": state,

@@ -41,7 +41,7 @@ def figures(names: tuple[str, ...], folder: Path | None) -> None:
 @click.option("--augmented", is_flag=True, help="Also evaluate z and z~, where the method has a MAG.")
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler that runs, tcp://host:port; else workers here.")
 @click.option(
-    "--workers", type=click.IntRange(1), help="How many processes here; default: one a core. They share the cores."
+    "--workers", type=click.IntRange(1), help="How many processes here; default: one a core, or one for a GPU."
 )
 @click.option(
     "--name", help="Of the sweep's folder in runs/sweeps; default: from its grid, so that the same call finds it."

@@ -21,7 +21,7 @@ import pandas as pd
 from distributed import Client
 from filelock import FileLock, Timeout
 
-from metaug_core import cell, cluster, grid, headless, results, store
+from metaug_core import cell, cluster, engine, grid, headless, results, store
 from metaug_core.config import Config, ConfigError
 from metaug_core.progress import last_row
 from metaug_core.registry import MetaugError
@@ -164,7 +164,8 @@ def run(plan: Plan, say: Say, scheduler: str | None = None, workers: int | None 
         say(sweep, "")
         if todo := sweep.missing():
             try:
-                here = min(workers or cluster.cores(), len(todo))
+                on_cpu = engine.pick_device(plan.configs[0].device) == "cpu"
+                here = min(workers or (cluster.cores() if on_cpu else 1), len(todo))
                 with terminated(), cluster.connected(scheduler, here, "metaug_core.cell") as client:
                     work(sweep, client, say)
             finally:

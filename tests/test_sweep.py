@@ -22,7 +22,10 @@ CELL = """\
 config = notebooks.configure(preset=preset, seed=seed)
 run = notebooks.trained(config)"""
 PARAMETERS = 'preset: str = "quick"  # a preset\nseed: int = 0  # of everything'
-FIXED = {name: value for name, value in TINY.items() if name not in ("epochs", "lr")} | {"checkpoint_minutes": 0.001}
+FIXED = {name: value for name, value in TINY.items() if name not in ("epochs", "lr")} | {
+    "checkpoint_minutes": 0.001,
+    "train_images": 100,
+}
 
 
 def options(tmp_path: Path) -> list[str]:
@@ -121,12 +124,12 @@ def started(words: list[str]) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=500)
     assert "Traceback" not in err, err
     return process.returncode, out, err
 
 
-def until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+def until(condition, process: subprocess.Popen, seconds: float = 500) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -172,7 +175,7 @@ def killed(tmp_path_factory) -> dict:
     runs = place / "runs"
     words = [*METAUG, *options(place), *GRID, "--workers", "2", "--runs-dir", str(runs)]
     process = started(words)
-    until(lambda: len(states(runs, "failed")) == 2 and list(runs.glob("*/timing.jsonl")), process)
+    until(lambda: len(states(runs, "failed")) == 2 and len(list(runs.glob("*/timing.jsonl"))) > 2, process)
     before = stamps(runs, "finished.json")
     os.kill(of_workers(process)[0], signal.SIGKILL)
     until(lambda: len(states(runs, "finished")) >= 4, process)
@@ -181,7 +184,7 @@ def killed(tmp_path_factory) -> dict:
     assert process.wait() == -signal.SIGKILL
     then = stamps(runs, "finished.json"), stamps(runs, "environment.json")
     failed = [one["run"] for one in states(runs, "failed")]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their sweep"
         time.sleep(0.1)
