@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from metaug_core.paper_figures import said
+from metaug_core.paper_figures import Table, said
 from metaug_core.style import BLUE, RED, dress, nothing
 from metaug_core.tables import summary
 
@@ -23,14 +23,14 @@ def binned(same: np.ndarray, different: np.ndarray, bins: int = 50) -> pd.DataFr
     return pd.DataFrame(found)
 
 
-def gaps(table: pd.DataFrame) -> pd.DataFrame:
+def gaps(table: Table) -> pd.DataFrame:
     """Mean similarity of same-image and of different-image pairs and their gap, by features and margin, from rows of `binned`."""
     rows = table.drop_duplicates(["margin", "features", "pairs"])
     found = rows.pivot(index=["features", "margin"], columns="pairs", values="mean")
     return found.assign(gap=found["same"] - found["different"]).round(3)
 
 
-def similarity_panel(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
+def similarity_panel(table: Table, ax: Axes, title: str) -> Axes:
     """A panel of Figure 2 from `binned`: blue, solid: two views of one image; red, dashed: of different images; means."""
     looks = {"different": (RED, "--", "different images"), "same": (BLUE, "-", "same image")}
     for kind, (colour, line, label) in looks.items():
@@ -49,14 +49,14 @@ def similarity_panel(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
     )
 
 
-def gradient_shares(table: pd.DataFrame, ax: Axes) -> Axes:
+def gradient_shares(table: Table, ax: Axes) -> Axes:
     """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; the dotted line is where
     float32 begins to lose it."""
     title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"
     kept = table.dropna(subset=[measure]) if measure in table else table.head(0)
     if kept.empty:
         return nothing(ax, title, "no run with augmented features yet")
-    points = summary(kept, "delta", measure).sort_values("delta")
+    points: Table = summary(kept, "delta", measure).sort_values("delta")
     low, high = kept.groupby("delta")[measure].min(), kept.groupby("delta")[measure].max()
     ax.plot(points["delta"], points["mean"], color=BLUE, marker="o", label="measured")
     ax.fill_between(low.index, low, high, color=BLUE, alpha=0.18, linewidth=0)
@@ -67,7 +67,7 @@ def gradient_shares(table: pd.DataFrame, ax: Axes) -> Axes:
     return dress(ax, title, r"$\delta$", "share (1 = all of it)", caption)
 
 
-def step_costs(table: pd.DataFrame, ax: Axes) -> Axes:
+def step_costs(table: Table, ax: Axes) -> Axes:
     """Cost of a training step as a multiple of a plain one: time (solid) and counted FLOPs (hatched) by kind of step.
 
     table: step, times_plain, flops_plain (multiples), and low, high: the least and greatest ratio of time over the rounds.

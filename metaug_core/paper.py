@@ -204,7 +204,7 @@ TABLES = {1: _tidy(_TABLE_1), 2: _tidy(_TABLE_2), 3: _tidy(_TABLE_3)}
 
 def reported(method: str, dataset: str, encoder: str) -> float:
     """Top-1 accuracy of Tables 1 to 3 in percent; nan where they have none."""
-    rows = pd.concat(TABLES.values())
+    rows: Any = pd.concat(TABLES.values())
     kept = rows[(rows["method"] == method) & (rows["dataset"] == dataset) & (rows["encoder"] == encoder)]
     kept = kept[kept["top"] == 1]["accuracy"]
     return float(kept.iloc[0]) if len(kept) else float("nan")
@@ -212,6 +212,6 @@ def reported(method: str, dataset: str, encoder: str) -> float:
 
 def methods_of(dataset: str, encoder: str) -> list[str]:
     """The methods with a value for this data set and encoder in Tables 1 to 3, in order; those of Table 1 if there is none."""
-    rows = pd.concat(TABLES.values())
+    rows: Any = pd.concat(TABLES.values())
     found = rows[(rows["dataset"] == dataset) & (rows["encoder"] == encoder)]["method"]
     return list((found if len(found) else TABLES[1]["method"]).unique())

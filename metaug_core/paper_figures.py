@@ -15,11 +15,12 @@ from metaug_core import paper
 from metaug_core.style import BLUE, FLOORS, MARKERS, dress, method_colour, nothing
 from metaug_core.tables import summary
 
+Table = Any  # a DataFrame: the type stubs of pandas take a column for anything but a Series
 MEASURE_NAMES = {"probe_paper": "linear probe, paper's", "probe_fast": "linear probe, fast", "knn": "kNN"}
 PAPERS: dict[str, Any] = {"markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 8, "zorder": 5}
 
 
-def measured(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+def measured(table: Table, measure: str) -> pd.DataFrame:
     """The table with `accuracy`, `untrained` and `measure` of one protocol (probe_paper, probe_fast or knn)."""
     nothing_yet = pd.Series(float("nan"), table.index)
     columns = {"accuracy": measure, "untrained": f"untrained_{measure}"}
@@ -27,14 +28,14 @@ def measured(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return table.assign(**values, measure=measure)
 
 
-def axis_name(table: pd.DataFrame) -> str:
+def axis_name(table: Table) -> str:
     """What accuracy it is: the protocol and the split."""
     found = [MEASURE_NAMES.get(str(table["measure"].iloc[0]), "accuracy")] if len(table) else ["accuracy"]
     found += [str(split) for split in table.get("split", pd.Series(dtype=str)).dropna().unique()[:1]]
     return f"accuracy (%)\n{', '.join(found)}"
 
 
-def said(counts: Sequence[int] | pd.Series) -> str:
+def said(counts: Any) -> str:
     """How many seeds stand behind each point: for the caption of every figure."""
     low, high = int(min(counts, default=0)), int(max(counts, default=0))
     if high <= 1:
@@ -50,7 +51,7 @@ def written(value: Any) -> str:
     return f"$10^{{{power:.0f}}}$" if abs(power) >= 2 and np.isclose(power, round(power)) else f"{value:g}"
 
 
-def places(values: pd.Series) -> dict[Any, int]:
+def places(values: Any) -> dict[Any, int]:
     """Where each value of a setting stands on the axis: in rising order, at equal distances, as the paper's figures have them."""
     return {value: place for place, value in enumerate(sorted(values.dropna().unique()))}
 
@@ -62,7 +63,7 @@ def named(ax: Axes, at: Mapping[Any, int], names: Mapping[Any, str] | None = Non
 
 
 def against(
-    table: pd.DataFrame,
+    table: Table,
     ax: Axes,
     setting: str,
     title: str = "",
@@ -80,7 +81,7 @@ def against(
     at, counts, methods = places(kept[setting]), [], list(kept["method"].unique())
     for number, method in enumerate(methods):
         rows = kept[kept["method"] == method]
-        points = summary(rows, setting, "accuracy").sort_values(setting)
+        points: Table = summary(rows, setting, "accuracy").sort_values(setting)
         shift = 0.0 if joined else (number - (len(methods) - 1) / 2) * 0.16
         x, y = points[setting].map(at).to_numpy(float) + shift, 100 * points["mean"].to_numpy()
         half, colour = 100 * points["half_width"].fillna(0).to_numpy(), method_colour(method)
@@ -101,16 +102,16 @@ def against(
     return dress(ax, title, label or setting, axis_name(kept), caption or said(counts))
 
 
-def floor(table: pd.DataFrame, ax: Axes) -> None:
+def floor(table: Table, ax: Axes) -> None:
     """A dashed line at the mean accuracy of the untrained encoders; nothing if none was measured."""
-    found = table["untrained"].dropna() if "untrained" in table else []
+    found: Any = table["untrained"].dropna() if "untrained" in table else []
     if len(found):
         ax.axhline(100 * found.mean(), color=FLOORS["untrained"], linestyle="--", label="untrained (mean)")
 
 
-def level(table: pd.DataFrame, ax: Axes, text: str, colour: str = "0.2") -> None:
+def level(table: Table, ax: Axes, text: str, colour: str = "0.2") -> None:
     """A dotted line at the mean over seeds with its 95 % band, for a reference without the setting on the axis."""
-    points = summary(table.assign(all=0), "all", "accuracy")
+    points: Table = summary(table.assign(all=0), "all", "accuracy")
     if points.empty or not points["n"].iloc[0]:
         return
     mean, half = 100 * points["mean"].iloc[0], 100 * points["half_width"].fillna(0).iloc[0]
@@ -120,7 +121,7 @@ def level(table: pd.DataFrame, ax: Axes, text: str, colour: str = "0.2") -> None
 
 
 def differences(
-    found: pd.DataFrame,
+    found: Table,
     ax: Axes,
     setting: str,
     papers: Mapping[Any, float] | None = None,
@@ -153,9 +154,7 @@ def differences(
     return dress(ax, title, label or setting, "difference (points)", said(found["n"]))
 
 
-def heat_map(
-    found: pd.DataFrame, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None
-) -> Axes:
+def heat_map(found: Table, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None) -> Axes:
     """Mean accuracy of a `summary` by two settings, written in each cell with its 95 % half-width; a cell without a run stays
     white and says so. Text settings keep their order, numbers rise."""
     columns, rows = (list(dict.fromkeys(found[name])) for name in (x, y))
@@ -177,7 +176,7 @@ def heat_map(
     return dress(ax, title, *(labels or (x, y)), said(found["n"]))
 
 
-def method_rows(values: pd.DataFrame, ax: Axes, title: str, order: Sequence[str], caption: str = "") -> Axes:
+def method_rows(values: Table, ax: Axes, title: str, order: Sequence[str], caption: str = "") -> Axes:
     """A row for each method, in order from above: its accuracy in percent with a half-width; a row without one says `no value`.
 
     values: method, mean, half_width in [0, 1].

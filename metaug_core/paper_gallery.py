@@ -1,12 +1,14 @@
 """The paper's figures whole: table -> Figure, as a notebook shows them and the gallery draws them again from their small tables."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
 from metaug_core import paper
 from metaug_core.anatomy import gradient_shares, similarity_panel, step_costs
 from metaug_core.gallery import FIGURES, Entry
-from metaug_core.paper_figures import against, differences, heat_map, level, method_rows
+from metaug_core.paper_figures import Table, against, differences, heat_map, level, method_rows
 from metaug_core.style import panels
 from metaug_core.tables import paired, summary
 
@@ -14,7 +16,7 @@ CONTROL, REFERENCE = 0.0, -1.0  # values of `weight` in the table of `delta_ques
 FULL = "-p preset paper -p dataset cifar10 -p max_hours 10000"
 
 
-def similarities(table: pd.DataFrame) -> Figure:
+def similarities(table: Table) -> Figure:
     """Figure 2. table: margin (none, large), features (augmented, original), and the columns of `anatomy.binned`."""
     figure, axes = panels(4, 3.2, 3.1)
     without, with_, what = (
@@ -29,14 +31,14 @@ def similarities(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def from_reference(table: pd.DataFrame, by: str, reference: object) -> pd.DataFrame:
+def from_reference(table: Table, by: str, reference: object) -> pd.DataFrame:
     """`tables.paired` of accuracy; no rows if the reference has no finished run yet."""
     if (table[by].eq(reference) & table["accuracy"].notna()).any():
         return paired(table, by, reference, "accuracy")
     return pd.DataFrame({name: pd.Series(dtype=float) for name in (by, "mean", "half_width", "n")})
 
 
-def attenuation(table: pd.DataFrame) -> Figure:
+def attenuation(table: Table) -> Figure:
     """Figure 3. table: oucl (eq9: with Gamma, eq8: without), phi_dec, method, seed, accuracy."""
     figure, (left, right) = panels(2, 4.6, 3.4)
     with_gamma, without = table[table["oucl"] == "eq9"], table[table["oucl"] == "eq8"]
@@ -50,7 +52,7 @@ def attenuation(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def batch_sizes(table: pd.DataFrame) -> Figure:
+def batch_sizes(table: Table) -> Figure:
     """Figure 4. table: batch_size, method, seed, accuracy. Right: the paper's values at 64 (Table 1, CIFAR-10, conv)."""
     figure, (left, right) = panels(2, 4.9, 3.6)
     against(table, left, "batch_size", "Ours", "batch size")
@@ -61,14 +63,14 @@ def batch_sizes(table: pd.DataFrame) -> Figure:
 
 def reported(methods: list[str], dataset: str = "cifar10", encoder: str = "conv") -> pd.DataFrame:
     """The paper's top-1 accuracies for `method_rows`: method, mean, half_width in [0, 1]."""
-    rows = pd.concat(paper.TABLES.values()).query("dataset == @dataset and encoder == @encoder and top == 1")
+    rows: Table = pd.concat(paper.TABLES.values()).query("dataset == @dataset and encoder == @encoder and top == 1")
     rows = rows.set_index("method").reindex(methods).reset_index()
     return pd.DataFrame(
         {"method": rows["method"], "mean": rows["accuracy"] / 100, "half_width": rows["half_width"] / 100}
     )
 
 
-def margins(table: pd.DataFrame) -> Figure:
+def margins(table: Table) -> Figure:
     """Figure 5. table: margin, method (metaug: OUCL, metaug-only-mag: contrastive), seed, accuracy."""
     figure, (left, right) = panels(2, 4.6, 3.4)
     loss = {"metaug": "OUCL", "metaug-only-mag": "contrastive"}
@@ -78,14 +80,14 @@ def margins(table: pd.DataFrame) -> Figure:
     parts = []
     for method, rows in table.groupby("method", sort=False):
         parts.append(from_reference(rows, "margin", "none").assign(method=method))
-    found = pd.concat(parts)
+    found: Table = pd.concat(parts)
     found = found.assign(place=found["margin"].map(order))
     names = {place: name for name, place in order.items()}
     differences(found, right, "place", title="Less no margin, same seeds", label="margin", names=names)
     return figure
 
 
-def hyperparameters(table: pd.DataFrame) -> Figure:
+def hyperparameters(table: Table) -> Figure:
     """Figure 6. table: panel (a: alpha fixed, b: beta fixed, c: delta fixed), alpha, beta, delta, seed, accuracy."""
     figure, axes = panels(3, 4.4, 3.5)
     symbols = {"alpha": r"$\alpha$", "beta": r"$\beta$", "delta": r"$\delta$"}
@@ -97,17 +99,17 @@ def hyperparameters(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def gammas(table: pd.DataFrame) -> Figure:
+def gammas(table: Table) -> Figure:
     """Figure 7. table: gamma, method, seed, accuracy."""
     figure, ax = panels(1, 5.2, 3.4)
     against(table, ax, "gamma", "Accuracy by the margin of OUCL (eq. 10)", r"$\gamma$")
     return figure
 
 
-def augmentations(table: pd.DataFrame) -> Figure:
+def augmentations(table: Table) -> Figure:
     """Table 4. table: set (1 to 8, `paper.AUGMENTATION_SETS`), method, seed, accuracy. Right: the paper's (CIFAR-10, fc)."""
     figure, (left, right) = panels(2, 6.2, 3.9)
-    papers = (
+    papers: Table = (
         paper.TABLE_4.reset_index().melt("set", var_name="method", value_name="accuracy").astype({"accuracy": float})
     )
     papers = papers.assign(accuracy=papers["accuracy"] / 100, seed=0, measure="probe_paper")
@@ -121,7 +123,7 @@ def augmentations(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def benchmark(table: pd.DataFrame) -> Figure:
+def benchmark(table: Table) -> Figure:
     """Table 1 as rows. table: method, dataset, encoder, seed, accuracy; beside it the paper's column of that data set, or of
     CIFAR-10."""
     dataset, encoder = table["dataset"].iloc[0], table["encoder"].iloc[0]
@@ -130,18 +132,18 @@ def benchmark(table: pd.DataFrame) -> Figure:
     there = paper.TABLES[1].query("dataset == @dataset and encoder == @encoder")
     shown = (dataset, encoder) if len(there) else ("cifar10", "conv")
     figure, (left, right) = panels(2, 4.6, 5.6)
-    ours = summary(table, "method", "accuracy")
+    ours: Table = summary(table, "method", "accuracy")
     method_rows(ours, left, f"Ours: {dataset}, {encoder}", order, f"n = {int(ours['n'].max())} seed(s)")
     method_rows(reported(order, *shown), right, f"Paper: {shown[0]}, {shown[1]}", order, "20 trials, or quoted")
     return figure
 
 
-def delta_question(table: pd.DataFrame) -> Figure:
+def delta_question(table: Table) -> Figure:
     """What delta can do. table: weight (delta of MetAug; CONTROL: only OUCL with its rate changed by a millionth; REFERENCE: only
     OUCL), delta, seed, accuracy, augmented_gradient_share."""
     figure, (left, right) = panels(2, 5.0, 3.6)
     gradient_shares(table[table["weight"] > 0], left)
-    papers = {delta: value - paper.reported("metaug-only-oucl", "cifar10", "conv")
+    papers: Any = {delta: value - paper.reported("metaug-only-oucl", "cifar10", "conv")
               for delta, value in paper.TABLE_5["without"].items()}  # fmt: skip
     found = from_reference(table, "weight", REFERENCE)
     names = {CONTROL: "control"}
@@ -150,7 +152,7 @@ def delta_question(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def costs(table: pd.DataFrame) -> Figure:
+def costs(table: Table) -> Figure:
     """The meta-gradient's cost. table: of `rehearsal.compared`, the first way a plain step."""
     figure, ax = panels(1, 7.0, 3.6)
     step_costs(table, ax)
@@ -191,4 +193,4 @@ FIGURES["10-meta-gradient"] = Entry(
 FIGURES["11-delta"] = Entry(
     "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
     "same seeds, beside a control that changes the learning rate by a millionth.",
-    registered("11_delta", "-p seeds 6 -p epochs 6"), delta_question)  # fmt: skip
+    registered("11_delta", "-p seeds 3"), delta_question)  # fmt: skip

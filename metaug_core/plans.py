@@ -13,7 +13,7 @@ from metaug_core.figures import pair_similarities
 from metaug_core.live_view import clock
 from metaug_core.machine import environment
 from metaug_core.notebooks import configure, injected, load, made, sample
-from metaug_core.paper_figures import measured
+from metaug_core.paper_figures import Table, measured
 
 # Of a run, what every figure of many runs keeps in its small table.
 KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split"]
@@ -24,7 +24,7 @@ def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, 
     Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
     further, _ = injected([*settings, *(own or {})])
-    return settings | further
+    return {**settings, **further}
 
 
 def collected(
@@ -52,15 +52,13 @@ def collected(
     return floored(measured(made(configs, representations=("trained",), augmented=augmented, **options), measure))
 
 
-def floored(table: pd.DataFrame) -> pd.DataFrame:
+def floored(table: Table) -> pd.DataFrame:
     """The untrained accuracy of each distinct encoder in the rows of all runs that start from it."""
     same = table.groupby(list(experiments.FLOOR), dropna=False)["untrained"]
     return table.assign(untrained=same.transform("first"))
 
 
-def drawn(
-    name: str, table: pd.DataFrame, runs: pd.DataFrame | None, publish: bool, columns: Sequence[str] = ()
-) -> Figure:
+def drawn(name: str, table: Table, runs: Table | None, publish: bool, columns: Sequence[str] = ()) -> Figure:
     """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
     folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table. runs: None for a
     measurement of this machine."""
@@ -81,10 +79,10 @@ def here() -> pd.DataFrame:
     )
 
 
-def percent(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
     """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
     grouped = table.groupby(list(by), sort=False, dropna=False)
-    found = results.summary(table, by, "accuracy").set_index(list(by))
+    found: Table = results.summary(table, by, "accuracy").set_index(list(by))
     found = pd.DataFrame({"accuracy": 100 * found["mean"], "±": 100 * found["half_width"], "n": found["n"]})
     return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
 
@@ -110,10 +108,10 @@ def similarity_table(requests: results.Requests, images: int) -> pd.DataFrame:
     return pd.concat(found) if found else pd.DataFrame()
 
 
-def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+def verdicts(table: Table) -> pd.DataFrame:
     """The stored table of `paper_gallery.delta_question` as paired differences from MetAug (only OUCL), in points, with a verdict:
     higher or lower where the 95 % interval excludes zero, else open."""
-    found = results.paired(table, "weight", paper_gallery.REFERENCE, "accuracy").set_index("weight")
+    found: Table = results.paired(table, "weight", paper_gallery.REFERENCE, "accuracy").set_index("weight")
     found = found[["mean", "half_width"]].mul(100).assign(n=found["n"])
     clear = found["mean"].abs() > found["half_width"]
     verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
