@@ -46,7 +46,11 @@ def overlay(tables: dict[str, tuple[Run, pd.DataFrame]], column: str, figure: Fi
     for name, (run, metrics) in tables.items():
         method = run.config.method
         counts[method] = counts.get(method, -1) + 1
-        look = {"color": method_colour(method), "linestyle": LINES[counts[method] % len(LINES)], "label": name}
+        look: dict[str, Any] = {
+            "color": method_colour(method),
+            "linestyle": LINES[counts[method] % len(LINES)],
+            "label": name,
+        }
         figures.curve(ax, metrics, column, "epoch", **look)
     if not ax.lines:
         nothing(ax, title, "no run selected" if not tables else "no selected run has this metric")
