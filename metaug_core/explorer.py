@@ -78,7 +78,7 @@ class Explorer:
     def __init__(self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = ()):
         self.plot, self.controls = plot, dict(controls)
         self.picture = Picture(plot.figure, plot.moving)
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.image = image()
         self.sentence = ipywidgets.HTML()
         self.redraw()
         self.static = self.picture.png(effort=9)
@@ -107,6 +107,11 @@ class Explorer:
 
     def _ipython_display_(self) -> None:
         show(self.static, self.text, self.box)
+
+
+def image() -> ipywidgets.Image:
+    """What a picture is shown in: never wider than the notebook, its margins of 2 px included."""
+    return ipywidgets.Image(format="png", layout={"max_width": "calc(100% - 4px)", "align_self": "flex-start"})
 
 
 def said(sentence: str) -> str:
