@@ -56,7 +56,8 @@ class AugmentationPlot:
         names = ["image", *stages(1, 0, 0, 0, 0, 0)]
         with rc_context(STYLE):
             self.figure = Figure(figsize=(8.8, 3.3), dpi=DPI)
-            above, below = self.figure.subfigures(2, 1)
+            parts: Any = self.figure.subfigures(2, 1)
+            above, below = parts
             self.pictures: dict[str, Any] = {}
             rows = (
                 (above, [f"{'+ ' if n else ''}{name}" for n, name in enumerate(names)]),

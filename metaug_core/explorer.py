@@ -12,6 +12,7 @@ from html import escape
 from typing import Any, Protocol
 
 import ipywidgets
+import numpy as np
 from IPython.display import DisplayHandle, display
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,11 +28,13 @@ DPI = 100
 class Plot(Protocol):
     """A figure and the numbers in it. `figure` carries all that stays, `moving` the artists that `update` changes."""
 
-    figure: Figure
-    moving: Sequence[Artist]
-
-    def update(self, **values: Any) -> str:
-        """Put the numbers for these values into the artists; returns a sentence that says the most telling ones."""
+    @property
+    def figure(self) -> Figure: ...
+    @property
+    def moving(self) -> Sequence[Artist]: ...
+    @property
+    def update(self) -> Callable[..., str]:
+        """Puts the numbers for values given by name into the artists; returns a sentence that says the most telling ones."""
         ...
 
 
@@ -60,7 +63,7 @@ class Picture:
 def encoded(canvas: FigureCanvasAgg, effort: int = 1) -> bytes:
     """What is drawn on a canvas, as PNG of 256 colours: a third of the bytes, and encoded in half the time of all colours."""
     with io.BytesIO() as buffer:
-        drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         few = drawn.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         few.save(buffer, "png", compress_level=effort)
         return buffer.getvalue()
@@ -75,7 +78,7 @@ class Explorer:
     def __init__(self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = ()):
         self.plot, self.controls = plot, dict(controls)
         self.picture = Picture(plot.figure, plot.moving)
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.image = image()
         self.sentence = ipywidgets.HTML()
         self.redraw()
         self.static = self.picture.png(effort=9)
@@ -106,6 +109,11 @@ class Explorer:
         show(self.static, self.text, self.box)
 
 
+def image() -> ipywidgets.Image:
+    """What a picture is shown in: never wider than the notebook, its margins of 2 px included."""
+    return ipywidgets.Image(format="png", layout={"max_width": "calc(100% - 4px)", "align_self": "flex-start"})
+
+
 def said(sentence: str) -> str:
     """A sentence as the HTML below a picture, spoken by a screen reader when it changes."""
     return f'<div aria-live="polite" style="line-height: 1.5">{escape(sentence)}</div>'
@@ -114,7 +122,7 @@ def said(sentence: str) -> str:
 def live_box(title: str, controls: Sequence[Any], below: Sequence[Any]) -> ipywidgets.VBox:
     """Title, controls in as many columns as fit, and what stands below them; never wider than the notebook."""
     columns = {"grid_template_columns": "repeat(auto-fit, minmax(320px, 1fr))", "grid_gap": "2px 18px"}
-    grid = ipywidgets.GridBox(list(controls), layout={"width": "100%", **columns})
+    grid = ipywidgets.GridBox(list(controls), layout={"width": "auto", **columns})
     heading = ipywidgets.HTML(f"{HIDE}<b>{escape(title)}</b>")
     box = ipywidgets.VBox([heading, grid, *below], layout={"width": "100%", "max_width": "900px", "overflow": "hidden"})
     box.add_class(LIVE)
@@ -140,7 +148,7 @@ def _look(label: str, tip: str) -> dict[str, Any]:
         "description": label,
         "tooltip": tip or label,
         "style": {"description_width": "170px"},
-        "layout": {"width": "100%", "min_width": "0"},
+        "layout": {"width": "auto", "min_width": "0"},  # 100 % and its margins would be too wide
     }
 
 

@@ -94,7 +94,7 @@ class MarginPlot:
                 for line, name in zip(histogram.lines, names, strict=True):
                     line.set_label(name)
             self.original.update(Pairs(self.views)(z, z), (torch.empty(0), torch.empty(0)), hardest(z))
-            above.set(xlim=(0, 1), ylim=(0, 1.25 * max(stairs.get_data().values.max() for stairs in self.original.all)))
+            above.set(xlim=(0, 1), ylim=(0, 1.25 * max(stairs.get_data()[0].max() for stairs in self.original.all)))
             for ax in (above, below):
                 ax.legend(loc="upper left", ncols=2, fontsize=8.5)
             dress(above, "Two original features: these give the margins (eq. 4)", "", "share of its kind")

@@ -77,7 +77,7 @@ class Map:
         self.ax, spots = ax, (np.arange(ARROWS) + 0.5) / ARROWS
         # In bands: they read as contours, and a picture with few colours is encoded in half the time.
         bands = colormaps["Blues"].resampled(16)
-        smooth = {"interpolation": "bilinear", "interpolation_stage": "data"}
+        smooth: dict[str, Any] = {"interpolation": "bilinear", "interpolation_stage": "data"}
         self.image = ax.imshow(np.zeros((GRID, GRID)), origin="lower", extent=(0, 1, 0, 1), cmap=bands, **smooth)
         self.at = np.rint(spots * (GRID - 1)).astype(int)
         x, y = np.meshgrid(AXIS[self.at], AXIS[self.at])
@@ -100,7 +100,7 @@ class Map:
         top = largest(found)
         self.arrows.set_UVC(-found.positive.numpy()[rows] / top, -found.negative.numpy()[rows] / top)
         lines = contour_generator(AXIS, AXIS, values).lines(satisfied)
-        broken = [np.concatenate([line, [[np.nan, np.nan]]]) for line in lines]
+        broken = [np.concatenate([np.asarray(line), [[np.nan, np.nan]]]) for line in lines]
         self.line.set_data(*(np.concatenate(broken).T if broken else ([], [])))
         self.dot.set_data([pair[0]], [pair[1]])
 
@@ -133,11 +133,11 @@ class OuclPlot:
 
     def update(self, beta: float, gamma: float, weights: bool, phi_dec: float, temperature: float, positive: float,
                negative: float) -> str:  # fmt: skip
-        kinds = (unified, beta, gamma, weights, phi_dec), (contrastive, temperature)
+        kinds: Any = (unified, (beta, gamma, weights, phi_dec)), (contrastive, (temperature,))
         halfway = log(2) / beta, log(2)  # where the softplus bends, in the units of each loss
         on = torch.cat([AXIS, torch.tensor([negative])])
         told, curves = [], []
-        for drawn, (kind, *settings), level in zip(self.maps, kinds, halfway, strict=True):
+        for drawn, (kind, settings), level in zip(self.maps, kinds, halfway, strict=True):
             found = over_the_square(kind, *settings)
             drawn.update(found, level, (positive, negative))
             along, top = surface(kind(*settings), torch.full_like(on, positive), on), largest(found)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from metaug_core import figures
 from metaug_core.config import Config
-from metaug_core.explorer import DPI, encoded, live_box, menu, said, show
+from metaug_core.explorer import DPI, encoded, image, live_box, menu, said, show
 from metaug_core.store import Run, list_runs
 from metaug_core.style import STYLE, dress, method_colour, nothing
 
@@ -46,7 +46,11 @@ def overlay(tables: dict[str, tuple[Run, pd.DataFrame]], column: str, figure: Fi
     for name, (run, metrics) in tables.items():
         method = run.config.method
         counts[method] = counts.get(method, -1) + 1
-        look = {"color": method_colour(method), "linestyle": LINES[counts[method] % len(LINES)], "label": name}
+        look: dict[str, Any] = {
+            "color": method_colour(method),
+            "linestyle": LINES[counts[method] % len(LINES)],
+            "label": name,
+        }
         figures.curve(ax, metrics, column, "epoch", **look)
     if not ax.lines:
         nothing(ax, title, "no run selected" if not tables else "no selected run has this metric")
@@ -90,6 +94,7 @@ class RunBrowser:
             "state": menu("state", ALL, [ALL, "finished", "unfinished"]),
         }
         self.column = menu("curve", "knn_val", list(COLUMNS.items()))
+        self.column.layout.grid_column = "1 / -1"  # its names are long
         plain = {"description_width": "0px"}
         self.ticks = {
             name: ipywidgets.Checkbox(False, description=name, style=plain, layout={"width": "98%", "flex": "0 0 auto"})
@@ -102,7 +107,7 @@ class RunBrowser:
             "flex_flow": "column",
         }
         self.list = ipywidgets.Box(list(self.ticks.values()), layout=look)
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.image = image()
         self.sentence, self.links = ipywidgets.HTML(), ipywidgets.Output()
         self.filter()
         for control in self.filters.values():

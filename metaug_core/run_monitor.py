@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from metaug_core import background, figures
 from metaug_core.config import Config
-from metaug_core.explorer import DPI, bundle, encoded, live_box, show
+from metaug_core.explorer import DPI, bundle, encoded, image, live_box, show
 from metaug_core.live_view import FIGURE_SECONDS, clock, line
 from metaug_core.registry import MetaugError
 from metaug_core.store import Run, request, rows
@@ -88,7 +88,7 @@ class RunMonitor:
         self.handle: DisplayHandle | None = None
         self.drawn, self.draw_after = (), 0.0
         self.over, self.stopping = threading.Event(), False
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.image = image()
         self.says = ipywidgets.HTML()
         tips = {
             "start": "goes on from the last checkpoint",

@@ -292,7 +292,8 @@ def test_nothing_is_shown_twice_nor_wider_than_the_page(explorers):
     plain = explorers.locator(".jp-OutputArea-child > .jp-RenderedImage img")
     assert plain.count() == live.count()  # each static picture is there, for the saved notebook,
     assert not any(image.is_visible() for image in plain.all())  # and hidden by the live one
-    wide = "found => found.filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.className)"
+    wide = """found => found.filter(box => box.scrollWidth > box.clientWidth + 1)
+        .map(box => [box.textContent.slice(0, 80), box.scrollWidth, box.clientWidth])"""
     assert explorers.locator(".metaug-live, .jp-Notebook, .jp-WindowedPanel-outer").evaluate_all(wide) == []
 
 
