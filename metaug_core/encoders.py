@@ -101,7 +101,10 @@ def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module):
-        return module.register_forward_hook(lambda module, inputs, output: found.__setitem__(name, output))
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            found[name] = output
+
+        return module.register_forward_hook(hook)
 
     handles = [keep(name, module) for name, module in modules.items()]
     try:
