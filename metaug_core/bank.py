@@ -75,6 +75,6 @@ class Averaged(nn.Module):
     def follow(self, networks: nn.Module, momentum: float) -> None:
         """m own + (1 - m) theirs for every weight that both have (a target has no predictor)."""
         theirs = dict(networks.named_parameters())
-        own = dict(self.networks.named_parameters())
         with torch.no_grad():
-            torch._foreach_lerp_([*own.values()], [theirs[name] for name in own], 1 - momentum)
+            for name, own in self.networks.named_parameters():
+                own.lerp_(theirs[name], 1 - momentum)

@@ -40,6 +40,11 @@ def shown(value: object) -> str:
     return "-".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
+def bars(line: str) -> str:
+    """A line whose bars do not end a table's cell."""
+    return line.replace("|", "\\|")
+
+
 def text() -> str:
     """The methods one after the other, a line for each thing said."""
     blocks = [
@@ -54,7 +59,7 @@ def markdown() -> str:
     """The methods as a table, between the two marks that stand around it in the README."""
     heads = "| `method` | what | paper | views | objective | state | defaults |\n|---|---|---|---|---|---|---|\n"
     lines = [
-        f"| `{e.name}` | {e.title} | {e.paper} | {e.views} | `{e.objective}` | {e.state} | {e.defaults} |\n"
+        f"| `{e.name}` | {e.title} | {e.paper} | {e.views} | `{bars(e.objective)}` | {e.state} | {e.defaults} |\n"
         for e in entries()
     ]
     return f"{BEGIN}\n{heads}{''.join(lines)}{END}\n"

@@ -1,4 +1,4 @@
-"""The compared methods: each objective against an independent reference, what each remembers by hand, and each killed and resumed."""
+"""The compared methods: objectives against independent references, what they remember by hand, killed and resumed."""
 
 import os
 import re
@@ -129,8 +129,8 @@ def test_a_low_temperature_stays_finite():
 
 def test_moco_is_cross_entropy_at_the_key_of_the_other_view():
     queries, keys, queue = unit(2, BATCH, DIM), unit(2, BATCH, DIM, seed=1), unit(2, 32, DIM, seed=2)
-    method = build(config("moco", temperature=0.2))
-    memory = nn.ModuleDict({"averaged": nn.Identity(), "queue": nn.Module()})
+    method: Any = build(config("moco", temperature=0.2))
+    memory: Any = nn.ModuleDict({"averaged": nn.Identity(), "queue": nn.Module()})
     memory["queue"].entries = queue
     found = method.loss(queries, method.context(memory, keys, torch.arange(BATCH), torch.zeros(BATCH), None))
     terms = []
@@ -186,17 +186,23 @@ def test_sinkhorn_balances_and_takes_a_small_epsilon():
 
 def test_swav_hard_weighs_the_other_prototypes():
     """Every prototype's share against the sum over the others, written out."""
-    method, t, tau, b = build(config("swav+hard", tau_plus=0.05, hard_beta=1.5)), 0.1, 0.05, 1.5
+    t, tau, b = 0.1, 0.05, 1.5
+    found: list[Any] = [
+        build(config(name, **how))
+        for name, how in (("swav+hard", {"tau_plus": tau, "hard_beta": b}),
+                          ("swav+hard", {"tau_plus": 0.0, "hard_beta": 0.0}), ("swav", {}))
+    ]  # fmt: skip
+    method, without, swav = found
     cosines = 2 * torch.rand(BATCH, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
-    found = method.log_shares((1 + cosines) / t)
+    shares = method.log_shares((1 + cosines) / t)
     for row, scores in enumerate(torch.exp(cosines / t)):
         for k in range(6):
             others = torch.cat([scores[:k], scores[k + 1 :]])
             total = (others**b * others).sum() / (others**b).mean()
             rest = max((total - tau * 5 * scores[k]) / (1 - tau), 5 * torch.e ** (-1 / t))
-            torch.testing.assert_close(found[row, k], torch.log(scores[k] / (scores[k] + rest)))
-    plain = build(config("swav+hard", tau_plus=0.0, hard_beta=0.0)).log_shares((1 + cosines) / t)
-    assert torch.equal(plain, build(config("swav")).log_shares((1 + cosines) / t))
+            torch.testing.assert_close(shares[row, k], torch.log(scores[k] / (scores[k] + rest)))
+    plain = without.log_shares((1 + cosines) / t)
+    assert torch.equal(plain, swav.log_shares((1 + cosines) / t))
     rest = losses.logsumexp_others(cosines / t)
     torch.testing.assert_close(cosines / t - torch.logaddexp(cosines / t, rest), plain)
 
@@ -338,9 +344,10 @@ def test_killed_and_resumed_alone_is_the_trial_bit_for_bit(together, tmp_path, m
 @pytest.mark.parametrize("encoder", ["fc", "resnet18"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_gradient_reaches_every_layer_of_every_encoder(name, encoder):
-    settings = config(name, encoder=encoder, width=1.0 if encoder == "resnet18" else 0.05, batch_size=4)
+    settings = config(name, encoder=encoder, width=1.0 if encoder == "resnet18" else 0.05, batch_size=4, feature_dim=3)
     method, generator = build(settings), torch.Generator().manual_seed(0)
     networks, mag = initial_networks(method, 4, 0)
+    encoders: Any = networks.encoders
     memory = method.memory(networks, 20, generator)
     pixels = torch.randint(256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
     with torch.no_grad():
@@ -350,7 +357,7 @@ def test_the_gradient_reaches_every_layer_of_every_encoder(name, encoder):
     total = torch.stack([*method.terms(z, what, mag).values()]).sum()
     total.backward()
     assert torch.isfinite(total)
-    for n, p in networks.encoders.named_parameters():
+    for n, p in encoders.named_parameters():
         assert p.grad is not None, n
         assert p.grad.abs().max() > 0, n
 
@@ -436,7 +443,6 @@ def test_a_methods_file_is_short_and_knows_no_data_set(file):
 def test_a_method_says_what_it_is():
     for entry in catalogue.entries():
         assert all(entry), entry
-        assert "|" not in entry.objective
         assert METHODS[entry.name].title
         remembers_nothing = getattr(build(config(entry.name)).memory, "__func__", None) is Method.memory
         assert (entry.state == "nothing") == remembers_nothing, entry

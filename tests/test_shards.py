@@ -78,6 +78,10 @@ CASES = {
     "cmc in the batch": {"method": "cmc", "negatives": "batch", "encoder": "fc"},
     "resnet18": {"encoder": "resnet18", "width": 1.0, "epochs": 1, "train_images": 48, "method": "metaug-only-mag"},
     "supervised": {"method": "supervised"},
+    "moco": {"method": "moco", "queue_size": 32},
+    "byol with a mag": {"method": "byol+mag", "head_hidden": 16, "predictor_hidden": 16},
+    "swav with a queue": {"method": "swav+hard", "queue_size": 32, "head_hidden": 16, "prototypes": 6},
+    "metaug on nnclr": {"method": "metaug-nnclr", "queue_size": 32, "head_hidden": 16, "predictor_hidden": 16},
 }
 
 

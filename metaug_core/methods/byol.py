@@ -42,7 +42,7 @@ class BYOL(Method):
 
     def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
         averaged = Averaged(networks)
-        averaged.networks.predictors = None  # a target does not predict
+        averaged.networks.register_module("predictors", None)  # a target does not predict
         return averaged
 
     def context(self, memory: Any, views, indices, labels, generator) -> Context:

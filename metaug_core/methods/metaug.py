@@ -27,7 +27,7 @@ class MetAug(Method):
 
     def __init__(self, config: Config, base: Method):
         super().__init__(config)
-        self.base, self.parts = base, base.parts
+        self.base = base
         # All but the loss is the base method's own.
         self.views, self.networks, self.memory = base.views, base.networks, base.memory
         self.context, self.remember = base.context, base.remember
@@ -36,7 +36,7 @@ class MetAug(Method):
         return self.base.loss(z, context)
 
     def generator(self) -> nn.Module:
-        return MAG(self.parts * len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
+        return MAG(self.base.parts * len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
 
     def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
         return self._terms(z, augment(z), context, self.config.margin_everywhere)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightly.models.modules.heads import SwaVProjectionHead
+from lightly.models.modules.heads import SwaVProjectionHead as Head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ class Clustered(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.features = Networks(config, lambda inputs, c: SwaVProjectionHead(inputs, c.head_hidden, c.feature_dim))
+        self.features = Networks(config, lambda inputs, c: Head(inputs, c.head_hidden, c.feature_dim))
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.feature_dim))
 
     @property
@@ -66,9 +66,8 @@ class SwAV(Method):
         return memory if config.queue_size else None
 
     def context(self, memory: Any, views, indices, labels, generator) -> Context:
-        if memory is None:
-            return Context(indices, labels)
-        return Context(indices, labels, given={"past": memory.queue.entries @ F.normalize(memory.prototypes, dim=-1).T})
+        past = {} if memory is None else {"past": memory.queue.entries @ F.normalize(memory.prototypes, dim=-1).T}
+        return Context(indices, labels, given=past)
 
     def remember(self, memory: Any, networks: Any, z: Tensor, context: Context) -> None:
         if memory is not None:
