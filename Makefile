@@ -24,7 +24,7 @@ WORKERS ?= 2
 ifeq ($(INSTALL),pip)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 else
-PIP := $(BIN)/uv pip install --quiet --python $(PY)
+PIP := $(BIN)/uv pip install --quiet --compile-bytecode --python $(PY)
 endif
 
 help: ## this list

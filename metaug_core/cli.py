@@ -2,14 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
-from functools import update_wrapper
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from metaug_core import cli_sweep
+from metaug_core.cli_options import shown, takes_imports, takes_runs_dir
 from metaug_core.registry import MetaugError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -37,26 +37,6 @@ class Sentences(click.Group):
         sys.exit(code)
 
 
-def takes_runs_dir(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option --runs-dir, as an absolute path; the default is that of Config."""
-
-    def with_default(*args: Any, runs_dir: Path | None, **options: Any) -> Any:
-        from metaug_core.config import Config
-
-        place = runs_dir or Config.model_fields["runs_dir"].default
-        return command(*args, runs_dir=place.resolve(), **options)
-
-    kind = click.Path(file_okay=False, path_type=Path)
-    explained = "Folder of all runs; default: METAUG_RUNS, or runs/ in the workbook."
-    return click.option("--runs-dir", type=kind, help=explained)(update_wrapper(with_default, command))
-
-
-def shown(path: Path) -> str:
-    """A path as one would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
 @click.group(cls=Sentences, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("metaug-workbook"), prog_name="metaug")
 def main() -> None:
@@ -65,17 +45,19 @@ def main() -> None:
 
 @main.command()
 @click.argument("notebook")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter of the notebook.")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter or a setting.")
+@takes_imports(expose=True)
 @takes_runs_dir
-def run(notebook: str, given: tuple[tuple[str, str], ...], runs_dir: Path) -> None:
+def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], runs_dir: Path) -> None:
     """Execute NOTEBOOK (a path, or a name such as 01_pretrain) without a screen.
 
-    Parameters are checked before anything starts. A run that is finished already is found, not repeated.
+    NAME is a parameter of the notebook or any setting of Config. All are checked before anything starts. A run that is finished
+    already is found, not repeated.
     """
     from metaug_core import headless
 
     path = headless.find(notebook)
-    values, config = headless.checked(path, dict(given))
+    values, config = headless.checked(path, dict(given), imports)
     config = config.replace(runs_dir=runs_dir) if config is not None else None
     output = headless.execute(path, values, config, runs_dir)
     click.echo(f"executed notebook: {shown(output)}")
@@ -124,12 +106,13 @@ def age(seconds: float) -> str:
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, help="How many seeds to train side by side, from `seed` on."
 )
+@takes_imports(expose=False)
 @takes_runs_dir
 def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
     """Train a run without a notebook, or several seeds side by side. Under torchrun one run takes all its processes:
     `torchrun --standalone --nproc-per-node 2 --no-python metaug train -p dataset cifar10`."""
     from metaug_core import engine, headless, shards
-    from metaug_core.notebooks import build
+    from metaug_core.grid import build, value
 
     first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
     configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
@@ -141,17 +124,9 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
         click.echo(f"finished: {shown(one.path)}")
 
 
-def value(name: str, text: str) -> Any:
-    """What the text of an option means to `Config`: a setting that takes several values is written with commas."""
-    from metaug_core.config import Config
-
-    field = Config.model_fields.get(name)
-    several = field is not None and str(field.annotation).startswith("tuple")
-    return text.split(",") if several else None if text == "None" else text  # None leaves the setting to the preset
-
-
 @main.command()
 @click.argument("name", metavar="RUN")
+@takes_imports(expose=False)
 @takes_runs_dir
 def resume(name: str, runs_dir: Path) -> None:
     """Train RUN (its name, the beginning of it, or its folder) from its last checkpoint to the end."""
@@ -230,3 +205,17 @@ def methods(markdown: bool) -> None:
     from metaug_core import catalogue
 
     click.echo(catalogue.markdown() if markdown else catalogue.text(), nl=not markdown)
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: site/ in the workbook.")
+def site(out: Path | None) -> None:
+    """Build a static site of the notebooks, the gallery as its front page. It is read without a network."""
+    from metaug_core import site as room
+    from metaug_core.config import HOME
+
+    click.echo(f"open {shown(room.build(HOME, out or HOME / 'site'))} in a browser")
+
+
+main.add_command(cli_sweep.figures)
+main.add_command(cli_sweep.sweep)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config
+from metaug_core.recomputing import FirstNorm
 from metaug_core.registry import ENCODERS, VIEWS, MetaugError
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
@@ -35,9 +36,10 @@ def conv(channels: int, config: Config) -> nn.Sequential:
         before = widths[number - 1]
         kernel = 5 if number == 1 else 3
         layer = nn.Conv2d(before, width, kernel, padding=kernel // 2, bias=False) if number else None
-        layers += [layer or _stem(config, channels, width), nn.BatchNorm2d(width), nn.ReLU()]
-        if number in (0, 1, 4):
-            layers.append(nn.MaxPool2d(3, 2, ceil_mode=False))
+        # The pool before the ReLU: the two commute, and the ReLU then has a quarter of the numbers.
+        pool = [nn.MaxPool2d(3, 2)] if number in (0, 1, 4) else []
+        after = [nn.BatchNorm2d(width), *pool, nn.ReLU()]
+        layers += [layer, *after] if layer else [_stem(config, channels, width), FirstNorm(*after)]
     return nn.Sequential(*layers, nn.Flatten())
 
 
@@ -101,7 +103,7 @@ def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
             found[name] = output
 
         return module.register_forward_hook(hook)

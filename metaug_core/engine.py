@@ -13,7 +13,7 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.machine import freed_memory_kept
 from metaug_core.progress import Reporter, TerminalBar
 from metaug_core.registry import METHODS, MetaugError
-from metaug_core.session import Session
+from metaug_core.session import DivergedError, Session
 from metaug_core.stepper import Stepper
 
 # What trials side by side must have in common: the images, and where they lie.
@@ -135,6 +135,8 @@ def drive(sessions: list[Session]) -> None:
                 except StopIteration:
                     sessions[number].finish()
                 except (MetaugError, KeyboardInterrupt) as error:
+                    if isinstance(error, DivergedError):
+                        sessions[number].fail(error)
                     errors.append(error)
             found = step(asked) if asked else {}
     if errors:

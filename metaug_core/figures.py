@@ -21,6 +21,7 @@ from metaug_core.style import (
     BLUE,
     FLOORS,
     GREEN,
+    MARKERS,
     METHOD_COLOURS,
     ORANGE,
     OTHERS,
@@ -140,7 +141,7 @@ def mag_gradient(metrics: Metrics, ax: Axes) -> Axes:
 
 def knn_curve(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
     """kNN accuracy on the validation split by epoch; runs are the metrics by method, epoch 0 is the untrained encoder."""
-    markers = dict(zip(runs, "osD^vP*X" * len(runs), strict=False))
+    markers = dict(zip(runs, MARKERS * len(runs), strict=False))
     for method, metrics in runs.items():
         curve(ax, metrics, "knn_val", "epoch", 100, color=method_colour(method), marker=markers[method], label=method)
     if not ax.lines:
@@ -153,12 +154,17 @@ def knn_curve(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
 
 
 # --- features
-def pair_similarities(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """z (V, N, d) of unit norm -> similarities in [0, 1] between different views: (P,) of same, (Q,) of different images."""
+def pair_similarities(z: Tensor, augmented: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """z (V, N, d) of unit norm -> similarities in [0, 1] between different views: (P,) of same, (Q,) of different images.
+
+    augmented (V, N, d): of pairs that join an original feature of one view and an augmented one of another, as eq. 5 has them.
+    """
     same, different = [], []
     for i in range(len(z)):
-        for j in range(i + 1, len(z)):
-            table = similarity(z[i] @ z[j].T).cpu().numpy()  # (N, N)
+        for j in range(len(z)):
+            if j <= i and (augmented is None or i == j):  # z_i, z_j is one pair, but z_i, z~_j and z_j, z~_i are two
+                continue
+            table = similarity(z[i] @ (z if augmented is None else augmented)[j].T).cpu().numpy()  # (N, N)
             same.append(table.diagonal())
             different.append(table[~np.eye(len(table), dtype=bool)])
     return np.concatenate(same), np.concatenate(different)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core.products import product
+
 
 class _Map(torch.autograd.Function):
     """x W + b of stacks (V, B, in), (V, in, out), (V, 1, out), differentiable in x alone; `_Parameters` is the other half.
@@ -31,13 +33,13 @@ class _Parameters(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor, bias: Tensor, inputs: tuple[Tensor]) -> Tensor:
-        (ctx.x,) = inputs
+        (ctx.x,), ctx.weight = inputs, weight.detach()
         return weight.new_zeros(1, 1, 1).expand(*ctx.x.shape[:2], weight.shape[2])
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         (g,) = gradients
-        return ctx.x.transpose(1, 2) @ g, g.sum(1, keepdim=True), None
+        return product(ctx.weight, ctx.x, g), g.sum(1, keepdim=True), None
 
 
 class _Back(torch.autograd.Function):
@@ -51,7 +53,7 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         (g, weight), (along,) = ctx.saved_tensors, gradients
-        return along @ weight, along.transpose(1, 2) @ g
+        return along @ weight, product(weight, along, g)
 
 
 class Layer(nn.Module):

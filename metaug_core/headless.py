@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from metaug_core import store
 from metaug_core.config import HOME, Config, ConfigError
-from metaug_core.notebooks import build
+from metaug_core.grid import build, value
+from metaug_core.live_view import clock
+from metaug_core.progress import last_row
 from metaug_core.registry import MetaugError, suggestion
-from metaug_core.widgets import clock
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 TRAINING_SHARE = 0.8  # of the bar, if the run is still to be trained; the other cells share the rest
@@ -84,17 +85,28 @@ def typed(name: str, text: str, annotation: str) -> Any:
         return text
 
 
-def checked(path: Path, given: Mapping[str, str]) -> tuple[dict[str, Any], Config | None]:
-    """The typed values of given, and the Config if the notebook's parameters make one. Raises ConfigError."""
+def checked(path: Path, given: Mapping[str, str], imports: Sequence[str] = ()) -> tuple[dict[str, Any], Config | None]:
+    """What to inject for the texts given, and the Config of the notebook's run, if it has one: a notebook with a parameter `seed`
+    is of one run, one with `seeds` of many. Settings are checked either way. Raises ConfigError.
+
+    A setting of Config that the notebook does not name among its parameters goes into the dict `settings`, and the user's files
+    into the list `imports`, both of which `notebooks.configure` reads.
+    """
     known = parameters(path)
+    settings = Config.model_fields.keys() - {"runs_dir"} if "preset" in known else set()
     for name in given:
-        if name not in known:
-            raise ConfigError(f"{name!r} is not a parameter of {path.name}{suggestion(name, known)}")
-    values = {name: typed(name, text, known[name]["inferred_type_name"]) for name, text in given.items()}
+        if name not in known and name not in settings:
+            raise ConfigError(f"{name!r} is not a parameter of {path.name}{suggestion(name, {*known, *settings})}")
+    values = {n: typed(n, text, known[n]["inferred_type_name"]) for n, text in given.items() if n in known}
     if "preset" not in known:
         return values, None
+    further = {n: found for n, text in given.items() if n not in known and (found := value(n, text)) is not None}
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
-    return values, build({n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields})
+    named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
+    config = build(named | further)
+    dumped = config.model_dump(mode="json", include=set(further))
+    values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
+    return values, config if "seed" in known else None
 
 
 # --- how far it is
@@ -111,8 +123,7 @@ class Watch:
         self.before = self.last_row()
 
     def last_row(self) -> dict[str, Any]:
-        found = store.rows(self.run.path / "timing.jsonl") if self.run is not None else []
-        return found[-1] if found else {}
+        return last_row(self.run.path / "timing.jsonl") if self.run is not None else {}
 
     def state(self) -> tuple[float, str]:
         """How much is done, in [0, 1], and the same in words."""
@@ -180,29 +191,40 @@ class Engine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, **options):  # type: ignore[override]
+        quiet = ["--log-level=ERROR"]  # else the kernel warns on the terminal that it speaks TCP on this machine
+        settings = {"timeout": None, "startup_timeout": start_timeout, "extra_arguments": quiet}
+        client = Client(nb_man, kernel_name=kernel_name, **settings)
+        options["started"](client)
         watch = Watch(options["title"], options["run"], nb_man.nb.cells)
-        logging.getLogger("papermill").setLevel(logging.ERROR)
-        with watch.bar():
-            quiet = ["--log-level=ERROR"]  # else the kernel warns on the terminal that it speaks TCP on this machine
-            options = {"timeout": None, "startup_timeout": start_timeout, "extra_arguments": quiet}
-            return Client(nb_man, kernel_name=kernel_name, **options).execute()
+        with watch.bar() if options["bar"] else nullcontext():
+            return client.execute(env=options["environment"])
 
 
 papermill_engines.register("metaug", Engine)
 
 
-def execute(path: Path, values: Mapping[str, Any], config: Config | None, runs_dir: Path) -> Path:
+def execute(
+    path: Path,
+    values: Mapping[str, Any],
+    config: Config | None,
+    runs_dir: Path,
+    environment: Mapping[str, str] | None = None,
+    bar: bool = True,
+    started: Callable[[Client], None] = lambda client: None,
+) -> Path:
     """Run a notebook with these parameters; returns the executed one, in the folder of its run or in runs_dir/notebooks.
 
+    environment: variables of its kernel, on top of those here. started is given the client, which can interrupt the kernel.
     Raises CellFailed, Interrupted or MetaugError (one sentence each); what was executed is kept.
     """
     run = store.request(config) if config is not None else None
     output = (run.path if run is not None else runs_dir / "notebooks") / path.name
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"METAUG_RUNS": str(runs_dir), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # of the kernel
-    options = {"engine_name": "metaug", "progress_bar": False, "title": path.stem, "run": run}
+    of_kernel = {"METAUG_RUNS": str(runs_dir), "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | dict(environment or {})
+    options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": os.environ | of_kernel}
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(path, output, dict(values), **options)
+        papermill.execute_notebook(path, output, dict(values), engine_name="metaug", progress_bar=False, **options)
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise Interrupted(f"{path.stem} was interrupted{how_to_continue(run)}") from None

@@ -200,9 +200,25 @@ def margin_regularisation(
 
     positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them (scalars, or (A, 1) per anchor).
     """
-    too_near = (positives - sigma_plus).clamp(min=0).mean()
-    too_far = (sigma_minus - negatives).clamp(min=0).mean()
+    too_near = cast(Tensor, _MeanExcess.apply(positives, sigma_plus, 1))
+    too_far = cast(Tensor, _MeanExcess.apply(negatives, sigma_minus, -1))
     return positive_weight * too_near + too_far
+
+
+class _MeanExcess(torch.autograd.Function):
+    """mean [sign (d - bound)]_+, bound a constant: it holds d alone, where autograd would hold the difference as well."""
+
+    @staticmethod
+    def forward(ctx, d: Tensor, bound: Tensor, sign: int) -> Tensor:
+        ctx.save_for_backward(d, bound)
+        ctx.sign = sign
+        return (d - bound).mul_(sign).clamp_(min=0).mean()
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        d, bound = ctx.saved_tensors
+        beyond = (d > bound) if ctx.sign > 0 else (d < bound)
+        return torch.where(beyond, gradients[0] * (ctx.sign / d.numel()), 0), None, None
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaug_core import shards
+from metaug_core.products import put_off
 from metaug_core.tangents import Params, Recorded, tangent
 
 Features = Callable[[Params], Tensor]  # theta -> z, any shape
@@ -59,6 +60,14 @@ def _leaves(params: Params) -> Params:
     return {name: p.detach().requires_grad_() for name, p in params.items()}
 
 
+def _sum(like: Tensor, *parts: Tensor | None) -> Tensor:
+    """The sum of the parts that there are, in the memory of the first: omega may be larger than theta."""
+    first, *others = [part for part in parts if part is not None] or [torch.zeros_like(like)]
+    for part in others:
+        first.add_(part)
+    return first
+
+
 def step(theta: Params, gradient: Params, lr: float | Tensor) -> Params:
     """theta - lr gradient (eq. 3), without history."""
     return {name: p.detach() - lr * gradient[name] for name, p in theta.items()}
@@ -90,19 +99,22 @@ def look_ahead(
     z = features(ahead)
     z_ahead = cut(z)
     value = (outer_loss or loss)(z_ahead, own)
-    # One backward through the loss gives both the direct part (omega) and, through the encoders, the direction of the mixed part.
-    *direct, pull = torch.autograd.grad(value, [*own.values(), z_ahead], allow_unused=True, materialize_grads=True)
-    direction = pulled_back(z, ahead, pull)
-    found = dict(zip(omega, direct, strict=True))
-    z, z_dot = (shards.gather(t, 1) for t in tangent(features, theta, direction, regular.recorded))
-    pull = regular.pull
-    if pull is None:
-        z, through = z.detach().requires_grad_(), own
-        (pull,) = torch.autograd.grad(loss(z, own), z, create_graph=True)
-    if pull.requires_grad:
-        # -lr goes in at the features, the smallest place; sums are in place: omega may be larger than theta.
-        for name, mixed in gradients((-lr * z_dot * pull).sum(), through).items():
-            found[name].add_(mixed)
+    with put_off() as products:
+        # One backward through the loss gives the direct part (omega) and, through the encoders, the direction of the mixed part.
+        *direct, pull = torch.autograd.grad(value, [*own.values(), z_ahead], allow_unused=True)
+        direction = pulled_back(z, ahead, torch.zeros_like(z_ahead) if pull is None else pull)
+        z, z_dot = (shards.gather(t, 1) for t in tangent(features, theta, direction, regular.recorded))
+        pull = regular.pull
+        if pull is None:
+            z, through = z.detach().requires_grad_(), own
+            (pull,) = torch.autograd.grad(loss(z, own), z, create_graph=True)
+        mixed = [None] * len(omega)
+        if pull.requires_grad:  # -lr goes in at the features, the smallest place
+            mixed = torch.autograd.grad((-lr * z_dot * pull).sum(), [*through.values()], allow_unused=True)
+    found = {
+        name: _sum(p, *parts, products.gradient(p))
+        for (name, p), *parts in zip(omega.items(), direct, mixed, strict=True)
+    }
     return LookAhead(found, z.detach(), z_ahead.detach(), value.detach())
 
 

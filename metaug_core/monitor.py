@@ -9,13 +9,21 @@ from metaug_core.margins import margins
 from metaug_core.methods.base import Context
 from metaug_core.pairs import similarity
 
+BINS = 50  # of a histogram over [0, 1]
+
+
+def shares(similarities: Tensor) -> Tensor:
+    """The share of similarities in each of BINS equal bins of [0, 1], (BINS,); no wait for the device."""
+    return torch.histc(similarities.float(), BINS, 0, 1) / similarities.numel()
+
 
 @torch.no_grad()
 def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Config) -> dict[str, Tensor]:
-    """Scalars of one minibatch: z and z~ (V, B, d) of unit norm, on the device. {} for fewer than two views.
+    """Readings of one minibatch: z and z~ (V, B, d) of unit norm, on the device. {} for fewer than two views.
 
-    Mean similarities d in [0, 1] of positives and negatives, the margins of eq. 4, effective rank (mean over views), alignment
-    and uniformity of the first two views, and d(z, z~) of the same view: 1 is the collapse that R_sigma is there against.
+    Mean similarities d in [0, 1] of positives and negatives and their histograms (BINS,), the margins of eq. 4, effective rank
+    (mean over views), alignment and uniformity of the first two views, and d(z, z~) of the same view: 1 is the collapse that
+    R_sigma is there against.
     """
     views = len(config.views)
     if views < 2:
@@ -24,6 +32,8 @@ def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Conf
     found = {
         "positive_similarity": positives.mean(),
         "negative_similarity": negatives.mean(),
+        "positive_histogram": shares(positives),
+        "negative_histogram": shares(negatives),
         "effective_rank": torch.stack([effective_rank(view) for view in z]).mean(),
         "alignment": alignment(z[0], z[1]),
         "uniformity": uniformity(z[0]),

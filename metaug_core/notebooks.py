@@ -1,8 +1,8 @@
 """What the notebooks call, so that a cell stays one line: their parameters checked, the run trained or found, networks, tables."""
 
 import ast
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,25 +11,17 @@ from IPython.core.getipython import get_ipython
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metaug_core import data, engine, evaluation, methods, presets
+from metaug_core import data, engine, evaluation, extensions, methods, results
 from metaug_core.config import Config, ConfigError
+from metaug_core.grid import build as build
+from metaug_core.live_view import LiveRuns, live
 from metaug_core.registry import suggestion
-from metaug_core.store import BusyError, Run, list_runs, request
-from metaug_core.widgets import live
+from metaug_core.store import Run, list_runs, request
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
-WAIT_SECONDS = 1.0
 
 
 # --- parameters
-def build(values: Mapping[str, Any]) -> Config:
-    """The Config of a notebook's parameters: `preset` names the preset, a None leaves a setting to it. Raises ConfigError."""
-    given = {name: value for name, value in values.items() if value is not None}
-    config = presets.preset(given.pop("preset", "quick"), **given)
-    methods.build(config)  # refuses views that the method cannot contrast
-    return config
-
-
 def assigned(source: str) -> list[str]:
     """The names that a cell assigns at its top level."""
     found: list[str] = []
@@ -40,16 +32,24 @@ def assigned(source: str) -> list[str]:
     return found
 
 
-def refuse_unknown(known: Iterable[str]) -> None:
-    """ConfigError if papermill injected a name that is not a parameter of this notebook: it does so without a word.
+def injected(known: Iterable[str]) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """What papermill injected beside this notebook's parameters: `settings`, a dict of any settings of Config, and `imports`, a
+    list of the user's Python files. ConfigError for any other name that is not a parameter: papermill takes it without a word.
 
     Only the last injected cell that ran is read, so other variables, and cells run twice, do no harm.
     """
     shell, names = get_ipython(), list(known)
-    injected = [cell for cell in shell.user_ns.get("In", []) if cell.startswith(INJECTED)] if shell else []
-    for name in assigned(injected[-1]) if injected else ():
-        if name not in names:
+    cells = [cell for cell in shell.user_ns.get("In", []) if cell.startswith(INJECTED)] if shell else []
+    more: dict[str, Any] = {"settings": {}, "imports": []}
+    for name in assigned(cells[-1]) if cells else ():
+        if name in more and name not in names and shell is not None:
+            value = shell.user_ns[name]
+            if type(value) is not type(more[name]):
+                raise ConfigError(f"{name}: needs a value of type {type(more[name]).__name__}, got {value!r}")
+            more[name] = value
+        elif name not in names:
             raise ConfigError(f"{name!r} is not a parameter of this notebook{suggestion(name, names)}")
+    return more["settings"], more["imports"]
 
 
 def check_own(own: Mapping[str, Any]) -> None:
@@ -66,12 +66,15 @@ def check_own(own: Mapping[str, Any]) -> None:
 
 def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
     """The Config of a notebook. settings: `preset` and settings of Config, None for the preset's own. own: parameters of the
-    notebook that are not settings. Raises ConfigError (one sentence) for an unknown name or a wrong value, injected ones too.
+    notebook that are not settings. Settings that are no parameters come as `injected`. Raises ConfigError (one sentence) for an
+    unknown name or a wrong value, injected ones too.
     """
     own = own or {}
-    refuse_unknown([*settings, *own])
+    further, imports = injected([*settings, *own])
     check_own(own)
-    return build(settings)
+    for file in imports:
+        extensions.load(file)
+    return build({**settings, **further})
 
 
 # --- a run and what belongs to it
@@ -84,15 +87,13 @@ def trained(config: Config, splits: data.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
     view = live(config)
-    while True:
-        try:
-            run = engine.fit(config, view, splits)
-        except BusyError:
-            view.wait(request(config))
-            time.sleep(WAIT_SECONDS)
-            continue
-        view.finish(run)
-        return run
+    run = results.when_free(lambda: engine.fit(config, view, splits), lambda: view.wait(request(config)))
+    view.finish(run)
+    return run
+
+
+# `results.made` with its progress in one line of the cell's output.
+made = partial(results.made, view=LiveRuns)
 
 
 def networks(run: Run, splits: data.Splits, trained: bool) -> nn.Module:

@@ -46,16 +46,21 @@ class Pairs:
         anchor once per target view (A = W B (V - 1), P = U / V), as InfoNCE wants its terms; else all its pairs together
         (A = W B, P = (V - 1) U / V).
         """
-        a, t = self._sets(anchors), self._sets(targets)
+        positives, negatives = zip(*self.rows(anchors, targets, by_view), strict=True)
+        return torch.cat(positives), torch.cat(negatives)
+
+    def rows(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """The same, set of anchors by set: nothing is copied, and no gradient cut apart again."""
         last = self.views - 1 if by_view else 1
-        positives = torch.cat([torch.stack([self._block(_positives, i, j) for j in t], -1) for i in a])
+        return [self._row(i, self._sets(targets), last) for i in self._sets(anchors)]
+
+    def _row(self, anchors: Tensor, targets: tuple[Tensor, ...], last: int) -> tuple[Tensor, Tensor]:
+        count = self.views * anchors.shape[1] * last
+        positives = torch.stack([self._block(_positives, anchors, j) for j in targets], -1)
         # Of past features every target set meets the same, so they count once.
-        met = [
-            [self._block(_others, i, j) for j in t] if self.past is None else [self._block(self._past, i)] for i in a
-        ]
-        rows = [row[0] if len(row) == 1 else torch.cat(row, -1) for row in met]
-        negatives = rows[0] if len(rows) == 1 else torch.cat(rows)
-        count = len(positives) * positives.shape[1] * last
+        past = self.past is not None
+        met = [self._block(self._past, anchors)] if past else [self._block(_others, anchors, j) for j in targets]
+        negatives = met[0] if len(met) == 1 else torch.cat(met, -1)
         return positives.reshape(count, -1), negatives.reshape(count, -1)
 
     def _sets(self, features: Tensor) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """Named sets of settings: what one asks for in a word, and changes setting by setting.
 
-`quick` finishes in about a minute and a half on two CPU cores and shows the method learn. `paper` follows the paper where it
-speaks (section 4.1, Appendix A and B). `authors` follows the authors' published code where that differs: every row of the ledger
-in the README is a setting here.
+`quick` finishes in about a minute and a half on two CPU cores and shows the method learn; `sketch` is a tenth of that, for sweeps.
+`paper` follows the paper where it speaks (section 4.1, Appendix A and B). `authors` follows the authors' published code where
+that differs: every row of the ledger in the README is a setting here.
 """
 
 from typing import Any
@@ -83,7 +83,18 @@ AUTHORS: dict[str, Any] = {
     "keep_last": 20,
 }
 
-PRESETS = {"quick": QUICK, "paper": PAPER, "authors": AUTHORS}
+# A dozen runs in a minute on one CPU core: enough to see a sweep work, too little to tell methods apart.
+SKETCH = QUICK | {
+    "width": 0.125,
+    "mag_hidden": 64,
+    "train_images": 2000,
+    "val_fraction": 0.25,
+    "batch_size": 32,
+    "epochs": 3,
+    "monitor_every": 100,
+}
+
+PRESETS = {"quick": QUICK, "sketch": SKETCH, "paper": PAPER, "authors": AUTHORS}
 
 # Side of the views: the data set's own, halved or so where the small stem would else cost four times as much.
 IMAGE_SIZE = {

@@ -129,8 +129,9 @@ class Session:
         if log or s.device == "cpu":  # elsewhere reading a loss would wait for the device at every step
             check_finite(self.pending, self.run)
             if log:
-                values = {name: float(value) for name, value in found.items()}
+                values = {name: float(value) for name, value in found.items() if not value.dim()}
                 self.log({"lr": float(s.optimiser.param_groups[0]["lr"])} | values)
+                self.log_histograms({name: value for name, value in found.items() if value.dim()})
             parts = [found[name] for name in ("loss_original", "loss_augmented", "loss_margin") if name in found]
             self.tell(
                 float(sum(parts) if parts else found["loss_ahead"])
@@ -165,6 +166,12 @@ class Session:
                 self.board.add_scalar(name, value, s.step)
             self.board.flush()
 
+    def log_histograms(self, found: dict[str, Tensor]) -> None:
+        """Apart from the metrics, which stay numbers; four digits are more than a histogram shows."""
+        if found and self.first:
+            row = {name: [round(share, 4) for share in value.tolist()] for name, value in found.items()}
+            store.append(self.run.path / "similarities.jsonl", [{"step": self.s.step} | row])
+
     def tell(self, loss: float) -> None:
         now = time.monotonic()
         if not self.first:
@@ -177,6 +184,10 @@ class Session:
         row = {"step": self.s.step, "steps": self.steps, "loss": loss, "seconds": seconds, "waited": self.waited}
         store.append(self.run.path / "timing.jsonl", [row | {"images_per_second": speed, "seconds_left": left}])
         self.report(Progress(self.run, self.s.epoch, self.s.step, self.steps, loss, speed, left))
+
+    def fail(self, error: MetaugError) -> None:
+        if self.first:
+            store.write_json(self.run.path / "failed.json", {"error": str(error), "step": self.s.step})
 
     def finish(self) -> None:
         if self.first:

@@ -14,6 +14,7 @@ from metaug_core import monitor, shards
 from metaug_core.config import Config
 from metaug_core.meta import Regular, cut, look_ahead, look_ahead_reference, pulled_back
 from metaug_core.methods.base import Context
+from metaug_core.recomputing import lean
 from metaug_core.state import TrainState
 from metaug_core.tangents import Params, Recorded, frozen_statistics
 
@@ -71,7 +72,7 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: Regu
     compute = look_ahead if config.meta == "forward" else look_ahead_reference
 
     def features(theta: Params) -> Tensor:
-        with shards.whole_batch():
+        with shards.whole_batch(), lean(config.meta == "forward" and shards.count() == 1):
             return functional_call(s.networks, theta, (views,))
 
     def loss(terms: Callable, z: Tensor, omega: Params) -> Tensor:

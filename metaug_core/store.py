@@ -1,7 +1,7 @@
 """A run's folder: what is in it, how it is written so that no kill or full disk can tear it, and how it is found again.
 
-    config.json  environment.json  metrics.jsonl  timing.jsonl  checkpoint.safetensors  encoders/epoch-0006.safetensors
-    finished.json  evaluation-test.json  the executed notebook  figures/
+    config.json  environment.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
+    encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json  the executed notebook  figures/
 
 metrics.jsonl holds only what the same request gives again; wall times stand apart in timing.jsonl. Tensors are safetensors with
 their scalars in the header, all else is JSON: nothing is ever unpickled.
@@ -120,6 +120,12 @@ class Run:
         return os.path.exists(self.path / "finished.json")  # as in `open_run`
 
     @property
+    def failure(self) -> str | None:
+        """The sentence in which training diverged; it would again, so it is not tried again unasked. None: it has not."""
+        file = self.path / "failed.json"
+        return read_json(file)["error"] if file.exists() else None
+
+    @property
     def metrics(self) -> pd.DataFrame:
         """One row per logged step and per monitor reading; columns are the metrics, NaN where a row has none."""
         return pd.DataFrame(rows(self.path / "metrics.jsonl"))
@@ -228,9 +234,10 @@ def sync(path: Path) -> None:
 
 def begin(run: Run, step: int, device: str) -> None:
     """Start or take up a run that stands at step: config, environment (one entry a session), and no rows beyond step."""
+    (run.path / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     file = run.path / "environment.json"
     sessions = read_json(file) if file.exists() and step > 0 else []
     write_json(file, [*sessions, environment(device) | {"from_step": step}])
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    for name in ("metrics.jsonl", "similarities.jsonl", "timing.jsonl"):
         keep_rows(run.path / name, step if step > 0 else -1)

@@ -24,8 +24,33 @@ METHOD_COLOURS = {
     "cmc": PURPLE,
     "simclr": SKY,
     "supervised": "#000000",
+    # From here Tol's muted and its neighbours; the first four also serve where ten classes are told apart.
+    "dacl": "#332288",
+    "looc": "#882255",
+    "cmc+hard": "#999933",
+    "byol": "#44AA99",
+    "moco": "#AA4499",
+    "barlow": "#661100",
+    "swav": "#DDCC77",
+    "simsiam": "#6699CC",
+    "nnclr": "#117733",
+    "metaug-nnclr": "#004D40",
+    "infomin": "#AA4466",
+    "cpc": "#774411",
+    "dim": "#4477AA",
+    "bigan": "#5E3C99",
+    "nat": "#B2ABD2",
+    "splitbrain": "#E66101",
+    "wmse": "#80CDC1",
+    "cmc+debiased": "#666633",
+    "cmc+randaugment": "#BF5B9B",
+    "metaug+randaugment": "#003D66",
+    "simclr+debiased": "#1F77A4",
+    "simclr+hard": "#8FD0F0",
+    "swav+hard": "#A6952F",
 }
-OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#661100")  # Tol's muted, for registered methods
+MARKERS = "osD^vP*X<>hp"  # say a line's method again in grey
+OTHERS = ("#EE3377", "#33BBEE", "#EE7733", "#009988", "#7A5195", "#8C564B")  # Tol's vibrant, for registered methods
 FLOORS = {"raw pixels": "#D9D9D9", "untrained": "#8C8C8C"}
 STYLE: dict[Any, Any] = {
     "font.size": 10,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metaug_core import DATASETS, Config
+from metaug_core.style import panels
 
 CLASSES, SIDE = 4, 16
 TINY: dict[str, Any] = {
@@ -37,3 +38,17 @@ DATASETS["tiny"] = lambda config: (*patterns(100, 0), *patterns(60, 1))
 def tiny(tmp_path: Path) -> Callable[..., Config]:
     """tiny(**changes) -> Config of a run on the tiny data set, under tmp_path."""
     return lambda **changes: Config(**{**TINY, "runs_dir": tmp_path / "runs", **changes})
+
+
+@pytest.fixture
+def ax():
+    """Empty axes in the workbook's style."""
+    from matplotlib import pyplot as plt
+
+    figure, ax = panels()
+    yield ax
+    plt.close(figure)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: drives JupyterLab in a headless Chromium; skipped where there is none")

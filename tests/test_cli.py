@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from metaug_core import catalogue, cli, store
+from metaug_core import METHODS, catalogue, cli, store
 from metaug_core.presets import preset
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -241,3 +241,53 @@ def test_papermill_alone_cannot_pass_a_misspelt_name(tmp_path):
             NOTEBOOKS / "02_evaluate.ipynb", tmp_path / "x.ipynb", {"sede": 1}, progress_bar=False
         )
     assert caught.value.evalue == "'sede' is not a parameter of this notebook; did you mean 'seed'?"
+
+
+def test_any_setting_reaches_a_notebook_and_its_config(tmp_path):
+    source = notebook(
+        tmp_path / "settings.ipynb",
+        "config = notebooks.configure(preset=preset, seed=seed)",
+        "print(config.views, config.lr, config.epochs, config.name())",
+        parameters='preset: str = "quick"  # a preset\nseed: int = 0  # of everything',
+    )
+    words = ["-p", "views", "L,ab,RGB", "-p", "lr", "0.25", "-p", "seed", "4", "-p", "epochs", "None"]
+    result = metaug("run", str(source), *words, "--runs-dir", str(tmp_path / "runs"))
+    assert result.exit_code == 0, result.stderr
+    wanted = preset("quick", views=("L", "ab", "RGB"), lr=0.25, seed=4)
+    executed = tmp_path / "runs" / wanted.name() / "settings.ipynb"
+    assert f"('L', 'ab', 'RGB') 0.25 {wanted.epochs} {wanted.name()}" in executed.read_text()
+    assert "settings = {" in executed.read_text()
+
+
+def test_a_method_in_a_file_of_ones_own_is_known(tmp_path):
+    file = tmp_path / "my_own_methods.py"
+    file.write_text("from metaug_core import METHODS\nMETHODS['my-own'] = METHODS['cmc']\n")
+    words = ["-p", "method", "my-own", *SETTINGS, "--runs-dir", str(tmp_path / "runs")]
+    assert "unknown method 'my-own'" in sentence(metaug("train", *words))
+    try:
+        assert metaug("train", *words, "--import", str(file)).exit_code == 0
+        assert [run.config.method for run in store.list_runs(tmp_path / "runs")] == ["my-own"]
+    finally:
+        del METHODS["my-own"]
+    file.write_text("\n\nMETHODS\n")
+    other = file.rename(tmp_path / "my_other_methods.py")
+    assert "my_other_methods.py: line 3: NameError: name 'METHODS'" in sentence(
+        metaug("train", *words, "--import", str(other))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("absent.py", None, "there is no such file"),
+        ("mine.txt", "", "it is no .py file"),
+        ("json.py", "", "'json' is the name of another module"),
+        ("broken_mine.py", "x = (\n", "line 1: SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_sentence(name, content, expected, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    result = metaug("train", "--import", str(tmp_path / name), "--runs-dir", str(tmp_path / "runs"))
+    assert expected in sentence(result)
+    assert result.exit_code == 2

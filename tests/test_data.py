@@ -5,6 +5,9 @@ import hashlib
 import http.server
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from metaug_core import data, shapes
 from metaug_core.config import Config
@@ -693,6 +697,104 @@ def test_streaming_stops_when_the_consumer_does(tmp_path: Path):
     assert threading.active_count() > before
     batches.close()
     assert threading.active_count() == before
+
+
+class Watched:
+    """A source of 8 px images that says when each batch is read; the number of an image is in all its bytes."""
+
+    shape = (40, 3, 8, 8)
+
+    def __init__(self) -> None:
+        self.begun = [threading.Event() for _ in range(20)]
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        self.begun[index[0] // 2].set()
+        if index[0] >= 30:
+            raise DataError(f"image {index[0]} is damaged")
+        return np.broadcast_to(index[:, None, None, None].astype(np.uint8), (len(index), 3, 8, 8)).copy()
+
+
+def watched(workers: int) -> tuple[Watched, StreamedImages, Tensor]:
+    source = Watched()
+    images = StreamedImages(source, np.arange(40), torch.zeros(40, dtype=torch.int64), ("a",), workers)
+    return source, images, torch.arange(40).view(20, 2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_are_decoded_while_the_consumer_works(workers: int):
+    """While a step has its batch, those that follow are read, 2 x workers of them and not the whole epoch."""
+    source, images, rows = watched(workers)
+    batches: Any = images.batches(rows)
+    next(batches)
+    assert all(event.wait(30) for event in source.begun[1 : 2 * workers + 1])
+    assert not any(event.is_set() for event in source.begun[2 * workers + 1 :])
+    batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_fault_in_a_worker_comes_in_its_turn_and_ends_the_stream(workers: int):
+    before = threading.active_count()
+    _, images, rows = watched(workers)
+    found: list[int] = []
+
+    def consume() -> None:
+        for pixels in images.batches(rows):
+            found.extend(pixels[:, 0, 0, 0].tolist())
+
+    refused("image 30 is damaged", consume)
+    assert found == list(range(30))
+    assert threading.active_count() == before
+
+
+STREAMED_RUN = """
+import threading
+from pathlib import Path
+from metaug_core import Config, fit
+config = Config(
+    dataset="folder", data_dir=Path("images"), runs_dir=Path("runs"), storage="stream", workers=3, image_size=16, width=0.05,
+    views=("L", "ab"), feature_dim=8, mag_hidden=16, bank_negatives=8, batch_size=4, epochs=10**6, val_fraction=0, device="cpu",
+)
+try:
+    fit(config, lambda progress: print("training", flush=True))
+except KeyboardInterrupt:
+    print("stopped with", threading.active_count(), "thread", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_an_interrupted_stream_leaves_nothing_running(tmp_path: Path):
+    """Ctrl-C in a real process: its decoding threads end, it has no children, and it exits by itself."""
+    image_folder(tmp_path / "images", ("train", "test"), {"cat": 15, "dog": 12}, side=20)
+    command = [sys.executable, "-c", STREAMED_RUN]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "training\n"
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[0].splitlines()
+        assert said[-1] == "stopped with 1 thread"
+        assert run.returncode == 0
+    with pytest.raises(ProcessLookupError):  # nobody is left of the group that began with it
+        os.killpg(run.pid, 0)
+
+
+def test_a_run_does_not_depend_on_storage_or_workers(tmp_path: Path):
+    from metaug_core import fit
+    from metaug_core.store import read_tensors
+
+    image_folder(tmp_path / "images", ("train", "test"), {"cat": 15, "dog": 12}, side=20)
+    results = []
+    for number, how in enumerate(({"storage": "device"}, *({"storage": "stream", "workers": w} for w in (0, 3)))):
+        run = fit(
+            config(dataset="folder", data_dir=tmp_path / "images", image_size=16, width=0.05, views=("L", "ab"), feature_dim=8,
+                   mag_hidden=16, bank_negatives=8, batch_size=4, epochs=2, device="cpu", runs_dir=tmp_path / str(number), **how),
+            lambda progress: None,
+        )  # fmt: skip
+        results.append(read_tensors(run.checkpoint)[0])
+    assert results[0].keys() == results[1].keys() == results[2].keys()
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+        assert torch.equal(value, results[2][name]), name
 
 
 def test_auto_storage(mine: Callable, monkeypatch: pytest.MonkeyPatch):

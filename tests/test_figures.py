@@ -53,13 +53,6 @@ CURVES = [
 ]
 
 
-@pytest.fixture
-def ax():
-    figure, ax = figures.panels()
-    yield ax
-    plt.close(figure)
-
-
 def line(ax, label):
     (found,) = [entry for entry in ax.lines if entry.get_label() == label]
     return found

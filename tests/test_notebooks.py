@@ -9,7 +9,7 @@ import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from metaug_core import notebooks
+from metaug_core import headless, notebooks
 from metaug_core.config import Config, ConfigError
 from metaug_core.presets import preset
 
@@ -33,7 +33,9 @@ def parameters_cell(path: Path) -> nbformat.NotebookNode:
 
 
 def test_the_notebooks_are_there():
-    assert {"01_pretrain", "02_evaluate"} <= {path.stem for path in PATHS}
+    of_the_paper = {"03_similarity_histograms", "04_gamma_attenuation", "05_batch_size", "06_margins", "07_hyperparameters",
+                    "08_augmentations", "09_benchmarks", "10_meta_gradient", "11_delta"}  # fmt: skip
+    assert {"01_pretrain", "02_evaluate"} | of_the_paper <= {path.stem for path in PATHS}
 
 
 @ALL
@@ -83,16 +85,33 @@ def test_parameters_are_annotated_commented_literals(path):
 def test_the_next_cell_builds_the_config_from_every_parameter(path):
     cells = code(path)
     following = cells[cells.index(parameters_cell(path)) + 1].source
-    assert "notebooks.configure(" in following
+    assert re.search(r"notebooks\.configure\(|plans\.plan\(", following)
     for name in papermill.inspect_notebook(path):
         assert re.search(rf"\b{name}\b", following), name
 
 
 @ALL
-def test_the_defaults_are_the_quick_preset(path):
+def test_the_defaults_are_those_of_a_preset(path):
+    """One run: the quick preset. Many runs: the sketch preset, but for what the notebook itself must set to show its question."""
     found = {name: ast.literal_eval(entry["default"]) for name, entry in papermill.inspect_notebook(path).items()}
     settings = {name: value for name, value in found.items() if name == "preset" or name in Config.model_fields}
-    assert notebooks.build(settings) == preset("quick")
+    if "seed" in found:
+        assert notebooks.build(settings) == preset("quick")
+        return
+    asked = {"03_similarity_histograms": {"delta": 1.0, "alpha": 1.0}, "06_margins": {"delta": 1.0, "alpha": 1.0},
+             "10_meta_gradient": {"width": 0.25, "inner_lr": 0.1}}  # fmt: skip
+    assert notebooks.build(settings) == preset("sketch", **asked.get(path.stem, {}))
+
+
+@pytest.mark.parametrize("name", ["04_gamma_attenuation", "11_delta"])
+def test_a_notebook_of_many_runs_is_checked_but_belongs_to_no_run(name):
+    path = FOLDER / f"{name}.ipynb"
+    values, config = headless.checked(path, {"seeds": "3", "dataset": "cifar10", "max_hours": "2"})
+    assert (values, config) == ({"seeds": 3, "dataset": "cifar10", "max_hours": 2.0}, None)
+    assert headless.checked(FOLDER / "01_pretrain.ipynb", {"seed": "3"})[1] == preset("quick", seed=3)
+    for given, refusal in (({"encoder": "conf"}, "unknown encoder 'conf'"), ({"epochs": "0"}, "epochs")):
+        with pytest.raises(ConfigError, match=refusal):
+            headless.checked(path, given)
 
 
 @ALL

@@ -172,13 +172,11 @@ def test_a_damaged_line_is_one_sentence(tmp_path, line):
 def test_begin_drops_later_rows_and_remembers_sessions(tiny):
     run = request(tiny())
     begin(run, 0, "cpu")
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    logs = ("metrics.jsonl", "similarities.jsonl", "timing.jsonl")
+    for name in logs:
         append(run.path / name, [{"step": step} for step in (0, 2, 4)])
     begin(run, 2, "cpu")
-    assert [[row["step"] for row in rows(run.path / name)] for name in ("metrics.jsonl", "timing.jsonl")] == [
-        [0, 2],
-        [0, 2],
-    ]
+    assert [[row["step"] for row in rows(run.path / name)] for name in logs] == [[0, 2]] * 3
     assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 2]
     begin(run, 0, "cpu")
     assert run.metrics.empty
@@ -309,8 +307,8 @@ def test_list_runs_leaves_out_what_cannot_be_read(runs_dir, tmp_path):
 def test_a_run_folder_describes_itself(tiny):
     run = fit(tiny(method="simclr", views=("RGB", "RGB"), epochs=1), lambda progress: None)
     names = {path.name for path in run.path.iterdir() if path.name != ".lock"}
-    assert names == {"config.json", "environment.json", "metrics.jsonl", "timing.jsonl", "checkpoint.safetensors", "encoders",
-                     "finished.json"}  # fmt: skip
+    assert names == {"config.json", "environment.json", "metrics.jsonl", "similarities.jsonl", "timing.jsonl",
+                     "checkpoint.safetensors", "encoders", "finished.json"}  # fmt: skip
     assert read_json(run.path / "finished.json") == {"epochs": 1, "steps": 5}
     assert open_run(run.path, Path("/nowhere")).config == run.config
     with safetensors.safe_open(run.checkpoint, "pt") as file:

@@ -26,10 +26,10 @@ class MultiView(Method):
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def pairs(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Tensor, Tensor]:
-        """Similarities of positives (A, P) and negatives (A, N), as `Pairs` gives them."""
+    def rows(self, z: Tensor, context: Context, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """Similarities of positives (A, P) and negatives (A, N) of each set of anchors, as `Pairs` gives them."""
         targets = z if context.positives is None else context.positives
-        return context.pairs(len(self.config.views))(z, targets, by_view)
+        return context.pairs(len(self.config.views)).rows(z, targets, by_view)
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor: ...
@@ -45,7 +45,8 @@ class CMC(MultiView):
     contrasts = True
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        return self.contrast(*self.pairs(z, context, by_view=True))
+        rows = self.rows(z, context, by_view=True)
+        return torch.stack([self.contrast(*row) for row in rows]).mean()
 
 
 class OUCL(MultiView):
@@ -57,7 +58,8 @@ class OUCL(MultiView):
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        positives, negatives = self.pairs(z, context)
+        rows = self.rows(z, context)
         if self.config.scope == "minibatch":
-            positives, negatives = positives.reshape(1, -1), negatives.reshape(1, -1)
-        return unified(positives, negatives, self.config)
+            positives, negatives = (torch.cat([x.reshape(1, -1) for x in side], -1) for side in zip(*rows, strict=True))
+            rows = [(positives, negatives)]
+        return torch.stack([unified(*row, self.config) for row in rows]).mean()

@@ -1,0 +1,251 @@
+"""What the benchmarks share: steps of a run, timing by turns, counts of work, peaks of memory, and the machine's own limits."""
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from metaug_core import Config, state
+from metaug_core.data import Images, Splits
+from metaug_core.engine import pick_device
+from metaug_core.machine import freed_memory_kept
+from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
+
+Way = Callable[[], object]
+LEAST_ROUNDS, MOST_ROUNDS = 3, 25
+CHAIN_SECONDS = 0.02  # on CUDA so many steps are timed together that the events' own microseconds do not count
+
+
+def noise(count: int, size: int, device: str = "cpu") -> Images:
+    """Random bytes as images of two classes: what is in a picture does not change what it costs."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return Images(pixels.to(device), (torch.arange(count) % 2).to(device), ("one", "two"))
+
+
+class Steps:
+    """Whole steps, one per call, of trials side by side: views, losses, gradients, optimisers, bank."""
+
+    def __init__(self, *configs: Config, images: Images | None = None):
+        device, batch = pick_device(configs[0].device), configs[0].batch_size
+        images = images or noise(8 * batch, configs[0].image_size, device)
+        splits = Splits(images, images, None, images)
+        self.stepper = Stepper([state.create(config, splits, device) for config in configs])
+        self.images, self.rows = images, torch.arange(batch, device=device)
+
+    def __call__(self, pixels: Tensor | None = None) -> object:
+        pixels = self.images.pixels[self.rows] if pixels is None else pixels
+        return self.stepper({n: Batch(pixels, self.rows, False) for n in range(len(self.stepper.states))})
+
+
+# --- time
+
+
+def wait(device: str) -> None:
+    """Until the device has done all it was asked."""
+    if device != "cpu":
+        getattr(torch, device).synchronize()
+
+
+def seconds(way: Way, device: str, repeat: int = 1) -> float:
+    """Of one call, among `repeat` in a row: by the device's own events on CUDA, else by the clock."""
+    wait(device)
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeat):
+            way()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeat
+    begin = time.perf_counter()
+    for _ in range(repeat):
+        way()
+    wait(device)
+    return (time.perf_counter() - begin) / repeat
+
+
+def turns(ways: Mapping[str, Way], device: str, budget: float) -> dict[str, list[float]]:
+    """Seconds of each way by round, after warming up. Within a round each has its turn, so that a drift of the machine meets all,
+    and every other round goes backwards. As many rounds as fit in `budget` seconds, from 3 to 25."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with freed_memory_kept():  # as in training
+        for way in ways.values():
+            for _ in range(EAGER_STEPS + 2 if device == "cuda" else 1):  # to the capture and beyond
+                way()
+        once = {name: seconds(way, device) for name, way in ways.items()}
+        repeat = {n: max(1, min(50, round(CHAIN_SECONDS / t))) if device == "cuda" else 1 for n, t in once.items()}
+        rounds = int(budget / sum(repeat[name] * once[name] for name in ways))
+        for number in range(min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)):
+            for name in sorted(ways, key=list(ways).index, reverse=bool(number % 2)):
+                found[name].append(seconds(ways[name], device, repeat[name]))
+    return found
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """The median over rounds of one's time in that of the other."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+# --- work
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step has to do, counted as it runs eagerly."""
+
+    flops: int  # of matmuls and convolutions, by torch's own formulas
+    least: int  # bytes that these and the fused optimisers read and write, each tensor once: all else fused into them
+    moved: int  # bytes that all operations read and write, each by itself
+    operations: int  # ATen operations that compute, not only look at memory in another way
+
+    def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """Seconds below which no program can do it on a machine with these limits."""
+        return max(self.flops / flops_per_second, self.least / bytes_per_second)
+
+
+class _Count(TorchDispatchMode):
+    """torch's FlopCounterMode hooks modules, and with that torch.autograd.grad to a feature fails; so this counts by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.least = self.moved = self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.is_view or func._schema.name in ("aten::detach", "aten::lift_fresh", "aten::_unsafe_view"):
+            return out
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+        size = sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+        formula = flop_registry.get(func._overloadpacket)
+        self.operations += 1
+        self.moved += size
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        if formula is not None or "_fused_" in func._schema.name:
+            self.least += size
+        return out
+
+
+def counted(step: Way) -> Work:
+    """Of one step, which must be eager."""
+    with _Count() as count:
+        step()
+    return Work(count.flops, count.least, count.moved, count.operations)
+
+
+def launches(step: Way, device: str) -> dict[str, int | None]:
+    """What the host sends off in one step, a graph counting once, and the kernels and copies that the device then runs."""
+    if device != "cuda":
+        return {"launches": None, "kernels": None}
+    wait(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        step()
+        wait(device)
+    events = seen.events() or []
+    on_device = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
+    sent = [e for e in events if e.device_type == DeviceType.CPU and "Launch" in e.name and e.name.startswith("cu")]
+    return {"launches": len(sent), "kernels": len(on_device)}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The machine's own limits, as two ways that take their turns with what they are to judge: a large matmul and a large copy."""
+
+    ways: dict[str, Way]
+    amounts: dict[str, int]  # FLOPs and bytes of one call
+
+    def rates(self, found: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+        """Best FLOP/s and bytes/s among the rounds."""
+        flops, moved = (self.amounts[name] / min(found[name]) for name in ("matmul", "copy"))
+        return flops, moved
+
+
+def limits(device: str, precision: str) -> Limits:
+    """precision: float32 or bf16, of the matmul; float32 on CUDA with TF32, which is what torch takes for convolutions there."""
+    side, size = (8192, 2**30) if device == "cuda" else (2048, 2**26)
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    out, source = torch.empty_like(a), torch.empty(size, dtype=torch.uint8, device=device)
+    goal, before = torch.empty_like(source), torch.get_float32_matmul_precision()
+
+    def multiply() -> None:
+        torch.set_float32_matmul_precision("high" if device == "cuda" else before)
+        torch.mm(a, a, out=out)
+        torch.set_float32_matmul_precision(before)
+
+    return Limits(
+        {"matmul": multiply, "copy": lambda: goal.copy_(source)},
+        {"matmul": 2 * side**3, "copy": 2 * size},
+    )
+
+
+# --- memory
+
+
+def free(device: str) -> None:
+    """What nobody holds any more goes back to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, or VmHWM at its highest (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def added(config: Config) -> int:
+    """Bytes that an eager step adds, while it runs, to weights and optimiser states."""
+    free(pick_device(config.device))
+    step = Steps(config.replace(graphs="off"))
+    step()  # the optimisers' states are there from now on
+    if pick_device(config.device) == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    step()
+    return resident("VmHWM") - before
+
+
+def peaks(configs: Sequence[Config]) -> list[int | None]:
+    """`added` of each. On a CPU in one child, whose malloc returns large blocks at once, so that its resident set is what tensors
+    take; None where there is no /proc."""
+    if pick_device(configs[0].device) == "cuda":
+        return [added(config) for config in configs]
+    if not Path("/proc/self/clear_refs").exists():
+        return [None] * len(configs)
+    command = [sys.executable, "-c", "import _measure; _measure.answer()"]
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    asked = json.dumps([config.model_dump(mode="json") for config in configs])
+    where = Path(__file__).parent
+    done = subprocess.run(command, input=asked, env=settings, cwd=where, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def answer() -> None:
+    """The child's part of `peaks`."""
+    print(json.dumps([added(Config(**values)) for values in json.loads(sys.stdin.read())]))
+
+
+def default(device: str, on_cuda: Any, elsewhere: Any) -> Any:
+    """What an option is where the user said nothing."""
+    return on_cuda if device == "cuda" else elsewhere

@@ -1,0 +1,37 @@
+"""A user's own Python file, which enters methods, encoders, views or data sets in the registries (`--import my_methods.py`)."""
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from metaug_core.registry import MetaugError
+
+
+def load(file: str | Path) -> Path:
+    """Run the file, once in a process, as the module of its name; its neighbours can be imported from it. Returns its full path.
+
+    Raises MetaugError (one sentence) if it is not there, is not Python, fails, or has the name of another module.
+    """
+    path = Path(file).resolve()
+    named = sys.modules.get(path.stem) or importlib.util.find_spec(path.stem)
+    origin = getattr(named, "__file__", None) or getattr(named, "origin", None)
+    if path.stem in sys.modules and origin == str(path):
+        return path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise MetaugError(f"cannot import {file}: {'it is no .py file' if path.is_file() else 'there is no such file'}")
+    if named is not None and origin != str(path):
+        raise MetaugError(f"cannot import {file}: {path.stem!r} is the name of another module, give it one of its own")
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[path.stem]
+        sys.path.remove(str(path.parent))
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise MetaugError(f"cannot import {file}: line {line}: {type(error).__name__}: {what}") from None
+    return path

@@ -1,0 +1,197 @@
+"""The paper's figures, as functions of (table, ax): what a setting does, with seeds as bands and the paper's values beside ours.
+
+A table has a row for each run (`results.table`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which `untrained`
+is that of the same encoder before training and `measure` says which protocol it is (`measured`). Accuracies are drawn in percent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from metaug_core import paper
+from metaug_core.style import BLUE, FLOORS, MARKERS, dress, method_colour, nothing
+from metaug_core.tables import summary
+
+MEASURE_NAMES = {"probe_paper": "linear probe, paper's", "probe_fast": "linear probe, fast", "knn": "kNN"}
+PAPERS: dict[str, Any] = {"markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 8, "zorder": 5}
+
+
+def measured(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The table with `accuracy`, `untrained` and `measure` of one protocol (probe_paper, probe_fast or knn)."""
+    nothing_yet = pd.Series(float("nan"), table.index)
+    columns = {"accuracy": measure, "untrained": f"untrained_{measure}"}
+    values = {name: pd.to_numeric(table.get(column, nothing_yet)) for name, column in columns.items()}
+    return table.assign(**values, measure=measure)
+
+
+def axis_name(table: pd.DataFrame) -> str:
+    """What accuracy it is: the protocol and the split."""
+    found = [MEASURE_NAMES.get(str(table["measure"].iloc[0]), "accuracy")] if len(table) else ["accuracy"]
+    found += [str(split) for split in table.get("split", pd.Series(dtype=str)).dropna().unique()[:1]]
+    return f"accuracy (%)\n{', '.join(found)}"
+
+
+def said(counts: Sequence[int] | pd.Series) -> str:
+    """How many seeds stand behind each point: for the caption of every figure."""
+    low, high = int(min(counts, default=0)), int(max(counts, default=0))
+    if high <= 1:
+        return f"n = {high} seed a point, so no interval"
+    return f"mean and 95 % interval, n = {low if low == high else f'{low} to {high}'} seeds a point"
+
+
+def written(value: Any) -> str:
+    """A value of a setting on an axis: 0.4, 6, 1e-07 as a power of ten."""
+    if not isinstance(value, int | float | np.number):
+        return str(value)
+    power = np.log10(value) if value > 0 else 0.5
+    return f"$10^{{{power:.0f}}}$" if abs(power) >= 2 and np.isclose(power, round(power)) else f"{value:g}"
+
+
+def places(values: pd.Series) -> dict[Any, int]:
+    """Where each value of a setting stands on the axis: in rising order, at equal distances, as the paper's figures have them."""
+    return {value: place for place, value in enumerate(sorted(values.dropna().unique()))}
+
+
+def named(ax: Axes, at: Mapping[Any, int], names: Mapping[Any, str] | None = None) -> None:
+    """Write the values of a setting on the x axis, or their names."""
+    ax.set_xticks(list(at.values()), [(names or {}).get(value, written(value)) for value in at])
+    ax.set_xlim(-0.4, len(at) - 0.6)
+
+
+def against(
+    table: pd.DataFrame,
+    ax: Axes,
+    setting: str,
+    title: str = "",
+    label: str | None = None,
+    joined: bool = True,
+    caption: str | None = None,
+) -> Axes:
+    """Accuracy over the values of a setting: each method's mean and 95 % band over seeds, every seed as a dot, and the untrained
+    encoder as a dashed line. joined: draw lines between values that have an order; else methods stand side by side. caption: in
+    place of the number of seeds.
+    """
+    kept = table.dropna(subset=["accuracy"])
+    if kept.empty:
+        return nothing(ax, title, "no finished run yet")
+    at, counts, methods = places(kept[setting]), [], list(kept["method"].unique())
+    for number, method in enumerate(methods):
+        rows = kept[kept["method"] == method]
+        points = summary(rows, setting, "accuracy").sort_values(setting)
+        shift = 0.0 if joined else (number - (len(methods) - 1) / 2) * 0.16
+        x, y = points[setting].map(at).to_numpy(float) + shift, 100 * points["mean"].to_numpy()
+        half, colour = 100 * points["half_width"].fillna(0).to_numpy(), method_colour(method)
+        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": colour, "label": paper.name(method)}
+        if joined:
+            ax.plot(x, y, **look)
+            ax.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)
+        else:
+            ax.errorbar(x, y, half if half.any() else None, linestyle="none", capsize=3, **look)
+        if points["n"].max() > 1:
+            dots = {"s": 9, "color": colour, "alpha": 0.55, "linewidths": 0}
+            ax.scatter(rows[setting].map(at) + shift, 100 * rows["accuracy"], **dots)
+        counts += points["n"].tolist()
+    floor(kept, ax)
+    named(ax, at)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}
+    ax.legend(fontsize=8, **beside)
+    return dress(ax, title, label or setting, axis_name(kept), caption or said(counts))
+
+
+def floor(table: pd.DataFrame, ax: Axes) -> None:
+    """A dashed line at the mean accuracy of the untrained encoders; nothing if none was measured."""
+    found = table["untrained"].dropna() if "untrained" in table else []
+    if len(found):
+        ax.axhline(100 * found.mean(), color=FLOORS["untrained"], linestyle="--", label="untrained (mean)")
+
+
+def level(table: pd.DataFrame, ax: Axes, text: str, colour: str = "0.2") -> None:
+    """A dotted line at the mean over seeds with its 95 % band, for a reference without the setting on the axis."""
+    points = summary(table.assign(all=0), "all", "accuracy")
+    if points.empty or not points["n"].iloc[0]:
+        return
+    mean, half = 100 * points["mean"].iloc[0], 100 * points["half_width"].fillna(0).iloc[0]
+    ax.axhline(mean, color=colour, linestyle=":", label=text)
+    ax.axhspan(mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
+    ax.legend(fontsize=8)
+
+
+def differences(
+    found: pd.DataFrame,
+    ax: Axes,
+    setting: str,
+    papers: Mapping[Any, float] | None = None,
+    title: str = "",
+    label: str | None = None,
+    names: Mapping[Any, str] | None = None,
+    papers_label: str = "paper",
+) -> Axes:
+    """Paired differences of accuracy (`results.paired`) with their 95 % intervals; papers: the paper's own, in points.
+
+    An interval that crosses zero leaves the sign open. Values of the setting that only one side has are drawn as well. A column
+    `method` in found draws each method in its colour, side by side.
+    """
+    papers = papers or {}
+    if found.empty and not papers:
+        return nothing(ax, title, "no finished pair of runs yet")
+    at = places(pd.Series([*found[setting], *papers]))
+    groups = found.groupby("method", sort=False) if "method" in found else [("", found)]
+    for number, (method, rows) in enumerate(groups):
+        shift = (number - (len(groups) - 1) / 2) * 0.16
+        colour, name = (method_colour(str(method)), paper.name(str(method))) if method else (BLUE, "ours")
+        look: dict[str, Any] = {"marker": MARKERS[number], "linestyle": "none", "capsize": 4}
+        half = 100 * rows["half_width"].fillna(0)
+        ax.errorbar(rows[setting].map(at) + shift, 100 * rows["mean"], half, color=colour, label=name, **look)
+    if papers:
+        ax.plot([at[value] for value in papers], list(papers.values()), marker="D", label=papers_label, **PAPERS)
+    ax.axhline(0, color="0.3", linewidth=1)
+    named(ax, at, names)
+    ax.legend(fontsize=8)
+    return dress(ax, title, label or setting, "difference (points)", said(found["n"]))
+
+
+def heat_map(
+    found: pd.DataFrame, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None
+) -> Axes:
+    """Mean accuracy of a `summary` by two settings, written in each cell with its 95 % half-width; a cell without a run stays
+    white and says so. Text settings keep their order, numbers rise."""
+    columns, rows = (list(dict.fromkeys(found[name])) for name in (x, y))
+    columns, rows = (sorted(v) if all(isinstance(i, int | float) for i in v) else v for v in (columns, rows))
+    values = found.set_index([y, x])
+    grid = 100 * values["mean"].unstack(x).reindex(index=rows, columns=columns).to_numpy(float)
+    image = ax.imshow(np.ma.masked_invalid(grid), cmap="viridis", aspect="auto", origin="lower")
+    middle = np.nanmean([np.nanmin(grid), np.nanmax(grid)]) if np.isfinite(grid).any() else 0
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            missing, half = bool(np.isnan(grid[i, j])), 100 * values["half_width"].get((row, column), float("nan"))
+            text = "no run" if missing else f"{grid[i, j]:.1f}" + ("" if np.isnan(half) else f"\n±{half:.1f}")
+            colour = "0.4" if missing else "white" if grid[i, j] < middle else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    ax.set_xticks(range(len(columns)), [written(v) for v in columns])
+    ax.set_yticks(range(len(rows)), [written(v) for v in rows])
+    ax.grid(False)
+    ax.get_figure().colorbar(image, ax=ax, label="accuracy (%)", shrink=0.85)  # type: ignore[union-attr]
+    return dress(ax, title, *(labels or (x, y)), said(found["n"]))
+
+
+def method_rows(values: pd.DataFrame, ax: Axes, title: str, order: Sequence[str], caption: str = "") -> Axes:
+    """A row for each method, in order from above: its accuracy in percent with a half-width; a row without one says `no value`.
+
+    values: method, mean, half_width in [0, 1].
+    """
+    found = values.set_index("method")
+    for place, method in enumerate(order):
+        if method not in found.index or np.isnan(found.loc[method, "mean"]):
+            ax.text(0.02, place, "no value", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color="0.5")
+            continue
+        mean, half = (100 * float(found.loc[method, name]) for name in ("mean", "half_width"))
+        look: dict[str, Any] = {"color": method_colour(method), "marker": "o", "capsize": 3, "linestyle": "none"}
+        ax.errorbar([mean], [place], xerr=None if np.isnan(half) else [half], **look)
+        ax.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+    ax.set_yticks(range(len(order)), [paper.name(method) for method in order])
+    ax.set_ylim(len(order) - 0.5, -0.7)
+    ax.margins(x=0.12)
+    return dress(ax, title, "accuracy (%)", "", caption)

@@ -1,0 +1,124 @@
+"""What the notebooks of many runs call: their plan checked, its runs made or read, their figure kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from metaug_core import engine, evaluation, experiments, gallery, paper_gallery, results
+from metaug_core.anatomy import binned
+from metaug_core.config import Config
+from metaug_core.figures import pair_similarities
+from metaug_core.live_view import clock
+from metaug_core.machine import environment
+from metaug_core.notebooks import configure, injected, load, made, sample
+from metaug_core.paper_figures import measured
+
+# Of a run, what every figure of many runs keeps in its small table.
+KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split"]
+
+
+def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:
+    """The settings that all runs of a notebook share, for `experiments.grid`: its parameters, and what was injected beside them.
+    Checked as `configure` does. Raises ConfigError."""
+    configure(own, **settings)
+    further, _ = injected([*settings, *(own or {})])
+    return settings | further
+
+
+def collected(
+    configs: Sequence[Config],
+    max_hours: float,
+    measure: str = "probe_fast",
+    split: str = "test",
+    augmented: bool = False,
+) -> pd.DataFrame:
+    """The table of these runs with `accuracy`, `untrained` and `measure`, after making here what is missing of it.
+
+    The estimated time is printed before anything starts; if it is more than max_hours nothing does, and the table holds what there
+    is. split: test, or val (where there is one) for choosing settings. augmented: also with z and z~, where the method has a MAG.
+    """
+    options: dict[str, Any] = {"measures": (measure,), "split": split}
+    todo = results.missing(configs, representations=("trained",), augmented=augmented, **options)
+    print(f"{len(configs)} runs, {len(configs) - len(todo)} of them there.", end=" " if todo else "\n")
+    if todo:
+        seconds = experiments.seconds([run.config for run in todo])
+        print(f"The other {len(todo)} will take about {clock(seconds)} on this machine.")
+        if seconds > 3600 * max_hours:
+            print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
+            return floored(measured(results.table(configs, split), measure))
+    made(experiments.floors(configs), representations=("untrained",), **options)
+    return floored(measured(made(configs, representations=("trained",), augmented=augmented, **options), measure))
+
+
+def floored(table: pd.DataFrame) -> pd.DataFrame:
+    """The untrained accuracy of each distinct encoder in the rows of all runs that start from it."""
+    same = table.groupby(list(experiments.FLOOR), dropna=False)["untrained"]
+    return table.assign(untrained=same.transform("first"))
+
+
+def drawn(
+    name: str, table: pd.DataFrame, runs: pd.DataFrame | None, publish: bool, columns: Sequence[str] = ()
+) -> Figure:
+    """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
+    folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table. runs: None for a
+    measurement of this machine."""
+    small = table[[*dict.fromkeys([*columns, *(c for c in KEPT if c in table)])]] if columns else table
+    folder = gallery.FOLDER if publish else Config.model_fields["runs_dir"].default / "figures"
+    gallery.publish(name, small, here() if runs is None else runs, folder)
+    draw = paper_gallery.FIGURES[name].draw
+    assert draw is not None
+    return draw(small)
+
+
+def here() -> pd.DataFrame:
+    """Provenance of what was measured here and now, as a row of `results.table`."""
+    found = environment(engine.pick_device("auto"))
+    machine = {key: found[key] for key in ("device", "commit", "uncommitted_changes")}
+    return pd.DataFrame(
+        [machine | {"run": f"{found['platform']} {found['processor']}", "state": "finished", "seed": 0}]
+    )
+
+
+def percent(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
+    grouped = table.groupby(list(by), sort=False, dropna=False)
+    found = results.summary(table, by, "accuracy").set_index(list(by))
+    found = pd.DataFrame({"accuracy": 100 * found["mean"], "±": 100 * found["half_width"], "n": found["n"]})
+    return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
+
+
+def similarity_table(requests: results.Requests, images: int) -> pd.DataFrame:
+    """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
+
+    Rows as `anatomy.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
+    """
+    found, splits = [], None
+    for run in map(results.run_of, requests):
+        if not run.finished:
+            continue
+        config = run.config
+        splits = splits or load(config)
+        networks, mag = evaluation.load_networks(config, len(splits.train.classes), run.encoder_files()[-1])
+        device = splits.train.labels.device
+        both = evaluation.embeddings(networks.to(device), sample(splits.test, images), config, mag and mag.to(device))
+        z, augmented = both.chunk(2)
+        labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
+        for features, pairs in (("augmented", pair_similarities(z, augmented)), ("original", pair_similarities(z))):
+            found.append(binned(*pairs).assign(features=features, **labels))
+    return pd.concat(found) if found else pd.DataFrame()
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The stored table of `paper_gallery.delta_question` as paired differences from MetAug (only OUCL), in points, with a verdict:
+    higher or lower where the 95 % interval excludes zero, else open."""
+    found = results.paired(table, "weight", paper_gallery.REFERENCE, "accuracy").set_index("weight")
+    found = found[["mean", "half_width"]].mul(100).assign(n=found["n"])
+    clear = found["mean"].abs() > found["half_width"]
+    verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
+    share = table.groupby("weight")["augmented_gradient_share"].mean()
+    found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
+    return (
+        found.rename(index={paper_gallery.CONTROL: "control"}).rename_axis("delta").rename(columns={"half_width": "±"})
+    )

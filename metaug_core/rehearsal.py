@@ -1,0 +1,150 @@
+"""A step rehearsed on random images: what it costs, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from metaug_core import engine, meta, state
+from metaug_core.config import Config
+from metaug_core.data import Images, Splits
+from metaug_core.machine import freed_memory_kept
+from metaug_core.state import TrainState
+from metaug_core.step import total, train_step
+from metaug_core.tangents import Params
+
+Way = Callable[[], object]
+
+
+class Rehearsal(NamedTuple):
+    """A run's state before its first step, and a minibatch of random images."""
+
+    s: TrainState
+    pixels: Tensor  # uint8 (B, 3, H, W)
+    indices: Tensor  # int64 (B,)
+
+    def step(self) -> dict[str, Tensor]:
+        """One whole training step: views, losses, gradients, optimisers, bank."""
+        return train_step(self.s, self.pixels, self.indices, log=False)
+
+
+def rehearse(config: Config) -> Rehearsal:
+    """The state of config on two minibatches of random images, where config wants it; no data set is read."""
+    batch, size, device = config.batch_size, config.stored_size or config.image_size, engine.pick_device(config.device)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (2 * batch, 3, size, size), generator=generator, dtype=torch.uint8).to(device)
+    images = Images(pixels, torch.arange(2 * batch, device=device) % 2, ("one", "two"))
+    s = state.create(config, Splits(images, images, None, images), device)
+    return Rehearsal(s, pixels[:batch], torch.arange(batch, device=device))
+
+
+def seconds(way: Way) -> float:
+    """Of one call, to the end of what it started on the device."""
+    started = time.perf_counter()
+    way()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+class _Flops(TorchDispatchMode):
+    """torch's own FlopCounterMode hooks modules, and with that torch.autograd.grad to a feature fails."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flops(way: Way) -> int:
+    """Of the matmuls and convolutions of one call, by torch's own formulas."""
+    with _Flops() as counter:
+        way()
+    return counter.total
+
+
+def compared(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
+    """A row for each way: step (its name), milliseconds (median), times_plain (median over rounds of its time in that of the first
+    way), low, high (least and greatest), gflop, flops_plain, rounds. Ways take turns within a round, so that a drift of the
+    machine's speed meets all of them.
+    """
+    with freed_memory_kept():  # as in training
+        counts = {name: flops(way) for name, way in ways.items()}  # warms up as well
+        found = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds)]
+    first = next(iter(ways))
+    rows = []
+    for name in ways:
+        ratios = [one[name] / one[first] for one in found]
+        rows.append(
+            {
+                "step": name,
+                "milliseconds": 1e3 * statistics.median(one[name] for one in found),
+                "times_plain": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "gflop": counts[name] / 1e9,
+                "flops_plain": counts[name] / counts[first],
+                "rounds": rounds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# --- is the meta-gradient right
+class Problem(NamedTuple):
+    """eq. 2-6 on one minibatch in float64: features(theta), loss(z, omega), and the parameters as leaves."""
+
+    features: meta.Features
+    loss: meta.Loss
+    theta: Params
+    omega: Params
+    modules: tuple[nn.Module, ...]  # of `frozen_statistics`
+
+
+def problem(config: Config) -> Problem:
+    """The look-ahead of config, of a method with a MAG, on random images on the CPU. loss includes alpha R_sigma."""
+    s, pixels, indices = rehearse(config.replace(device="cpu"))
+    networks, mag, memory = (m.double() if m is not None else None for m in (s.networks, s.mag, s.memory))
+    assert networks is not None
+    assert mag is not None
+    views = [view.double() for view in s.method.views(pixels, s.generators["views"])]
+    context = s.method.context(memory, views, indices, torch.zeros_like(indices), s.generators["draw"])
+
+    def features(theta: Params) -> Tensor:
+        return functional_call(networks, theta, (views,))
+
+    def loss(z: Tensor, omega: Params) -> Tensor:
+        return total(s.method.outer_terms(z, context, lambda x: functional_call(mag, omega, (x,))))
+
+    theta, omega = ({name: p.detach().requires_grad_() for name, p in m.named_parameters()} for m in (networks, mag))
+    return Problem(features, loss, theta, omega, (networks, mag))
+
+
+def distances(found: Mapping[str, Params], reference: Params) -> pd.DataFrame:
+    """Largest absolute difference from the reference, and that relative to the reference's largest entry."""
+    size = max(float(g.abs().max()) for g in reference.values())
+    rows = {k: max(float((g[n] - reference[n]).abs().max()) for n in reference) for k, g in found.items()}
+    return pd.DataFrame({"largest difference": rows, "relative": {k: v / size for k, v in rows.items()}})
+
+
+def central_difference(p: Problem, lr: float, direction: Params, step: float = 1e-6) -> float:
+    """d/dt of loss(features(theta'), omega + t direction) at t = 0, where theta' is computed again at every omega: no derivative
+    with respect to omega is used."""
+
+    def ahead(t: float) -> float:
+        omega = {name: (w + t * direction[name]).detach() for name, w in p.omega.items()}
+        inner = meta.gradients(p.loss(p.features(p.theta), omega), p.theta)
+        with torch.no_grad():
+            return float(p.loss(p.features(meta.step(p.theta, inner, lr)), omega))
+
+    return (ahead(step) - ahead(-step)) / (2 * step)

@@ -1,0 +1,229 @@
+"""Finished runs as one tidy table, and what it says over seeds: the step from a store of runs to a figure.
+
+configs = [preset("quick", delta=delta, seed=seed) for delta in (1e-7, 0.1) for seed in range(3)]
+table = made(configs, measures=("knn",))        # trains and evaluates what is missing; again, it only reads
+summary(table, "delta", "knn")                  # mean, half_width, n
+paired(table, "delta", 1e-7, "knn")             # differences over shared seeds
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from metaug_core import data, engine, evaluation, methods, store
+from metaug_core.config import Config
+from metaug_core.evaluation import AUGMENTED, REPRESENTATIONS
+from metaug_core.probe import MEASURES
+from metaug_core.progress import Progress, RunsBar, RunsReporter
+from metaug_core.registry import MetaugError
+from metaug_core.store import BusyError, Run
+from metaug_core.tables import load as load
+from metaug_core.tables import paired as paired
+from metaug_core.tables import save as save
+from metaug_core.tables import summary as summary
+
+Requests = Sequence[Config | Run]
+PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
+DEFAULT = REPRESENTATIONS[1:]  # raw pixels cost three times as much as the two others, and are the same in every run
+# What differs between two machines that compute the same results.
+MACHINE = [
+    "seconds",
+    "images_per_second",
+    "device",
+    "processor",
+    "commit",
+    "uncommitted_changes",
+    "started",
+    "sessions",
+]
+WAIT_SECONDS = 1.0
+T = TypeVar("T")
+
+
+# --- runs -> table
+def row(run: Run, split: str = "test") -> dict[str, Any]:
+    """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
+
+    Settings: all that decide the result, under their names; a list as text, `L,ab`. Accuracies in [0, 1] as far as they are
+    evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn (pixels), augmented_knn (z and
+    z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last
+    epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions, images/s, device, commit.
+    """
+    settings = run.config.identity()
+    state = "finished" if run.finished else "failed" if run.failure else "missing"
+    found = {"run": run.path.name, "state": state, "failure": None if run.finished else run.failure}
+    found |= {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
+    if not run.finished:
+        return found
+    file = evaluation.evaluation_file(run, split)
+    stored = store.read_json(file) if file.exists() else {}
+    for name, prefix in PREFIX.items():
+        found |= {f"{prefix}{measure}": stored.get(name, {}).get(measure) for measure in MEASURES}
+    found |= {"split": split, "n_eval": stored.get("trained", {}).get("n_eval")}
+    return found | last_metrics(run) | machine(run)
+
+
+def last_metrics(run: Run) -> dict[str, float]:
+    """Means over the last epoch's logged rows; step, epoch and lr are left out."""
+    metrics = run.metrics
+    last = metrics[metrics["epoch"] > run.config.epochs - 1].drop(columns=["step", "epoch", "lr"], errors="ignore")
+    return last.mean().dropna().to_dict()
+
+
+def machine(run: Run) -> dict[str, Any]:
+    """On what the run was trained and how fast. Seconds: of all sessions together, trials side by side counted in full each."""
+    timing, sessions = store.rows(run.path / "timing.jsonl"), store.read_json(run.path / "environment.json")
+    ended = [
+        row for row, after in pairwise(timing) if after["seconds"] < row["seconds"]
+    ]  # a session's clock starts at 0
+    return {
+        "seconds": sum(row["seconds"] for row in [*ended, *timing[-1:]]),
+        "images_per_second": timing[-1]["images_per_second"] if timing else float("nan"),
+        **{
+            name: sessions[-1].get(name) for name in ("device", "processor", "commit", "uncommitted_changes", "started")
+        },
+        "sessions": len(sessions),
+    }
+
+
+def run_of(request: Config | Run) -> Run:
+    return store.request(request) if isinstance(request, Config) else request
+
+
+def table(requests: Requests, split: str = "test", failures: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A row for each config or run, in the order asked, done or not: `state` says which, and `missing` lists them.
+
+    failures: sentences by run name, of runs that failed without leaving a record in their folder (missing data).
+    """
+    found = []
+    for run in map(run_of, requests):
+        failure = (failures or {}).get(run.path.name)
+        found.append(row(run, split) | ({"state": "failed", "failure": failure} if failure else {}))
+    return pd.DataFrame(found)
+
+
+def missing(
+    requests: Requests,
+    measures: Sequence[str] = MEASURES,
+    representations: Sequence[str] = DEFAULT,
+    augmented: bool = False,
+    retry: bool = False,
+    split: str = "test",
+) -> list[Run]:
+    """Each run once that `made` would still have to train or evaluate; one that diverged only with retry."""
+    runs = {run.path: run for run in map(run_of, requests)}.values()
+    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
+    return [run for run in runs if (retry or not run.failure) and wanted.lacking(run)]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured of every run."""
+
+    measures: tuple[str, ...]
+    representations: tuple[str, ...]
+    augmented: bool
+    split: str
+
+    def __post_init__(self) -> None:
+        evaluation.refuse_unknown(self.measures, self.representations)
+
+    def of(self, run: Run) -> dict[str, Any]:
+        """Arguments of `evaluate`; augmented features only where the method has a MAG."""
+        has_mag = self.augmented and methods.build(run.config).generator() is not None
+        asked = {"measures": self.measures, "representations": self.representations, "split": self.split}
+        return asked | {"augmented": has_mag}
+
+    def lacking(self, run: Run) -> bool:
+        if not run.finished:
+            return True
+        rows = self.representations + (AUGMENTED,) * self.of(run)["augmented"]
+        found = row(run, self.split)
+        return any(found[f"{PREFIX[name]}{measure}"] is None for name in rows for measure in self.measures)
+
+
+# --- what is missing -> made
+def made(
+    configs: Sequence[Config],
+    measures: Sequence[str] = MEASURES,
+    representations: Sequence[str] = DEFAULT,
+    augmented: bool = False,
+    together: int = 1,
+    retry: bool = False,
+    split: str = "test",
+    view: Callable[[int], RunsReporter] = RunsBar,
+) -> pd.DataFrame:
+    """The `table` of these configs, after training and evaluating here what is missing of it, in order.
+
+    Stopped at any moment, the same call goes on. A run that diverges, or whose data are not there, is a row with its `failure`; one
+    that diverged before is not tried again unless retry. measures, representations, split: as `evaluate`. augmented: also z and z~,
+    where the method has a MAG. together: so many runs of the same images are trained side by side (a gain on CUDA; 6 % on a CPU).
+    view(number of runs to do) gives the reporter. Raises MetaugError for an unknown measure or representation.
+    """
+    todo = missing(configs, measures, representations, augmented, retry, split)
+    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
+    failures: dict[str, str] = {}
+    tell, done, images = view(len(todo)) if todo else None, 0, Images()
+    for group in batches(todo, together):
+        assert tell is not None
+        try:
+            complete(group, wanted, images, partial(tell, done))
+        except MetaugError as error:
+            failures |= {run.path.name: str(error) for run in group if wanted.lacking(run)}
+        done += len(group)
+        tell(done, None)
+    return table(configs, split, failures)
+
+
+class Images:
+    """The images of the run asked for last: runs of the same data set come one after another."""
+
+    def __init__(self) -> None:
+        self.key, self.splits = None, None
+
+    def __call__(self, config: Config, device: str) -> data.Splits:
+        if self.splits is None or self.key != images_key(config):
+            self.key, self.splits = images_key(config), data.load(config, device)
+        return self.splits
+
+
+def images_key(config: Config) -> tuple[Any, ...]:
+    return tuple(getattr(config, name) for name in engine.SHARED)
+
+
+def batches(runs: Iterable[Run], size: int) -> Iterator[list[Run]]:
+    """Runs of the same images together, at most so many at a time; else in order."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(images_key(run.config), []).append(run)
+    for group in groups.values():
+        yield from (group[k : k + size] for k in range(0, len(group), size))
+
+
+def complete(runs: list[Run], wanted: Wanted, images: Images, report: Callable[[Progress | None], None]) -> None:
+    """Train those of runs that are not finished, side by side, and evaluate all that are then. MetaugError: the first failure."""
+    device = engine.pick_device(runs[0].config.device)
+    splits, failure = images(runs[0].config, device), None
+    try:
+        when_free(lambda: engine.fit_trials([run.config for run in runs if not run.finished], report, splits))
+    except MetaugError as error:
+        failure = error
+    for run in (run for run in runs if run.finished):
+        evaluation.evaluate(run, splits=splits, device=device, **wanted.of(run))
+    if failure is not None:
+        raise failure
+
+
+def when_free(work: Callable[[], T], busy: Callable[[], None] = lambda: None) -> T:
+    """What work returns; while another process trains the run, busy is called and it waits."""
+    while True:
+        try:
+            return work()
+        except BusyError:
+            busy()
+            time.sleep(WAIT_SECONDS)

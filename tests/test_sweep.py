@@ -1,0 +1,256 @@
+"""Sweeps: grids checked before anything starts; then real workers, kernels and kills, after which the same call does the rest."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from conftest import TINY
+from test_cli import notebook, sentence
+
+from metaug_core import cli, cost, fit, grid, results, store
+from metaug_core.store import read_tensors
+
+HERE = Path(__file__).resolve().parent
+CELL = """\
+config = notebooks.configure(preset=preset, seed=seed)
+run = notebooks.trained(config)"""
+PARAMETERS = 'preset: str = "quick"  # a preset\nseed: int = 0  # of everything'
+FIXED = {name: value for name, value in TINY.items() if name not in ("epochs", "lr")} | {"checkpoint_minutes": 0.001}
+
+
+def options(tmp_path: Path) -> list[str]:
+    """--set of the tiny runs, the small notebook that only trains, and the file that registers the tiny data set."""
+    if not (tmp_path / "cell.ipynb").exists():
+        notebook(tmp_path / "cell.ipynb", CELL, parameters=PARAMETERS)
+    sets = [f"{n}={','.join(v) if isinstance(v, tuple) else v}" for n, v in FIXED.items()]
+    words = [word for one in sets for word in ("--set", one)]
+    words += ["--notebook", str(tmp_path / "cell.ipynb"), "--import", str(HERE / "conftest.py")]
+    return [*words, "--measures", "knn", "--representations", "trained"]
+
+
+# --- the grid
+def test_cells_are_every_combination_with_seeds_innermost():
+    found = grid.cells(["lr=0.1,0.2", "views=L,ab;L,ab,RGB"], ["preset=quick", "seed=3"], 2)
+    assert len(found) == 8
+    assert found[0] == {"preset": "quick", "lr": "0.1", "views": "L,ab", "seed": "3"}
+    assert [(one["lr"], one["views"], one["seed"]) for one in found[1:4]] == [
+        ("0.1", "L,ab", "4"),
+        ("0.1", "L,ab,RGB", "3"),
+        ("0.1", "L,ab,RGB", "4"),
+    ]
+    assert grid.cells([], [], 1) == [{}]
+    assert grid.words(found[0], ["lr", "seed"]) == "lr=0.1, seed=3"
+
+
+REFUSED = [
+    (["--grid", "lr"], "--grid lr: needs NAME=VALUE"),
+    (["--grid", "lr="], "--grid lr=: needs NAME=VALUE"),
+    (["--grid", "lr=0.1,,0.2"], "--grid lr=0.1,,0.2: a value is missing between two separators"),
+    (["--grid", "lr=0.1,0.1"], "--grid lr=0.1,0.1: 0.1 stands there twice"),
+    (["--grid", "lr=0.1", "--grid", "lr=0.2"], "--grid lr is given twice"),
+    (["--grid", "lr=0.1", "--set", "lr=0.2"], "lr stands in --grid and in --set"),
+    (["--grid", "lr=0.1,0.10"], "cells lr=0.1 and lr=0.10 are one and the same run"),
+    (["--grid", "device=cpu,auto"], "cells device=cpu and device=auto are one and the same run"),
+    (["--grid", "phi_dek=1,2"], "'phi_dek' is not a parameter of 01_pretrain.ipynb; did you mean 'phi_dec'?"),
+    (["--grid", "phi_dec=1,two", "--set", "oucl=eq9"], "cell phi_dec=two: phi_dec: must be a number, got 'two'"),
+    (["--grid", "phi_dec=1,2,4"], "cell phi_dec=2: phi_dec, gamma_detached and attenuate change Gamma"),
+    (["--grid", "phi_dec=1,2,4"], "(and 1 more of 3 cells)"),
+    (["--set", "method=metaugg"], "unknown method 'metaugg'; did you mean 'metaug'?"),
+    (["--set", "preset=quik"], "unknown preset 'quik'; did you mean 'quick'?"),
+    (["--set", "views=L"], "method 'metaug' contrasts at least 2 views, got L"),
+    (["--set", "runs_dir=x"], "'runs_dir' is not a parameter"),
+    (["--grid", "seed=1,2", "--seeds", "3"], "seed stands in --grid"),
+    (["--seeds", "3", "--set", "seed=-1"], "--set seed=-1: must be a whole number"),
+    (["--measures", "knnn"], "unknown measure 'knnn'; did you mean 'knn'?"),
+    (["--representations", "trian"], "unknown representation 'trian'"),
+    (["--notebook", "01_pretran"], "there is no notebook '01_pretran'; did you mean '01_pretrain'?"),
+    (["--name", "a/b"], "--name a/b: must be the name of a folder"),
+    (["--import", "absent.py"], "cannot import absent.py: there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), REFUSED)
+def test_a_fault_is_one_sentence_before_anything_starts(words, expected, tmp_path):
+    result = CliRunner().invoke(cli.main, ["sweep", *words, "--runs-dir", str(tmp_path / "runs")])
+    assert expected in sentence(result)
+    assert result.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_scheduler_is_one_sentence(tmp_path):
+    words = ["sweep", "--scheduler", "nonsense://x", "--runs-dir", str(tmp_path / "runs")]
+    assert "no scheduler answers at nonsense://x" in sentence(CliRunner().invoke(cli.main, words))
+
+
+def test_a_dry_run_lists_cells_and_what_they_cost(tmp_path, tiny):
+    words = ["sweep", *options(tmp_path), "--grid", "epochs=1,2", "--dry-run", "--runs-dir", str(tmp_path / "runs")]
+    told = CliRunner().invoke(cli.main, words)
+    assert told.exit_code == 0, told.stderr
+    assert [line.split()[:2] for line in told.output.splitlines()[:2]] == [
+        ["missing", "epochs=1"],
+        ["missing", "epochs=2"],
+    ]
+    assert "2 have no finished run of their shape here" in told.output
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_the_cost_of_a_run_is_that_of_finished_ones_of_its_shape(tiny):
+    run = fit(tiny(epochs=1), lambda _: None)
+    store.write(run.path / "timing.jsonl", b'{"step": 5, "steps": 5, "seconds": 60, "images_per_second": 1}\n')
+    asked = [store.request(c) for c in (tiny(epochs=3, seed=1), tiny(epochs=2, lr=0.5), tiny(epochs=2, width=0.1))]
+    assert cost.said(asked).startswith("3 cells are missing; training takes about 5.0 min for 2 of them")
+    assert "1 have no finished run" in cost.said(asked)
+    assert cost.said([]) == "nothing is missing"
+
+
+# --- real workers
+METAUG = [sys.executable, "-c", "from metaug_core.cli import main; main()", "sweep"]
+GRID = ["--grid", "lr=1e30,0.01,0.02,0.03,0.04,0.05", "--set", "optimiser=sgd", "--set", "epochs=3", "--seeds", "2"]
+
+
+def started(words: list[str]) -> subprocess.Popen:
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def of_workers(process: subprocess.Popen) -> list[int]:
+    """Worker processes of a sweep's own cluster: children of its process that multiprocessing spawned."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and "spawn_main" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def sweep_of(runs: Path) -> dict:
+    (file,) = runs.glob("sweeps/*/sweep.json")
+    return json.loads(file.read_text())
+
+
+def states(runs: Path, wanted: str) -> list[dict]:
+    return (
+        [one for one in sweep_of(runs)["cells"] if one["state"] == wanted]
+        if list(runs.glob("sweeps/*/sweep.json"))
+        else []
+    )
+
+
+def stamps(runs: Path, name: str) -> dict[str, int]:
+    """When a file of each run was written last; it changes if the run is trained again."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob(f"*/{name}")}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict:
+    """Twelve cells, two of which fail; a worker is killed, then the main process; then the same call again."""
+    place = tmp_path_factory.mktemp("killed")
+    runs = place / "runs"
+    words = [*METAUG, *options(place), *GRID, "--workers", "2", "--runs-dir", str(runs)]
+    process = started(words)
+    until(lambda: len(states(runs, "failed")) == 2 and list(runs.glob("*/timing.jsonl")), process)
+    before = stamps(runs, "finished.json")
+    os.kill(of_workers(process)[0], signal.SIGKILL)
+    until(lambda: len(states(runs, "finished")) >= 4, process)
+    workers = of_workers(process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    then = stamps(runs, "finished.json"), stamps(runs, "environment.json")
+    failed = [one["run"] for one in states(runs, "failed")]
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their sweep"
+        time.sleep(0.1)
+    code, out, err = ended(started(words))
+    return {"runs": runs, "before": before, "then": then, "failed": failed, "code": code, "out": out, "err": err}
+
+
+@pytest.mark.slow
+def test_after_a_killed_worker_and_a_killed_sweep_the_same_call_does_the_rest(killed):
+    runs = killed["runs"]
+    assert killed["code"] == 1
+    assert "10 of 12 cells are finished" in killed["out"]
+    assert "metaug: 2 of 12 cells failed, see" in killed["err"]
+    finished, failed = states(runs, "finished"), states(runs, "failed")
+    assert (len(finished), len(failed)) == (10, 2)
+    for one in failed:
+        assert one["settings"]["lr"] == "1e30"
+        assert "stopped at step" in one["error"]
+        assert "DivergedError" in (runs / one["notebook"]).read_text()
+    assert all((runs / one["notebook"]).exists() for one in finished)
+    table = pd.read_csv(next(runs.glob("sweeps/*/table.csv")))
+    assert table["state"].tolist() == ["failed"] * 2 + ["finished"] * 10
+    assert table["knn"].notna().tolist() == [False] * 2 + [True] * 10
+
+
+@pytest.mark.slow
+def test_no_cell_was_run_twice_to_the_end(killed):
+    after, environments = stamps(killed["runs"], "finished.json"), stamps(killed["runs"], "environment.json")
+    finished, begun = killed["then"]
+    assert len(finished) >= 4
+    assert killed["before"].items() <= finished.items() <= after.items()
+    assert len(after) == 10
+    for run in [*finished, *killed["failed"]]:  # nor was a recorded failure tried again
+        assert environments[run] == begun[run]
+
+
+@pytest.mark.slow
+def test_a_scheduler_of_ones_own_gives_the_same_table(killed, tmp_path):
+    dask = [sys.executable, "-m"]
+    file, runs = tmp_path / "scheduler.json", tmp_path / "runs"
+    quiet = ["--scheduler-file", str(file), "--no-dashboard"]
+    there = [started([*dask, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *quiet])]
+    try:
+        until(file.exists, there[0])
+        worker = [*dask, "distributed.cli.dask_worker", *quiet, "--nthreads", "1", "--host", "127.0.0.1"]
+        there += [started([*worker, "--local-directory", str(tmp_path)]) for _ in range(2)]
+        address = json.loads(file.read_text())["address"]
+        words = [*METAUG, *options(tmp_path), *GRID, "--scheduler", address, "--runs-dir", str(runs)]
+        code, out, err = ended(started(words))
+        assert code == 1, err
+        assert "10 of 12 cells are finished" in out
+    finally:
+        for process in there:
+            process.kill()
+            process.communicate()
+    tables = [pd.read_parquet(next(place.glob("sweeps/*/table.parquet"))) for place in (killed["runs"], runs)]
+    pd.testing.assert_frame_equal(*[table.drop(columns=results.MACHINE) for table in tables])
+
+
+@pytest.mark.slow
+def test_an_interrupt_saves_what_is_under_way(tmp_path):
+    runs = tmp_path / "runs"
+    words = [*METAUG, *options(tmp_path), "--set", "epochs=5000", "--workers", "1", "--runs-dir", str(runs)]
+    process = started(words)
+    until(lambda: list(runs.glob("*/timing.jsonl")), process)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert code == 130, err
+    assert "interrupted: 0 of 1 cells are finished; the same command goes on" in err
+    assert [one["state"] for one in sweep_of(runs)["cells"]] == ["missing"]
+    (checkpoint,) = runs.glob("*/checkpoint.safetensors")
+    assert read_tensors(checkpoint)[1]["step"] > 0
