@@ -103,9 +103,11 @@ def test_trials_side_by_side_are_the_runs_alone(tmp_path, method):
         assert all(torch.equal(together[name], alone[name]) for name in alone)
 
 
-@pytest.mark.parametrize("method", ["cpc", "looc", "splitbrain"])
+@pytest.mark.parametrize("method", NAMES)
 def test_h_is_measured_with_an_fc_encoder_and_two_views(tmp_path, method):
-    config = settings(method, encoder="fc", views=("L", "ab"), epochs=1, train_images=40, runs_dir=tmp_path)
+    config = settings(
+        method, encoder="fc", views=("L", "ab"), independent=False, epochs=1, train_images=40, runs_dir=tmp_path
+    )
     assert evaluate(fit(config, quiet)).loc["trained", "n_eval"] == 60
 
 

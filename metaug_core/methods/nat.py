@@ -26,6 +26,7 @@ class NAT(Method):
     objective = "|| f(x_i) - c_pi(i) ||^2 to fixed noise c; pi by the Hungarian algorithm within the minibatch"
     remembers = "noise (N, d); assignment (N,); steps done"
     minimum_views = 1
+    unit_features = False  # one row of z for all views together
     augmentable = False
     captured = False  # scipy's assignment problem is solved on the host
     defaults = {"views": ("RGB",), "negatives": "batch"}
