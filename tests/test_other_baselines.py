@@ -244,7 +244,7 @@ def test_dim_takes_the_last_map_of_enough_places():
     networks: Any = initial_networks(build(config), 4, 0)[0].eval()
     images = build(config).views(pixels(3, 32), seeded())
     net = networks.encoders.nets["RGB"]
-    before_pool = nn.Sequential(*list(net)[:-3])(images[0])  # without the last pooling, its ReLU and the flattening: 7 x 7
+    before_pool = nn.Sequential(*list(net)[:-3])(images[0])  # without pool, ReLU, flattening
     assert before_pool.shape[2:] == (7, 7)
     z = networks(images)
     assert z.shape == (50, 3, 8)
