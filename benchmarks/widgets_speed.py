@@ -17,12 +17,26 @@ from metaug_core import widgets
 ROUNDS = 5
 OTHER: dict[str, dict[str, Any]] = {
     "oucl_explorer": {
-        "beta": 64, "gamma": 0.2, "weights": False, "phi_dec": 4, "positive": 0.5, "negative": 0.9, "temperature": 0.2,
-    },  # fmt: skip
+        "beta": 64,
+        "gamma": 0.2,
+        "weights": False,
+        "phi_dec": 4,
+        "positive": 0.5,
+        "negative": 0.9,
+        "temperature": 0.2,
+    },
     "margin_explorer": {"margin": "small", "strength": 0.5},
-    "augmentation_viewer": {"number": 3, "seed": 4, "crop": 0.5, "rotation": 30.0, "randaugment": 9.0, "jitter": 1.0, "grey": 1.0},
+    "augmentation_viewer": {
+        "number": 3,
+        "seed": 4,
+        "crop": 0.5,
+        "rotation": 30.0,
+        "randaugment": 9.0,
+        "jitter": 1.0,
+        "grey": 1.0,
+    },
     "meta_step_stepper": {"stage": 7, "inner_lr": 0.25, "margin": False},
-}  # fmt: skip
+}
 
 
 def measure(explorer: Any, name: str, other: Any) -> tuple[float, float, float]:
