@@ -117,6 +117,5 @@ def verdicts(table: Table) -> pd.DataFrame:
     verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
     share = table.groupby("weight")["augmented_gradient_share"].mean()
     found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
-    return (
-        found.rename(index={paper_gallery.CONTROL: "control"}).rename_axis("delta").rename(columns={"half_width": "±"})
-    )
+    found.index = pd.Index(["control" if w == paper_gallery.CONTROL else f"{w:g}" for w in found.index], name="delta")
+    return found.rename(columns={"half_width": "±"})

@@ -125,8 +125,8 @@ def test_verdicts_follow_from_intervals():
             ((-1.0, 0), (0.0, 0.0), (1e-7, -0.0005), (1.0, -0.1)) for seed in (0, 1)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["weight", "seed", "accuracy"]).assign(augmented_gradient_share=1e-3)
     found = plans.verdicts(table)
-    assert found["verdict"].to_dict() == {"control": "open", 1e-7: "open", 1.0: "lower"}
-    assert found.loc[1.0, "mean"] == -10
+    assert found["verdict"].to_dict() == {"control": "open", "1e-07": "open", "1": "lower"}
+    assert found.loc["1", "mean"] == -10
 
 
 def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_fill_them():
