@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from metaug_core import costs, experiments, gallery, meta, paper, plans, standing
 from metaug_core.anatomy import binned
@@ -99,7 +100,7 @@ def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours
 def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "FOLDER", tmp_path / "figures")
     table = plans.collected([tiny(method="metaug-only-oucl", gamma=gamma) for gamma in (0.2, 0.4)], 1.0, "knn")
-    plans.drawn("07-gamma", table, table, True, ["gamma"])
+    plt.close(plans.drawn("07-gamma", table, table, True, ["gamma"]))
     kept = pd.read_csv(tmp_path / "figures" / "data" / "07-gamma.csv")
     assert kept["gamma"].tolist() == [0.2, 0.4]
     assert kept["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
