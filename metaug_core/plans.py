@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from metaug_core import engine, evaluation, experiments, gallery, paper_gallery, results
 from metaug_core.anatomy import binned
-from metaug_core.config import Config
+from metaug_core.config import Config, ConfigError
 from metaug_core.figures import pair_similarities
 from metaug_core.machine import environment
 from metaug_core.notebooks import configure, injected, load, made, sample
@@ -24,6 +24,8 @@ def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, 
     Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
     further, _ = injected([*settings, *(own or {})])
+    if "seed" in further:
+        raise ConfigError("seed: this notebook has many runs; its parameter `seeds` says how many, from seed 0 on")
     return {**settings, **further}
 
 

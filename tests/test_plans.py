@@ -38,6 +38,15 @@ def test_what_a_method_refuses_is_left_out():
     assert [config.method for config in experiments.accepted(looc)] == ["metaug"]
 
 
+def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
+    for module in ("plans", "notebooks"):
+        monkeypatch.setattr(f"metaug_core.{module}.injected", lambda known: ({"lr": 0.5}, []))
+    assert plans.plan({"seeds": 2}, preset="sketch", epochs=None) == {"preset": "sketch", "epochs": None, "lr": 0.5}
+    monkeypatch.setattr("metaug_core.plans.injected", lambda known: ({"seed": 1}, []))
+    with pytest.raises(ConfigError, match="many runs"):
+        plans.plan({"seeds": 2}, preset="sketch")
+
+
 def test_one_floor_for_each_untrained_encoder():
     configs = experiments.grid({}, 2, method=["metaug", "metaug-only-oucl", "simclr"])
     assert [(c.method, c.seed) for c in experiments.floors(configs)] == [
