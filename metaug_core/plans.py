@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from metaug_core import engine, evaluation, experiments, gallery, paper_gallery, results
 from metaug_core.anatomy import binned
-from metaug_core.config import Config
+from metaug_core.config import Config, ConfigError
 from metaug_core.figures import pair_similarities
 from metaug_core.live_view import clock
 from metaug_core.machine import environment
@@ -24,6 +24,8 @@ def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, 
     Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
     further, _ = injected([*settings, *(own or {})])
+    if "seed" in further:
+        raise ConfigError("seed: this notebook has many runs; its parameter `seeds` says how many, from seed 0 on")
     return {**settings, **further}
 
 
@@ -117,6 +119,5 @@ def verdicts(table: Table) -> pd.DataFrame:
     verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
     share = table.groupby("weight")["augmented_gradient_share"].mean()
     found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
-    return (
-        found.rename(index={paper_gallery.CONTROL: "control"}).rename_axis("delta").rename(columns={"half_width": "±"})
-    )
+    found.index = pd.Index(["control" if w == paper_gallery.CONTROL else f"{w:g}" for w in found.index], name="delta")
+    return found.rename(columns={"half_width": "±"})

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from metaug_core import experiments, gallery, meta, paper, plans, rehearsal, standing
 from metaug_core.anatomy import binned
@@ -35,6 +36,15 @@ def test_a_method_that_is_not_registered_is_a_blank_and_a_wrong_value_is_refused
 def test_what_a_method_refuses_is_left_out():
     looc = experiments.grid(paper.AUGMENTATION_SETS[2], 1, method=["looc", "metaug"])
     assert [config.method for config in experiments.accepted(looc)] == ["metaug"]
+
+
+def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
+    for module in ("plans", "notebooks"):
+        monkeypatch.setattr(f"metaug_core.{module}.injected", lambda known: ({"lr": 0.5}, []))
+    assert plans.plan({"seeds": 2}, preset="sketch", epochs=None) == {"preset": "sketch", "epochs": None, "lr": 0.5}
+    monkeypatch.setattr("metaug_core.plans.injected", lambda known: ({"seed": 1}, []))
+    with pytest.raises(ConfigError, match="many runs"):
+        plans.plan({"seeds": 2}, preset="sketch")
 
 
 def test_one_floor_for_each_untrained_encoder():
@@ -99,7 +109,7 @@ def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours
 def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "FOLDER", tmp_path / "figures")
     table = plans.collected([tiny(method="metaug-only-oucl", gamma=gamma) for gamma in (0.2, 0.4)], 1.0, "knn")
-    plans.drawn("07-gamma", table, table, True, ["gamma"])
+    plt.close(plans.drawn("07-gamma", table, table, True, ["gamma"]))
     kept = pd.read_csv(tmp_path / "figures" / "data" / "07-gamma.csv")
     assert kept["gamma"].tolist() == [0.2, 0.4]
     assert kept["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
@@ -125,8 +135,8 @@ def test_verdicts_follow_from_intervals():
             ((-1.0, 0), (0.0, 0.0), (1e-7, -0.0005), (1.0, -0.1)) for seed in (0, 1)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["weight", "seed", "accuracy"]).assign(augmented_gradient_share=1e-3)
     found = plans.verdicts(table)
-    assert found["verdict"].to_dict() == {"control": "open", 1e-7: "open", 1.0: "lower"}
-    assert found.loc[1.0, "mean"] == -10
+    assert found["verdict"].to_dict() == {"control": "open", "1e-07": "open", "1": "lower"}
+    assert found.loc["1", "mean"] == -10
 
 
 def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_fill_them():
