@@ -210,7 +210,7 @@ def test_the_notebooks_line_says_how_many_runs_are_made(tiny, monkeypatch):
         def update(self, data, raw):
             shown.append(data["text/plain"])
 
-    monkeypatch.setattr("metaug_core.widgets.display", lambda *_, **__: Handle())
+    monkeypatch.setattr("metaug_core.live_view.display", lambda *_, **__: Handle())
     monkeypatch.setattr("metaug_core.session.REPORT_SECONDS", 0.0)
     notebooks.made([tiny(seed=seed, epochs=1) for seed in (0, 1)], measures=("knn",), representations=("trained",))
     assert any(
