@@ -194,6 +194,7 @@ def killed(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_after_a_killed_worker_and_a_killed_sweep_the_same_call_does_the_rest(killed):
     runs = killed["runs"]
     assert killed["code"] == 1
@@ -212,6 +213,7 @@ def test_after_a_killed_worker_and_a_killed_sweep_the_same_call_does_the_rest(ki
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_no_cell_was_run_twice_to_the_end(killed):
     after, environments = stamps(killed["runs"], "finished.json"), stamps(killed["runs"], "environment.json")
     finished, begun = killed["then"]
@@ -223,6 +225,7 @@ def test_no_cell_was_run_twice_to_the_end(killed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_scheduler_of_ones_own_gives_the_same_table(killed, tmp_path):
     dask = [sys.executable, "-m"]
     file, runs = tmp_path / "scheduler.json", tmp_path / "runs"
@@ -254,6 +257,7 @@ def test_a_scheduler_of_ones_own_gives_the_same_table(killed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_an_interrupt_saves_what_is_under_way(tmp_path):
     runs = tmp_path / "runs"
     words = [*METAUG, *options(tmp_path), "--set", "epochs=5000", "--workers", "1", "--runs-dir", str(runs)]
