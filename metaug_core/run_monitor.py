@@ -87,7 +87,7 @@ class RunMonitor:
         self.state = self.text = ""
         self.handle: DisplayHandle | None = None
         self.drawn, self.draw_after = (), 0.0
-        self.over, self.stopping = threading.Event(), False
+        self.over, self.looking, self.stopping = threading.Event(), threading.Lock(), False
         self.image = image()
         self.says = ipywidgets.HTML()
         tips = {
@@ -129,7 +129,11 @@ class RunMonitor:
         self.pause()
 
     def look(self) -> None:
-        """One look into the run's folder."""
+        """One look into the run's folder. A button's and the thread's wait for each other: they draw into one figure."""
+        with self.looking:
+            self._look()
+
+    def _look(self) -> None:
         state = background.state(self.run)
         timing = rows(self.run.path / "timing.jsonl")
         self.tell(state, self.sentence(state, timing[-1] if timing else None), timing[-1] if timing else None)
@@ -191,6 +195,10 @@ class RunMonitor:
                 self.look()
             except (MetaugError, OSError) as error:  # a folder that somebody removed, a disk that went away
                 self.tell("failed", str(error))
+            except (
+                Exception
+            ) as error:  # matplotlib is not made for threads: what collides with a cell's own drawing is done again
+                self.drawn, self.text = (), f"drawing again: {error}"
 
     def _ipython_display_(self) -> None:
         self.handle = show(self.png, self.text, self.box)

@@ -171,7 +171,8 @@ def assert_same(one: Run, other: Run) -> None:
         different = [name for name in left if not same_bits(left[name], right[name])]
         assert not different, f"{file}: {different}"
         assert left_scalars == right_scalars
-    assert (one.path / "metrics.jsonl").read_bytes() == (other.path / "metrics.jsonl").read_bytes()
+    for file in ("metrics.jsonl", "similarities.jsonl"):
+        assert (one.path / file).read_bytes() == (other.path / file).read_bytes()
     for run in (one, other):
         assert not list(run.path.rglob(".writing-*"))
         assert len(rows(run.path / "metrics.jsonl")) > 5
@@ -194,7 +195,7 @@ def test_the_same_request_gives_the_same_run_in_this_process(whole, tmp_path):
 def test_killed_again_and_again(driver, whole, tmp_path, name):
     """SIGKILL before a random access to the files: of configs, rows, checkpoints being written, encoders."""
     moments, config, killed = random.Random(name), settings(name, tmp_path), 0
-    shortest = 15 if name != "end of epoch only" else 20  # far enough to reach a checkpoint
+    shortest = 19 if name != "end of epoch only" else 28  # far enough to reach a checkpoint
     while (code := driver.run(config, moment=shortest + moments.randrange(12))) != 0:
         assert code == -signal.SIGKILL, driver.said()
         killed += 1
@@ -206,7 +207,7 @@ def test_killed_again_and_again(driver, whole, tmp_path, name):
 def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
     """One kill each, before every single access to the files from the last checkpoint within a pass to the first of the next."""
     seen = set()
-    for moment in range(23, 35):
+    for moment in range(28, 42):
         config = settings("metaug", tmp_path / str(moment))
         assert driver.run(config, moment=moment) == -signal.SIGKILL
         run = request(config)
