@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,16 @@ import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from metaug_core import Config, state
 from metaug_core.data import Images, Splits
 from metaug_core.engine import pick_device
 from metaug_core.machine import freed_memory_kept
+from metaug_core.rehearsal import Way, noise
 from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
 
-Way = Callable[[], object]
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 CHAIN_SECONDS = 0.02  # on CUDA so many steps are timed together that the events' own microseconds do not count
-
-
-def noise(count: int, size: int, device: str = "cpu") -> Images:
-    """Random bytes as images of two classes: what is in a picture does not change what it costs."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return Images(pixels.to(device), (torch.arange(count) % 2).to(device), ("one", "two"))
 
 
 class Steps:
@@ -103,50 +93,6 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 # --- work
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step has to do, counted as it runs eagerly."""
-
-    flops: int  # of matmuls and convolutions, by torch's own formulas
-    least: int  # bytes that these and the fused optimisers read and write, each tensor once: all else fused into them
-    moved: int  # bytes that all operations read and write, each by itself
-    operations: int  # ATen operations that compute, not only look at memory in another way
-
-    def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """Seconds below which no program can do it on a machine with these limits."""
-        return max(self.flops / flops_per_second, self.least / bytes_per_second)
-
-
-class _Count(TorchDispatchMode):
-    """torch's FlopCounterMode hooks modules, and with that torch.autograd.grad to a feature fails; so this counts by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.least = self.moved = self.operations = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.is_view or func._schema.name in ("aten::detach", "aten::lift_fresh", "aten::_unsafe_view"):
-            return out
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-        size = sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
-        formula = flop_registry.get(func._overloadpacket)
-        self.operations += 1
-        self.moved += size
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        if formula is not None or "_fused_" in func._schema.name:
-            self.least += size
-        return out
-
-
-def counted(step: Way) -> Work:
-    """Of one step, which must be eager."""
-    with _Count() as count:
-        step()
-    return Work(count.flops, count.least, count.moved, count.operations)
 
 
 def launches(step: Way, device: str) -> dict[str, int | None]:

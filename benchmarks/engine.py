@@ -20,11 +20,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from _measure import Steps, Work, counted, default, free, launches, limits, noise, peaks, ratio, turns
+from _measure import Steps, default, free, launches, limits, peaks, ratio, turns
 from _results import table, write
 
 from metaug_core import DATASETS, Config, fit, preset
 from metaug_core.engine import pick_device
+from metaug_core.rehearsal import Work, counted, noise
 
 Cell = tuple[str, int, int]  # encoder, pixels, batch
 ON_A_CPU: list[Cell] = [("conv", 32, 64), ("conv", 64, 64), ("conv", 224, 16), ("fc", 32, 64), ("resnet50", 32, 4)]

@@ -11,7 +11,7 @@ import argparse
 import statistics
 
 import torch
-from _measure import default, noise, seconds
+from _measure import default, seconds
 from _results import table, write
 
 from metaug_core import Config
@@ -19,6 +19,7 @@ from metaug_core.engine import pick_device
 from metaug_core.evaluation import features, load_networks
 from metaug_core.machine import freed_memory_kept
 from metaug_core.probe import PROBES, Labelled, knn, probe_accuracy
+from metaug_core.rehearsal import noise
 
 CLASSES = 10
 

@@ -10,11 +10,12 @@ adds to weights and optimiser states: on the CPU the resident set of a process o
 import argparse
 import statistics
 
-from _measure import Steps, counted, peaks, ratio, turns
+from _measure import Steps, peaks, ratio, turns
 from _results import table, write
 
 from metaug_core import Config
 from metaug_core.engine import pick_device
+from metaug_core.rehearsal import counted
 
 VARIANTS = {
     "plain (only OUCL)": {"method": "metaug-only-oucl"},

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import Steps, default, noise, seconds
+from _measure import Steps, default, seconds
 from _results import table, write
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
@@ -34,6 +34,7 @@ from metaug_core.data import Images
 from metaug_core.encoders import output_dim
 from metaug_core.engine import pick_device
 from metaug_core.machine import freed_memory_kept
+from metaug_core.rehearsal import noise
 
 PUBLISHED, LIGHTLY = "published data path, MetAug", "lightly's SimCLR loop"
 IMAGES, QUEUED = 512, 2  # batches that a DataLoader worker prepares ahead

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import Steps, default, noise, seconds, wait
+from _measure import Steps, default, seconds, wait
 from _results import table, write
 from PIL import Image
 from torch import Tensor
@@ -27,6 +27,7 @@ from metaug_core import Config, data
 from metaug_core.data import StreamedImages
 from metaug_core.engine import pick_device
 from metaug_core.machine import freed_memory_kept
+from metaug_core.rehearsal import noise
 
 
 def pictures(folder: Path, count: int) -> float:

@@ -46,7 +46,10 @@ class Pairs:
         anchor once per target view (A = W B (V - 1), P = U / V), as InfoNCE wants its terms; else all its pairs together
         (A = W B, P = (V - 1) U / V).
         """
-        positives, negatives = zip(*self.rows(anchors, targets, by_view), strict=True)
+        rows = self.rows(anchors, targets, by_view)
+        if len(rows) == 1:  # torch.cat would copy it
+            return rows[0]
+        positives, negatives = zip(*rows, strict=True)
         return torch.cat(positives), torch.cat(negatives)
 
     def rows(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:

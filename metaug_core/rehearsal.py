@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from metaug_core import engine, meta, state
@@ -21,6 +23,13 @@ from metaug_core.step import total, train_step
 from metaug_core.tangents import Params
 
 Way = Callable[[], object]
+
+
+def noise(count: int, size: int, device: str = "cpu") -> Images:
+    """Random bytes as images of two classes: what is in a picture does not change what it costs."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return Images(pixels.to(device), (torch.arange(count) % 2).to(device), ("one", "two"))
 
 
 class Rehearsal(NamedTuple):
@@ -38,11 +47,9 @@ class Rehearsal(NamedTuple):
 def rehearse(config: Config) -> Rehearsal:
     """The state of config on two minibatches of random images, where config wants it; no data set is read."""
     batch, size, device = config.batch_size, config.stored_size or config.image_size, engine.pick_device(config.device)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (2 * batch, 3, size, size), generator=generator, dtype=torch.uint8).to(device)
-    images = Images(pixels, torch.arange(2 * batch, device=device) % 2, ("one", "two"))
+    images = noise(2 * batch, size, device)
     s = state.create(config, Splits(images, images, None, images), device)
-    return Rehearsal(s, pixels[:batch], torch.arange(batch, device=device))
+    return Rehearsal(s, images.pixels[:batch], torch.arange(batch, device=device))
 
 
 def seconds(way: Way) -> float:
@@ -54,23 +61,48 @@ def seconds(way: Way) -> float:
     return time.perf_counter() - started
 
 
-class _Flops(TorchDispatchMode):
-    """torch's own FlopCounterMode hooks modules, and with that torch.autograd.grad to a feature fails."""
+@dataclass(frozen=True)
+class Work:
+    """What a step has to do, counted as it runs eagerly."""
 
-    total = 0
+    flops: int  # of matmuls and convolutions, by torch's own formulas
+    least: int  # bytes that these and the fused optimisers read and write, each tensor once: all else fused into them
+    moved: int  # bytes that all operations read and write, each by itself
+    operations: int  # ATen operations that compute, not only look at memory in another way
+
+    def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """Seconds below which no program can do it on a machine with these limits."""
+        return max(self.flops / flops_per_second, self.least / bytes_per_second)
+
+
+class _Count(TorchDispatchMode):
+    """torch's FlopCounterMode hooks modules, and with that torch.autograd.grad to a feature fails; so this counts by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.least = self.moved = self.operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        if func.is_view or func._schema.name in ("aten::detach", "aten::lift_fresh", "aten::_unsafe_view"):
+            return out
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+        size = sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+        formula = flop_registry.get(func._overloadpacket)
+        self.operations += 1
+        self.moved += size
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        if formula is not None or "_fused_" in func._schema.name:
+            self.least += size
         return out
 
 
-def flops(way: Way) -> int:
-    """Of the matmuls and convolutions of one call, by torch's own formulas."""
-    with _Flops() as counter:
-        way()
-    return counter.total
+def counted(step: Way) -> Work:
+    """Of one step, which must be eager."""
+    with _Count() as count:
+        step()
+    return Work(count.flops, count.least, count.moved, count.operations)
 
 
 def compared(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
@@ -79,7 +111,7 @@ def compared(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
     machine's speed meets all of them.
     """
     with freed_memory_kept():  # as in training
-        counts = {name: flops(way) for name, way in ways.items()}  # warms up as well
+        counts = {name: counted(way).flops for name, way in ways.items()}  # warms up as well
         found = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds)]
     first = next(iter(ways))
     rows = []

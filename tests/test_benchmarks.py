@@ -8,8 +8,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from _measure import Work, counted, ratio, turns
+from _measure import ratio, turns
 from _results import table
+
+from metaug_core.rehearsal import Work, counted
 
 
 def test_work_by_hand():
