@@ -139,12 +139,13 @@ def evaluate(
     file = evaluation_file(run, split)
     stored = read_json(file) if file.exists() else {}
     wanted = [*representations] + [AUGMENTED] * augmented
-    with freed_memory_kept():
-        for name in wanted:
-            if missing := [one for one in measures if one not in stored.get(name, {})]:
-                splits = splits or data.load(run.config, device)
-                stored[name] = stored.get(name, {}) | _representation(name, run, split, splits, device, missing)
-                write_json(file, stored)
+    gaps = {name: [one for one in measures if one not in stored.get(name, {})] for name in wanted}
+    if any(gaps.values()):
+        splits = splits or data.load(run.config, device)
+        with freed_memory_kept():
+            for name in filter(gaps.get, gaps):
+                stored[name] = stored.get(name, {}) | _representation(name, run, split, splits, device, gaps[name])
+        write_json(file, stored)  # once: a run whose encoders cannot be read is not one that was evaluated
     index = pd.Index(wanted, name="representation")
     return pd.DataFrame([stored[name] for name in wanted], index, [*measures, *COLUMNS])
 

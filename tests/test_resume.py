@@ -184,7 +184,7 @@ def test_a_checkpoint_holds_everything(whole):
     assert first == {"networks", "mag", "memory", "optimiser", "mag_optimiser", "generator"}
     assert {f"generator.{role}" for role in ("order", "views", "draw", "global")} <= names
     assert "order" not in names  # the last pass is over
-    assert {"networks.encoders.nets.L.1.running_var", "memory.entries", "optimiser.0.exp_avg_sq"} <= names
+    assert {"networks.encoders.nets.L.1.layers.0.running_var", "memory.entries", "optimiser.0.exp_avg_sq"} <= names
 
 
 def test_the_same_request_gives_the_same_run_in_this_process(whole, tmp_path):
