@@ -75,9 +75,10 @@ run: $(STAMP) ## pretrain and evaluate the small default, then say where everyth
 	$(BIN)/metaug run notebooks/02_evaluate.ipynb
 	$(BIN)/metaug report
 
-lab: $(STAMP) ## JupyterLab on notebooks/, on this machine only, with a token
-	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
-	  --LabApp.default_url=/lab/tree/00_walkthrough.ipynb
+# The checkout is the root, not notebooks/: the run browser links to executed notebooks in runs/.
+lab: $(STAMP) ## JupyterLab on the walkthrough, on this machine only, with a token
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
+	  --LabApp.default_url=/lab/tree/notebooks/00_walkthrough.ipynb
 
 site: $(STAMP) ## a static site of the notebooks in site/, read without a network
 	$(BIN)/metaug site

@@ -80,8 +80,8 @@ class Config(ObjectiveSettings):
     """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper."""
     feature_dim: Positive = 128
     """d, the dimension of the features z that are contrasted."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Projection head g: one layer (CMC), or two with a ReLU between (SimCLR)."""
+    head: Literal["linear", "mlp", "mlp-bn"] = "linear"
+    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR)."""
     mag_hidden: Positive = 2048
     """Units of the two hidden layers of the MAG."""
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torchvision
+from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,10 +132,14 @@ def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> t
 
 
 def head(inputs: int, config: Config) -> nn.Module:
-    """Projection head g: (B, D) -> (B, d), linear (CMC) or with one hidden layer (SimCLR)."""
+    """Projection head g: (B, D) -> (B, d), linear (CMC), with one hidden layer (MoCo v2), or that with BatchNorm after both layers
+    as in SimCLR's code. The last one centres the features of each view. Without it SimCLR on L and ab stays at chance: the
+    features of one view lie close together at first, and they are its negatives (LOG.md)."""
     if config.head == "linear":
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)
+    if config.head == "mlp-bn":
+        return SimCLRProjectionHead(inputs, hidden, config.feature_dim)
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, config.feature_dim))
 
 

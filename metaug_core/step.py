@@ -85,7 +85,8 @@ def mag_step(s: TrainState, views: list[Tensor], context: Context, regular: Regu
     if config.bank_writes == "every-pass":
         for z in (found.features, found.features_ahead):
             method.remember(s.memory, s.networks, z, context)
-    return {"loss_ahead": found.loss_ahead, "mag_gradient_norm": monitor.norm([*found.gradient.values()])}
+    norm = monitor.norm([*found.gradient.values()])
+    return {"loss_ahead": found.loss_ahead.detach(), "mag_gradient_norm": norm.detach()}
 
 
 def descend(optimiser: torch.optim.Optimizer, parameters: Params, gradient: Params) -> None:

@@ -64,6 +64,13 @@ def test_two_crops_share_one_encoder_and_their_batch_statistics():
     torch.testing.assert_close(z[1], swapped[0])
 
 
+def test_simclrs_head_centres_the_features_of_each_view_and_a_plain_one_does_not():
+    images = [torch.rand(16, c, 32, 32) + c for c in (1, 2)]
+    for head, centred in (("mlp-bn", True), ("mlp", False)):
+        z = Networks(Config(width=0.1, feature_dim=7, views=("L", "ab"), head=head), unit=False)(images)
+        assert (z.mean(1).abs().max() < 1e-5) == centred
+
+
 def test_an_encoder_of_ones_own_in_one_line():
     ENCODERS["tiny"] = lambda channels, config: torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(channels * 256, 5)

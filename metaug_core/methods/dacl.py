@@ -12,7 +12,7 @@ class DACL(Method):
 
     `mixup` is 1 - a, the largest share of the other image; the paper takes a large a "such as 0.9". No crop, flip or jitter by
     default, which is the paper's point; any of them goes with it (its DACL + SimCLR, and Table 4 of MetAug).
-    Defaults: mixup 0.1, temperature 0.5, MLP head, as SimCLR.
+    Defaults: mixup 0.1, temperature 0.5 and head as SimCLR.
     """
 
     title = "DACL"
@@ -20,7 +20,7 @@ class DACL(Method):
     objective = "NT-Xent of x+ = l x + (1 - l) x~ and x++, two mixtures with other images, l in (1 - mixup, 1)"
     contrasts = True
     defaults = {"views": ("RGB", "RGB"), "independent": True, "mixup": 0.1, "crop_scale": (1.0, 1.0), "flip": 0.0,
-                "temperature": 0.5, "head": "mlp", "negatives": "batch"}  # fmt: skip
+                "temperature": 0.5, "head": "mlp-bn", "negatives": "batch"}  # fmt: skip
 
     def __init__(self, config: Config):
         super().__init__(config)

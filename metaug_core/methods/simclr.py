@@ -7,7 +7,8 @@ from metaug_core.methods.base import Method
 class SimCLR(Method):
     """NT-Xent (Chen et al. 2020, eq. 1) on one encoder: views RGB, RGB with independent augmentation, no bank.
 
-    Defaults as in the paper's CIFAR-10 set-up: temperature 0.5, crop scale 0.08-1, jitter 0.5, grey 0.2, MLP head.
+    Defaults as in the paper's CIFAR-10 set-up: temperature 0.5, crop scale 0.08-1, jitter 0.5, grey 0.2; the head is that of
+    their code, with BatchNorm.
     """
 
     title = "SimCLR"
@@ -21,7 +22,7 @@ class SimCLR(Method):
         "jitter": 0.5,
         "grey": 0.2,
         "temperature": 0.5,
-        "head": "mlp",
+        "head": "mlp-bn",
         "negatives": "batch",
     }
 

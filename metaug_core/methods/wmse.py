@@ -17,7 +17,8 @@ class WMSE(Method):
 
     Each view of each sub-batch is whitened by itself (the authors' code with w_iter 1: minibatches are in random order, so a
     sub-batch is a run of their rows), by Cholesky in float64, whose triangular W is that of the paper. Sub-batches of 2 d
-    images, as in the paper (128 for d 64); here d 32, so that batch 64 is one. Defaults: SimCLR's crops, MLP head.
+    images, as in the paper (128 for d 64); here d 32, so that batch 64 is one. Defaults: SimCLR's crops and head (its last
+    BatchNorm is undone by the whitening).
     """
 
     title = "W-MSE"
@@ -25,7 +26,7 @@ class WMSE(Method):
     objective = "|| w_u - w_v ||^2 of whitened positives w = W (z - mean z), W^T W = Cov(z)^-1, at unit norm"
     unit_features = False
     augmentable = False
-    defaults = {**TWO_CROPS, "head": "mlp", "feature_dim": 32}
+    defaults = {**TWO_CROPS, "head": "mlp-bn", "feature_dim": 32}
 
     def __init__(self, config: Config):
         super().__init__(config)
