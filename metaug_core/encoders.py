@@ -143,6 +143,11 @@ def head(inputs: int, config: Config) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, config.feature_dim))
 
 
+def centred(projector: nn.Module, config: Config) -> nn.Module:
+    """A projector, followed by BatchNorm if `projector_norm` says so."""
+    return nn.Sequential(projector, nn.BatchNorm1d(config.feature_dim)) if config.projector_norm else projector
+
+
 class Encoders(nn.Module):
     """One encoder per distinct view name; a name that stands twice (two crops) is one network on both."""
 
@@ -171,30 +176,35 @@ class Encoders(nn.Module):
         return [found[name].pop(0) for name in names]
 
 
+def patches(x: Tensor, grid: int) -> Tensor:
+    """grid x grid patches that overlap by half, (B, C, S, S) -> (B grid grid, C, side, side), image by image, row by row; a rest of
+    fewer pixels than grid + 1 is left out."""
+    step = x.shape[-1] // (grid + 1)
+    cut = x.unfold(2, 2 * step, step)[:, :, :grid].unfold(3, 2 * step, step)[:, :, :, :grid]
+    return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
 class PatchEncoders(nn.Module):
-    """Encoders of a grid x grid of patches that overlap by half; h of an image is the mean over its patches."""
+    """Encoders of `patches`; h of an image is the mean over its patches."""
 
     def __init__(self, config: Config, grid: int):
         super().__init__()
-        self.grid, self.step = grid, config.image_size // (grid + 1)
-        self.side = max(LEAST, 2 * self.step)
-        if self.step == 0 or (config.stem == "paper" and self.side < 64):
-            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * self.step} px"
+        step = config.image_size // (grid + 1)
+        self.grid, self.side = grid, max(LEAST, 2 * step)
+        if step == 0 or (config.stem == "paper" and self.side < 64):
+            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * step} px"
             raise MetaugError(f"{what}, too few for stem {config.stem!r}")
         self.inner = Encoders(config.replace(image_size=self.side))
 
-    def patches(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """One (B, C_j, H, W) per view -> (B, grid, grid, D_j) each; names as of `Encoders`."""
-        size, g = 2 * self.step, self.grid
-        cut = [x.unfold(2, size, self.step)[:, :, :g].unfold(3, size, self.step)[:, :, :, :g] for x in images]
-        flat = [x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2) for x in cut]  # (B g g, C, size, size)
-        if size < self.side:
-            flat = [F.interpolate(x, (self.side, self.side), mode="bilinear") for x in flat]
+    def of_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """`patches` of each view, (B g g, C_j, side, side) -> (B, g, g, D_j) each; names as of `Encoders`."""
+        size, g = (self.side, self.side), self.grid
+        flat = [x if x.shape[-1] == self.side else F.interpolate(x, size, mode="bilinear") for x in views]
         return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
 
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """h of the whole images, one (B, D_j) each."""
-        return [h.mean((1, 2)) for h in self.patches(images, names)]
+        """h of whole images, one (B, C_j, H, W) per view -> (B, D_j) each."""
+        return [h.mean((1, 2)) for h in self.of_patches([patches(x, self.grid) for x in images], names)]
 
 
 class Networks(nn.Module):

@@ -61,6 +61,8 @@ class ObjectiveSettings(BaseModel):
     # --- predictors, averaged networks, queues, prototypes: settings of single methods
     head_hidden: Positive = 2048
     """Units of the hidden layers of projection heads with BatchNorm (BYOL, SimSiam, Barlow Twins, NNCLR, SwAV)."""
+    projector_norm: bool = False
+    """BatchNorm after the last layer of the projector of BYOL and SwAV, which theirs has not: it centres each view's features."""
     predictor_hidden: Positive = 512
     """Units of the hidden layer of the predictor (BYOL and NNCLR 4096, SimSiam 512)."""
     ema_momentum: Share = 0.99

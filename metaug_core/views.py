@@ -1,7 +1,7 @@
 """Views: batched augmentation with an explicit generator, and colour splits (RGB, L, ab, Lab, Y, DbDr).
 
-All chance is in `draw`; the rest is a pure function of images and draws that never waits for the host. Coordinates and
-colours are sums, not matmuls, which TF32 would round. What is off costs nothing and, on, leaves the other draws alone."""
+All chance is in `draw`; the rest is a pure function of images and draws that never waits for the host. Coordinates are
+sums, not matmuls, which TF32 would round. What is off costs nothing and, on, leaves the other draws alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +12,18 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from metaug_core import shards
+from metaug_core.colours import (
+    FADED,
+    GREY,
+    adjust,
+    adjust_hue,
+    autocontrast,
+    between,
+    equalize,
+    mix,
+    rgb_to_lab,
+    rgb_to_ydbdr,  # fmt: skip
+)
 from metaug_core.config import Config
 from metaug_core.registry import VIEWS, MetaugError
 
@@ -25,11 +37,6 @@ def draw(count: int, generator: Generator) -> Draws:
     names, every = NAMES.split(), count * shards.count()
     numbers = torch.rand(len(names), every, 1, 1, 1, generator=generator, device=generator.device)
     return {n: x if n == "partner" else shards.own(x) for n, x in zip(names, numbers.unbind(), strict=True)}
-
-
-def between(low, high, share: Tensor) -> Tensor:
-    """`share` of the way from `low` to `high`, numbers or tensors."""
-    return low + share * (high - low)
 
 
 # --- geometry: for each output pixel its input point, x right and y down, in [-1, 1] over the image
@@ -79,53 +86,6 @@ def resample(images: Tensor, config: Config, draws: Draws) -> Tensor:
     return F.grid_sample(rgb, points, "bilinear", padding_mode="reflection", align_corners=False).clamp(0, 1)
 
 
-# --- colour: rgb (B, 3, H, W) in [0, 1] -> the same, as torchvision defines it; parameters (B, 1, 1, 1)
-def mix(rgb: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted sum of the three channels, (B, 1, H, W)."""
-    red, green, blue = rgb.split(1, dim=1)
-    return (red * weights[0]).add(green, alpha=weights[1]).add(blue, alpha=weights[2])
-
-
-GREY = (0.2989, 0.587, 0.114)  # luma, ITU-R BT.601
-FADED: dict[str, Callable[[Tensor], Tensor]] = {  # at factor 0; sharpness: blurred by [1 1 1; 1 5 1; 1 1 1] / 13 inside
-    "brightness": torch.zeros_like,
-    "contrast": lambda rgb: mix(rgb, GREY).mean((1, 2, 3), keepdim=True),
-    "saturation": lambda rgb: mix(rgb, GREY),
-    "sharpness": lambda rgb: rgb + F.pad((F.avg_pool2d(rgb, 3, 1) - rgb[:, :, 1:-1, 1:-1]) * (9 / 13), (1, 1, 1, 1)),
-}
-
-
-def adjust(rgb: Tensor, what: str, factor: Tensor) -> Tensor:
-    """Away from (factor > 1) or towards (factor < 1) the image without `what`, a key of FADED."""
-    return between(FADED[what](rgb), rgb, factor).clamp(0, 1)
-
-
-def adjust_hue(rgb: Tensor, turn: Tensor) -> Tensor:
-    """Adds `turn` (1: once round) to the hue of HSV, as SimCLR does; a YIQ rotation is cheaper but leaves [0, 1]."""
-    (red, green, blue), top = rgb.unbind(1), rgb.amax(1)
-    spread = top - rgb.amin(1)
-    divisor = torch.where(spread > 0, spread, 1)
-    sector = torch.where(green == top, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
-    sector = torch.where(red == top, (green - blue) / divisor, sector) + 6 * turn[:, 0]  # hue in sixths of a turn
-    away = [torch.remainder(sector + start, 6) for start in (5, 3, 1)]  # of red, green, blue
-    return torch.stack([top - spread * torch.minimum(k, 4 - k).clamp(0, 1) for k in away], dim=1)
-
-
-def autocontrast(rgb: Tensor) -> Tensor:
-    """Stretches each channel to [0, 1]; a constant one stays."""
-    low, high = rgb.amin((2, 3), keepdim=True), rgb.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (rgb - low) / torch.where(high > low, high - low, 1), rgb)
-
-
-def equalize(rgb: Tensor) -> Tensor:
-    """Flattens the 8-bit histogram of each channel by PIL's rule; one that is too narrow for it stays."""
-    levels = (rgb.flatten(2) * 255).round().long()  # (B, 3, HW)
-    counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add(2, levels, torch.ones_like(levels))
-    step = (levels < levels.amax(2, keepdim=True)).sum(2, keepdim=True) // 255
-    table = ((counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)).clamp(0, 255)
-    return torch.where(step > 0, table.gather(2, levels) / 255, rgb.flatten(2)).view_as(rgb)
-
-
 # --- RandAugment (Cubuk et al. 2020): 5 + 8 operations and identity, torchvision's magnitudes; amount in [-1, 1]
 GEOMETRIC = {"rotate": 30, "shear x": 0.3, "shear y": 0.3, "translate x": 300 / 331, "translate y": 300 / 331}
 RECOLOUR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -171,9 +131,14 @@ def plain(images: Tensor, size: int | None = None) -> Tensor:
 
 
 def transform(images: Tensor, config: Config, draws: Draws) -> Tensor:
-    """`augment` with given draws. Jitter is SimCLR's: factors 1 +- 0.8 s and not below 0, hue +- 0.2 s turns, s =
-    config.jitter; every image, in this order. Mixup noise is DACL's (Verma et al. 2021)."""
-    rgb, strength = resample(images, config, draws), config.jitter
+    """`augment` with given draws."""
+    return tinted(resample(images, config, draws), config, draws)
+
+
+def tinted(rgb: Tensor, config: Config, draws: Draws) -> Tensor:
+    """All that changes colours, of rgb (B, 3, H, W) in [0, 1]. Jitter is SimCLR's: factors 1 +- 0.8 s and not below 0, hue +- 0.2 s
+    turns, s = config.jitter; every image, in this order. Mixup noise is DACL's (Verma et al. 2021)."""
+    strength = config.jitter
     for turn in (1, 2) if config.randaugment else ():
         rgb = recolour(rgb, *operation(draws, turn, config.randaugment))
     for what in ("brightness", "contrast", "saturation") if strength else ():
@@ -191,22 +156,6 @@ def transform(images: Tensor, config: Config, draws: Draws) -> Tensor:
 def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
     """Each image by its own draws, S = config.image_size; `generator` lives on their device. Raises as `plain`."""
     return transform(images, config, draw(len(images), generator))
-
-
-# --- colour spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, 3, H, W) in units of the space
-def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """sRGB -> CIE L*a*b*, D65, 2 degrees (scikit-image's constants). Powers by exp2: half the time; clamped: no NaN."""
-    linear = torch.where(rgb > 0.04045, (((rgb.clamp(min=0.04045) + 0.055) / 1.055).log2() * 2.4).exp2(), rgb / 12.92)
-    rows = (0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227)
-    xyz = torch.cat([mix(linear, row) / white for row, white in zip(rows, (0.95047, 1, 1.08883), strict=True)], dim=1)
-    x, y, z = torch.where(xyz > 0.008856, (xyz.clamp(min=0.008856).log2() / 3).exp2(), 7.787 * xyz + 16 / 116).unbind(1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
-
-
-def rgb_to_ydbdr(rgb: Tensor) -> Tensor:
-    """RGB -> Y in 0..1, Db and Dr in -1.333..1.333 (SECAM)."""
-    rows = (0.299, 0.587, 0.114), (-0.45, -0.883, 1.333), (-1.333, 1.116, 0.217)
-    return torch.cat([mix(rgb, row) for row in rows], dim=1)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Encoders, heads and MAG: shapes and facts of the published split AlexNet, views as parameters."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import metaug_core
 from metaug_core import ENCODERS, Config, MetaugError
 from metaug_core.encoders import Encoders, Networks, output_dim
 from metaug_core.generator import MAG
+from metaug_core.methods import build
 
 
 def test_conv_at_224_is_the_public_split_alexnet():
@@ -69,6 +72,14 @@ def test_simclrs_head_centres_the_features_of_each_view_and_a_plain_one_does_not
     for head, centred in (("mlp-bn", True), ("mlp", False)):
         z = Networks(Config(width=0.1, feature_dim=7, views=("L", "ab"), head=head), unit=False)(images)
         assert (z.mean(1).abs().max() < 1e-5) == centred
+
+
+def test_a_projector_is_centred_where_that_is_asked():
+    config = Config(method="byol", width=0.1, head_hidden=16, feature_dim=7, predictor_hidden=8)
+    for asked in (True, False):
+        networks: Any = build(config.replace(projector_norm=asked)).networks(2)
+        projected = networks.heads["RGB"](torch.rand(8, networks.encoders.dims["RGB"]))
+        assert (projected.mean(0).abs().max() < 1e-5) == asked
 
 
 def test_an_encoder_of_ones_own_in_one_line():

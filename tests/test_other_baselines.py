@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaug_core import METHODS, Config, ConfigError, MetaugError, data, evaluate, fit, fit_trials, state
-from metaug_core.encoders import LEAST, Encoders, last_map, outputs
+from metaug_core.encoders import LEAST, Encoders, last_map, outputs, patches
 from metaug_core.methods import Context, build
 from metaug_core.methods.base import initial_networks
 from metaug_core.methods.bigan import Game
@@ -131,7 +131,7 @@ def test_sizes_of_image_and_encoder(method):
         ("splitbrain", {"independent": True}, "needs two different views"),
         ("wmse", {"feature_dim": 16}, "needs whitening_size to divide batch_size and to be more than feature_dim"),
         ("wmse", {"whitening_size": 12}, "got 12, 16 and 8"),
-        ("cpc", {"cpc_skip": 2}, "needs cpc_skip < cpc_grid - 1, got 2, 3"),
+        ("cpc", {"cpc_skip": 2}, "needs cpc_skip < cpc_grid - 1, got 2 and 3"),
         ("looc", {"rotation": 0}, "holds rotation, which rotation switch off"),
         ("looc", {"queue_size": 8}, "needs queue_size >= batch_size 16, got 8"),
         ("infomin", {"queue_size": 8}, "needs queue_size >= batch_size 16, got 8"),
@@ -233,6 +233,22 @@ def test_dim_is_its_formula():
     assert float(method.loss(z, of(3))) == pytest.approx(np.mean(negative) - np.mean(positive))
 
 
+def test_dim_of_several_views_joins_places_of_one_to_the_whole_of_another():
+    z = normal(2 * 4, 3, 5)  # of two views 3 places and the whole
+    one, across = build(settings("dim")), build(settings("dim", views=("L", "ab")))
+    expected = (one.loss(torch.cat([z[:3], z[7:]]), of(3)) + one.loss(torch.cat([z[4:7], z[3:4]]), of(3))) / 2
+    torch.testing.assert_close(across.loss(z, of(3)), expected)
+
+
+def test_two_crops_of_dim_are_told_apart():
+    config = settings("dim", views=("RGB", "RGB"), independent=True, image_size=32)
+    networks: Any = initial_networks(build(config), 4, 0)[0].eval()
+    first, second = build(config).views(pixels(3, 32), seeded())
+    torch.testing.assert_close(
+        networks([first, second]), torch.cat([networks([second, first]).chunk(2)[i] for i in (1, 0)])
+    )
+
+
 def test_dim_is_0_for_no_opinion_and_least_for_the_right_one():
     assert float(jensen_shannon(torch.zeros(2, 3, 3))) == pytest.approx(0, abs=1e-7)
     right = 100 * (2 * torch.eye(3) - 1).repeat(2, 1, 1)
@@ -248,8 +264,8 @@ def test_dim_takes_the_last_map_of_enough_places():
     assert before_pool.shape[2:] == (7, 7)
     z = networks(images)
     assert z.shape == (50, 3, 8)
-    torch.testing.assert_close(z[5], networks.phi(before_pool[:, :, 0, 5]))
-    torch.testing.assert_close(z[49], networks.psi(net(images[0])))
+    torch.testing.assert_close(z[5], networks.phi["RGB"](before_pool[:, :, 0, 5]))
+    torch.testing.assert_close(z[49], networks.psi["RGB"](net(images[0])))
 
 
 def test_last_map_of_encoders_and_of_one_that_has_none():
@@ -301,18 +317,32 @@ def test_cpc_predicts_from_above_alone():
 def test_cpc_cuts_patches_that_overlap_by_half():
     config = settings("cpc", image_size=17)  # 4 px steps, one px is left over
     networks: Any = initial_networks(build(config), 4, 0)[0].eval()
-    image = build(config).views(pixels(2, 17), seeded())
-    grid = networks.encoders.patches(image)[0]
-    assert grid.shape[:3] == (2, 3, 3)
-    patch = F.interpolate(image[0][:, :, 4:12, 8:16], (LEAST, LEAST), mode="bilinear")
+    image = torch.rand(2, 3, 17, 17, generator=seeded())
+    cut = patches(image, 3)
+    assert torch.equal(cut.unflatten(0, (2, 3, 3))[:, 1, 2], image[:, :, 4:12, 8:16])
+    grid = networks.encoders.of_patches([cut])[0]
+    patch = F.interpolate(image[:, :, 4:12, 8:16], (LEAST, LEAST), mode="bilinear")
     torch.testing.assert_close(grid[:, 1, 2], networks.encoders.inner([patch])[0])
-    torch.testing.assert_close(networks.encoders(image)[0], grid.mean((1, 2)))
-    z = networks(image)
+    torch.testing.assert_close(networks.encoders([image])[0], grid.mean((1, 2)))
+    z = networks([cut])
     assert z.shape[0] == 9 + 6 + 3
     latents = grid.permute(0, 3, 1, 2)
     torch.testing.assert_close(z[5], networks.target(latents)[:, :, 1, 2])
     second = SCALE * networks.predict[1](networks.context(latents))
     torch.testing.assert_close(z[15 + 1], second[:, :, 0, 1])
+
+
+def test_each_patch_of_cpc_changes_its_colours_by_itself():
+    """Of an image of one colour, patches differ; without jitter and grey they are cut from the views of the image."""
+    method = build(settings("cpc", jitter=0.5, crop_scale=(1, 1), flip=0))
+    one = torch.full((1, 3, 16, 16), 120, dtype=torch.uint8)
+    one[:, 0] = 200
+    (cut,) = method.views(one, seeded())
+    assert cut.shape == (9, 3, 8, 8)
+    assert len(cut.mean((2, 3)).round(decimals=3).unique(dim=0)) == 9
+    plain = build(settings("cpc", jitter=0, grey=0, crop_scale=(1, 1), flip=0))
+    (cut,) = plain.views(pixels(), seeded())
+    torch.testing.assert_close(cut, patches(pixels() / 127.5 - 1, 3))
 
 
 # --- SplitBrain

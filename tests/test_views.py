@@ -12,10 +12,11 @@ from torchvision.transforms import RandAugment
 from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as tv
 
-from metaug_core import views
+from metaug_core import colours, views
+from metaug_core.colours import rgb_to_lab, rgb_to_ydbdr
 from metaug_core.config import Config
 from metaug_core.registry import VIEWS, MetaugError
-from metaug_core.views import augment, draw, evaluation_views, make_views, plain, rgb_to_lab, rgb_to_ydbdr, split
+from metaug_core.views import augment, draw, evaluation_views, make_views, plain, split
 
 OFF = {"crop_scale": (1, 1), "flip": 0, "views": ("RGB",), "image_size": 16}
 EVERYTHING = {"rotation": 20, "jitter": 1, "grey": 0.5, "mixup": 0.4, "randaugment": 15}
@@ -133,7 +134,7 @@ def test_an_unknown_view_is_named():
 def test_adjustments_agree_with_torchvision(what, oracle):
     rgb, factor = plain(photos(7), 16), factors(7, 0.0, 2.4)
     expected = torch.stack([oracle(image, float(f)) for image, f in zip(rgb, factor, strict=True)])
-    torch.testing.assert_close(views.adjust(rgb, what, factor), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(colours.adjust(rgb, what, factor), expected, rtol=0, atol=1e-5)
 
 
 def test_hue_agrees_with_torchvision():
@@ -141,14 +142,14 @@ def test_hue_agrees_with_torchvision():
     images[0] = images[0, :1]  # grey: no hue
     rgb, turn = plain(images, 16), factors(9, -0.5, 0.5)
     expected = torch.stack([tv.adjust_hue(image, float(t)) for image, t in zip(rgb, turn, strict=True)])
-    torch.testing.assert_close(views.adjust_hue(rgb, turn), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(colours.adjust_hue(rgb, turn), expected, rtol=0, atol=1e-5)
 
 
 def test_hue_by_hand():
     red, third = torch.tensor([1.0, 0, 0])[None, :, None, None], torch.full((1, 1, 1, 1), 1 / 3)
     green = torch.tensor([0.0, 1, 0])[None, :, None, None]
-    torch.testing.assert_close(views.adjust_hue(red, third), green, rtol=0, atol=1e-6)
-    torch.testing.assert_close(views.adjust_hue(green, -third), red, rtol=0, atol=1e-6)
+    torch.testing.assert_close(colours.adjust_hue(red, third), green, rtol=0, atol=1e-6)
+    torch.testing.assert_close(colours.adjust_hue(green, -third), red, rtol=0, atol=1e-6)
 
 
 def test_grey_agrees_with_torchvision():
@@ -161,7 +162,7 @@ def test_autocontrast_agrees_with_torchvision():
     images = photos() // 3 + 40
     images[0, 1] = 77  # a constant channel stays
     rgb = plain(images, 16)
-    torch.testing.assert_close(views.autocontrast(rgb), tv.autocontrast(rgb), rtol=0, atol=1e-6)
+    torch.testing.assert_close(colours.autocontrast(rgb), tv.autocontrast(rgb), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [8, 16, 33])  # at 8 pixels there are too few for a step: PIL leaves the image
@@ -170,7 +171,7 @@ def test_equalize_agrees_with_torchvision(size):
     images[0, 1] = 77
     images[1] = photos(1, size)[0]
     expected = tv.equalize(images).float() / 255
-    torch.testing.assert_close(views.equalize(plain(images, size)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(colours.equalize(plain(images, size)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("magnitude", [1, 4, 12, 20, 30])
@@ -390,7 +391,7 @@ def test_randaugments_second_turn_comes_after_the_first():
     images = photos(2, 64)
     order = fixed(2, kind1=shares["solarize"], kind2=shares["brightness"], sign2=0.25)
     solarized = operated(images, "solarize", magnitude=10)
-    expected = views.adjust(solarized, "brightness", torch.tensor(0.7))
+    expected = colours.adjust(solarized, "brightness", torch.tensor(0.7))
     torch.testing.assert_close(views.transform(images, config, order), expected, rtol=0, atol=1e-5)
 
 

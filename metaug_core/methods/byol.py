@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from metaug_core.bank import Averaged
 from metaug_core.config import Config
-from metaug_core.encoders import Networks
+from metaug_core.encoders import Networks, centred
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    return BYOLProjectionHead(inputs, config.head_hidden, config.feature_dim)
+    return centred(BYOLProjectionHead(inputs, config.head_hidden, config.feature_dim), config)
 
 
 def predictor(config: Config) -> nn.Module:

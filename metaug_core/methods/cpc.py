@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config, ConfigError
-from metaug_core.encoders import PatchEncoders
+from metaug_core.encoders import PatchEncoders, patches
 from metaug_core.methods.base import Context, Method
+from metaug_core.views import draw, resample, split, tinted
 
 SCALE = 0.1  # of the predictions, in the paper's pseudocode
 
@@ -16,9 +17,8 @@ class Above(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 256):
         super().__init__()
-        self.narrow = nn.Sequential(
-            nn.Conv2d(dim, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1))
-        )
+        across = nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1))
+        self.narrow = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.ReLU(), across)
         self.rows = nn.Sequential(nn.ZeroPad2d((0, 0, 1, 0)), nn.Conv2d(hidden, hidden, (2, 1)), nn.ReLU())
         self.wide = nn.Conv2d(hidden, dim, 1)
 
@@ -39,10 +39,9 @@ class Predictor(nn.Module):
         self.distances = distances(config)
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
-        latents = torch.cat(self.encoders.patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
-        context = self.context(latents)
-        found = [self.target(latents)]
+        """`patches` of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
+        latents = torch.cat(self.encoders.of_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
+        context, found = self.context(latents), [self.target(latents)]
         found += [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
         return torch.cat([x.flatten(2) for x in found], dim=2).permute(2, 0, 1)
 
@@ -55,7 +54,8 @@ class CPC(Method):
     c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
     of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
     images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
-    patches. Left out: each patch augmented by itself, predictions from below and the sides, LayerNorm (here BatchNorm).
+    patches. Each patch changes its colours by itself, as in v2: else its hue tells its image. Left out: other changes of single
+    patches, predictions from below and the sides, LayerNorm (here BatchNorm).
     """
 
     title = "CPC v2"
@@ -64,17 +64,21 @@ class CPC(Method):
     minimum_views = 1
     unit_features = False
     augmentable = False
-    defaults = {"views": ("RGB",), "negatives": "batch", "feature_dim": 64}
+    defaults = {"views": ("RGB",), "negatives": "batch", "feature_dim": 64, "jitter": 0.5, "grey": 0.2}
 
     def __init__(self, config: Config):
         super().__init__(config)
         if not distances(config):
-            raise ConfigError(
-                f"method {config.method!r} needs cpc_skip < cpc_grid - 1, got {config.cpc_skip}, {config.cpc_grid}"
-            )
+            got = f"got {config.cpc_skip} and {config.cpc_grid}"
+            raise ConfigError(f"method {config.method!r} needs cpc_skip < cpc_grid - 1, {got}")
 
     def networks(self, classes: int) -> nn.Module:
         return Predictor(self.config)
+
+    def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
+        whole = resample(pixels, self.config, draw(len(pixels), generator))
+        cut = patches(whole, self.config.cpc_grid)
+        return split(tinted(cut, self.config, draw(len(cut), generator)), self.config.views)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         return predictive(z, self.config.cpc_grid, distances(self.config))

@@ -27,23 +27,28 @@ class Embedding(nn.Module):
 
 
 class LocalAndGlobal(nn.Module):
-    """theta: the encoders, phi of the M places of their last maps and psi of their h, views side by side."""
+    """theta: the encoders and for each view name phi, of the M places of its last map, and psi, of its h."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.encoders, hidden, dim = Encoders(config), config.dim_units, config.feature_dim
+        self.encoders, size = Encoders(config), (config.dim_units, config.feature_dim)
         nets = self.encoders.nets.items()
         maps = {name: last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
         self.places = {name: place for name, (place, _, _) in maps.items()}
-        self.phi = Embedding(sum(channels for _, channels, _ in maps.values()), hidden, dim)
-        self.psi = Embedding(sum(self.encoders.dims.values()), hidden, dim)
+        self.phi = nn.ModuleDict({name: Embedding(channels, *size) for name, (_, channels, _) in maps.items()})
+        self.psi = nn.ModuleDict({name: Embedding(dim, *size) for name, dim in self.encoders.dims.items()})
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> (M + 1, B, d): the local features, then the global one."""
-        with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as maps:
-            h = torch.cat(self.encoders(images), dim=1)
-        local = torch.cat([maps[name] for name in self.places], dim=1).to(h.dtype).flatten(2)  # (B, C, M)
-        return torch.cat([self.phi(local.permute(2, 0, 1)), self.psi(h)[None]])
+        """One (B, C_j, H, W) per view -> (V (M + 1), B, d): of each view its local features, then the global one."""
+        names = self.encoders.views
+        with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as found:
+            wholes = self.encoders(images)
+        maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops go through at once
+        rows = []
+        for name, h in zip(names, wholes, strict=True):
+            local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
+            rows += [self.phi[name](local), self.psi[name](h)[None]]
+        return torch.cat(rows)
 
 
 class DIM(Method):
@@ -51,14 +56,15 @@ class DIM(Method):
 
         L = mean_neg [sp(-u) + u - log 2] - mean_pos [log 2 - sp(-u)],   u = <phi(local map at a place), psi(h)>
 
-    sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. Defaults: RGB, phi and psi
-    of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global, prior) are left out, and
-    so is the batch norm in phi [from memory].
+    sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. Of several views place and
+    whole are of two different ones (Bachman et al. 2019 [from memory]): within a view an image is told by its hue or light alone.
+    Defaults: RGB, phi and psi of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global,
+    prior) are left out, and so is the batch norm in phi [from memory].
     """
 
     title = "DIM"
     paper = "Hjelm et al. 2019"
-    objective = "Jensen-Shannon bound of u = phi(map at a place) . psi(h): same image against other images"
+    objective = "Jensen-Shannon bound of u = phi(map at a place) . psi(h of another view): same image against other images"
     minimum_views = 1
     unit_features = False
     augmentable = False
@@ -68,7 +74,9 @@ class DIM(Method):
         return LocalAndGlobal(self.config)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        return jensen_shannon(z[:-1] @ z[-1].T)
+        views = z.unflatten(0, (len(self.config.views), -1))
+        pairs = [(a[:-1], b[-1]) for i, a in enumerate(views) for j, b in enumerate(views) if i != j or len(views) == 1]
+        return torch.stack([jensen_shannon(local @ whole.T) for local, whole in pairs]).mean()
 
 
 def jensen_shannon(u: Tensor) -> Tensor:

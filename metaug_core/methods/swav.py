@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from metaug_core.bank import Queue
 from metaug_core.config import Config
-from metaug_core.encoders import Networks
+from metaug_core.encoders import Networks, centred
 from metaug_core.losses import debiased, hardened, logsumexp_others
 from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
 
@@ -19,7 +19,7 @@ class Clustered(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.features = Networks(config, lambda inputs, c: Head(inputs, c.head_hidden, c.feature_dim))
+        self.features = Networks(config, lambda inputs, c: centred(Head(inputs, c.head_hidden, c.feature_dim), c))
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.feature_dim))
 
     @property
@@ -77,10 +77,8 @@ class SwAV(Method):
     def loss(self, z: Tensor, context: Context) -> Tensor:
         cosines = z[..., self.config.feature_dim :]
         balanced = torch.cat([cosines, context.given["past"]], 1) if "past" in context.given else cosines
-        assigned = sinkhorn(balanced.detach() / self.config.sinkhorn_epsilon, self.config.sinkhorn_steps)[
-            :, : z.shape[1]
-        ]
-        pairs = self.across(self.log_shares((1 + cosines) / self.config.temperature), assigned)
+        shares = sinkhorn(balanced.detach() / self.config.sinkhorn_epsilon, self.config.sinkhorn_steps)
+        pairs = self.across(self.log_shares((1 + cosines) / self.config.temperature), shares[:, : z.shape[1]])
         return -torch.stack([(q * log_p).sum(-1).mean() for log_p, q in pairs]).mean()
 
     def log_shares(self, x: Tensor) -> Tensor:
