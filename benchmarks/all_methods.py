@@ -1,51 +1,73 @@
 """Every registered method at one small budget, beside raw pixels and the untrained encoder: on `shapes`, or on an image folder.
 
-    python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 4]
+    python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
 
-RUNS keeps the runs: the same command finds the finished ones and goes on. On `shapes` every method whose features a MAG could
-augment sees L and ab, which share only the object; on a folder each has its own views. A row learns if its probe on the test split
-is MARGIN points above the same encoder untrained in every seed. Settings are those below, for every method alike.
+RUNS keeps the runs: the same command finds the finished ones and goes on. On `shapes` methods see L and ab, which share only the
+object, but for the few of `ON_SHAPES`; on a folder each has its own views. A row learns if its probe on the test split is MARGIN
+points above the same encoder untrained in every seed. Each method has settings of its own, chosen on validation images of `shapes`
+(LOG.md): the table says what a method can learn at about this budget, and its column `epochs` who was given more.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from _results import write
 
-from metaug_core import METHODS, Config, data, evaluate, fit, preset
+from metaug_core import METHODS, Config, data, evaluate, fit, preset, results
 from metaug_core.evaluation import interval
 
 MARGIN = 5.0  # points
 MEASURES = ("probe_paper", "knn")
 BUDGET: dict[str, Any] = {"feature_dim": 128, "head_hidden": 256, "predictor_hidden": 128, "queue_size": 512, "prototypes": 64,
-                          "ema_momentum": 0.97, "dim_units": 256, "monitor_every": 2}  # fmt: skip
-SHARED = {"views": ("L", "ab"), "independent": False, "jitter": 0.0, "grey": 0.0, "crop_scale": (0.4, 1.0)}
-OWN: dict[str, dict[str, Any]] = {
-    "dacl": {"independent": True},
-    "wmse": {"feature_dim": 32},
-    "cpc": {"feature_dim": 64},
+                          "ema_momentum": 0.97, "dim_units": 256, "monitor_every": 2, "lr": 1e-3}  # fmt: skip
+SHARED: dict[str, Any] = {
+    "views": ("L", "ab"),
+    "independent": False,
+    "jitter": 0.0,
+    "grey": 0.0,
+    "crop_scale": (0.4, 1.0),
 }
+CENTRED: dict[str, Any] = {"head": "mlp-bn"}
+FAST: dict[str, Any] = {"lr": 3e-3}
+SLOW = 3  # times the epochs
+# What a method needs beside BUDGET: everywhere, and on `shapes`.
+OWN: dict[str, dict[str, Any]] = {
+    "cmc": FAST, "metaug": FAST, "metaug-only-oucl": FAST, "metaug-only-mag": FAST,
+    "simclr": FAST | {"temperature": 0.2}, "dacl": FAST | {"temperature": 0.2},
+    "moco": CENTRED, "infomin": CENTRED | {"jigsaw_weight": 0.2}, "looc": CENTRED, "byol": {"projector_norm": True},
+    "nnclr": {"temperature": 0.2}, "metaug-nnclr": {"temperature": 0.2},
+    "swav": {"projector_norm": True, "sinkhorn_epsilon": 0.005}, "wmse": {"feature_dim": 32},
+    "cpc": {"feature_dim": 64, "cpc_grid": 3, "cpc_skip": 0}, "dim": {"dim_bound": "infonce"},
+    "nat": {"feature_dim": 32, "nat_every": 1}, "bigan": {"lr": 2e-4},
+}  # fmt: skip
+RGB: dict[str, Any] = {"views": ("RGB",), "crop_scale": (0.4, 1.0)}
+ON_SHAPES: dict[str, dict[str, Any]] = {
+    "dacl": {"independent": True, "crop_scale": (1.0, 1.0)}, "infomin": {"randaugment": 0.0}, "nat": {"views": ("L",)},
+    "bigan": RGB, "cpc": RGB | {"jitter": 0.5, "grey": 0.2},
+    "looc": RGB | {"crop_scale": (0.2, 1.0), "rotation": 20.0, "jitter": 0.5, "grey": 0.2, "looc_held": ("flip", "crop")},
+}  # fmt: skip
+LONGER = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "bigan", "splitbrain")
 
 
 def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:
-    """The run of one method and seed."""
-    views = SHARED if args.folder is None and METHODS[method].augmentable else {}
-    own = OWN.get(method.split("+")[0], {})
-    where = {"dataset": "folder", "data_dir": args.folder} if args.folder else {}
+    """The run of one method and seed. On `shapes` the views and augmentation are shared, unless a method has its own."""
+    base = method.split("+")[0]
+    views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
+    epochs = args.epochs * (SLOW if base in LONGER else 1)
     return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), train_images=args.images,
-                  epochs=args.epochs, **{**BUDGET, **views, **own, **where})  # fmt: skip
+                  **{**BUDGET, "epochs": epochs, **OWN.get(base, {}), **views})  # fmt: skip
 
 
 def measured(config: Config, splits: data.Splits) -> list[dict[str, Any]]:
     """Rows of one run: raw pixels, untrained and trained encoder, and what a pass over the images took."""
-    start = time.monotonic()
     run = fit(config, lambda _: None, splits)
-    seconds = (time.monotonic() - start) / config.epochs
-    table = evaluate(run, splits=splits).reset_index()
-    return table.assign(seconds_per_epoch=seconds, views=", ".join(config.views)).to_dict("records")
+    table = evaluate(run, splits=splits, measures=MEASURES).reset_index()
+    seconds = results.machine(run)["seconds"] / config.epochs
+    return table.assign(epochs=config.epochs, seconds_per_epoch=seconds, views=", ".join(config.views)).to_dict(
+        "records"
+    )
 
 
 def shown(values: pd.Series) -> str:
@@ -56,16 +78,21 @@ def shown(values: pd.Series) -> str:
 
 def table(rows: pd.DataFrame) -> str:
     """The markdown table: a line for each method, floors beside it."""
-    lines = ["| method | views | probe raw | probe untrained | probe trained | gain, points by seed | kNN trained | learns |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ["method", "views", "epochs", "s/epoch", "probe raw", "untrained", "trained", "gain, points by seed", "kNN untrained",
+             "kNN trained", "learns"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, group in rows.groupby("method", sort=False):
         by = {name: part.set_index("seed") for name, part in group.groupby("representation")}
         gains = 100 * (by["trained"].probe_paper - by["untrained"].probe_paper)
-        floors = " | ".join(shown(by[name].probe_paper) for name in ("raw pixels", "untrained", "trained"))
-        lines.append(
-            f"| {METHODS[method].title} | {group.views.iloc[0]} | {floors} | {', '.join(f'{g:.1f}' for g in gains)} | "
-            f"{shown(by['trained'].knn)} | {'yes' if gains.min() >= MARGIN else 'no'} |"
-        )
+        cells = [
+            METHODS[method].title,
+            group.views.iloc[0],
+            group.epochs.iloc[0],
+            f"{group.seconds_per_epoch.median():.1f}",
+        ]
+        cells += [shown(by[name].probe_paper) for name in ("raw pixels", "untrained", "trained")]
+        cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
+        lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= MARGIN else 'no'} |")
     return "\n".join(lines)
 
 
@@ -76,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--images", type=int, default=2200)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")

@@ -85,6 +85,8 @@ class ObjectiveSettings(BaseModel):
     """W-MSE: images whitened together, at least 2 feature_dim is best; None: the minibatch."""
     dim_units: Positive = 2048
     """DIM: hidden units of the embeddings of local and global features."""
+    dim_bound: Literal["jsd", "infonce"] = "jsd"
+    """DIM: which bound of the mutual information is raised, Jensen-Shannon's (eq. 4) or InfoNCE (eq. 5)."""
     cpc_grid: Annotated[int, Field(ge=2, le=16)] = 5
     """CPC: patches a side, which overlap by half (7 in the paper)."""
     cpc_skip: Annotated[int, Field(ge=0)] = 1

@@ -240,6 +240,16 @@ def test_dim_of_several_views_joins_places_of_one_to_the_whole_of_another():
     torch.testing.assert_close(across.loss(z, of(3)), expected)
 
 
+def test_dim_by_infonce_is_its_formula():
+    method, z = build(settings("dim", dim_bound="infonce")), normal(4, 3, 5)
+    u = {(m, i, j): float(z[m, i] @ z[3, j]) / math.sqrt(5) for m in range(3) for i in range(3) for j in range(3)}
+    terms = []
+    for m, i in itertools.product(range(3), range(3)):
+        for others in ([u[m, i, j] for j in range(3)], [u[m, j, i] for j in range(3)]):
+            terms.append(math.log(sum(map(math.exp, others))) - u[m, i, i])
+    assert float(method.loss(z, of(3))) == pytest.approx(np.mean(terms))
+
+
 def test_two_crops_of_dim_are_told_apart():
     config = settings("dim", views=("RGB", "RGB"), independent=True, image_size=32)
     networks: Any = initial_networks(build(config), 4, 0)[0].eval()

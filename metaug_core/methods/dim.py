@@ -43,7 +43,9 @@ class LocalAndGlobal(nn.Module):
         names = self.encoders.views
         with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as found:
             wholes = self.encoders(images)
-        maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops go through at once
+        maps = {
+            name: list(found[name].chunk(names.count(name))) for name in self.places
+        }  # two crops go through at once
         rows = []
         for name, h in zip(names, wholes, strict=True):
             local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
@@ -56,15 +58,18 @@ class DIM(Method):
 
         L = mean_neg [sp(-u) + u - log 2] - mean_pos [log 2 - sp(-u)],   u = <phi(local map at a place), psi(h)>
 
-    sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. Of several views place and
-    whole are of two different ones (Bachman et al. 2019 [from memory]): within a view an image is told by its hue or light alone.
+    sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. dim_bound infonce: InfoNCE
+    of u / sqrt(d) (eq. 5; the scale from Bachman et al. 2019), which learns from fewer steps (LOG.md). Of several views place and
+    whole are of two different ones (as theirs [from memory]): within a view an image is told by its hue or light alone.
     Defaults: RGB, phi and psi of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global,
     prior) are left out, and so is the batch norm in phi [from memory].
     """
 
     title = "DIM"
     paper = "Hjelm et al. 2019"
-    objective = "Jensen-Shannon bound of u = phi(map at a place) . psi(h of another view): same image against other images"
+    objective = (
+        "bound on the information in u = phi(map at a place) . psi(h of another view): same image against other images"
+    )
     minimum_views = 1
     unit_features = False
     augmentable = False
@@ -76,7 +81,10 @@ class DIM(Method):
     def loss(self, z: Tensor, context: Context) -> Tensor:
         views = z.unflatten(0, (len(self.config.views), -1))
         pairs = [(a[:-1], b[-1]) for i, a in enumerate(views) for j, b in enumerate(views) if i != j or len(views) == 1]
-        return torch.stack([jensen_shannon(local @ whole.T) for local, whole in pairs]).mean()
+        scores = [local @ whole.T for local, whole in pairs]
+        infonce = self.config.dim_bound == "infonce"
+        bounds = [info_nce(u / math.sqrt(z.shape[-1])) if infonce else jensen_shannon(u) for u in scores]
+        return torch.stack(bounds).mean()
 
 
 def jensen_shannon(u: Tensor) -> Tensor:
@@ -85,3 +93,9 @@ def jensen_shannon(u: Tensor) -> Tensor:
     attract = math.log(2) - F.softplus(-u.diagonal(dim1=1, dim2=2))
     repel = (F.softplus(u) - math.log(2)).masked_fill(same, 0)  # sp(-u) + u = sp(u)
     return repel.mean() * (len(same) / (len(same) - 1)) - attract.mean()
+
+
+def info_nce(u: Tensor) -> Tensor:
+    """u as above -> scalar: a place's own whole among those of all images, and a whole's own place m, halved."""
+    own = torch.arange(u.shape[-1], device=u.device).expand(len(u), -1)
+    return (F.cross_entropy(u.mT, own) + F.cross_entropy(u, own)) / 2
