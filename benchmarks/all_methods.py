@@ -15,7 +15,17 @@ from typing import Any
 import pandas as pd
 from _results import write
 
-from metaug_core import METHODS, Config, data, evaluate, fit, preset, results
+from metaug_core import (  # paper_gallery enters the figures
+    METHODS,
+    Config,
+    data,
+    evaluate,
+    fit,
+    gallery,
+    paper_figures,
+    preset,
+    results,
+)  # fmt: skip
 from metaug_core.evaluation import interval
 
 MARGIN = 5.0  # points
@@ -63,11 +73,9 @@ def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:
 def measured(config: Config, splits: data.Splits) -> list[dict[str, Any]]:
     """Rows of one run: raw pixels, untrained and trained encoder, and what a pass over the images took."""
     run = fit(config, lambda _: None, splits)
+    budget = {"epochs": config.epochs, "seconds_per_epoch": results.machine(run)["seconds"] / config.epochs}
     table = evaluate(run, splits=splits, measures=MEASURES).reset_index()
-    seconds = results.machine(run)["seconds"] / config.epochs
-    return table.assign(epochs=config.epochs, seconds_per_epoch=seconds, views=", ".join(config.views)).to_dict(
-        "records"
-    )
+    return table.assign(views=", ".join(config.views), **budget).to_dict("records")
 
 
 def shown(values: pd.Series) -> str:
@@ -84,16 +92,17 @@ def table(rows: pd.DataFrame) -> str:
     for method, group in rows.groupby("method", sort=False):
         by = {name: part.set_index("seed") for name, part in group.groupby("representation")}
         gains = 100 * (by["trained"].probe_paper - by["untrained"].probe_paper)
-        cells = [
-            METHODS[method].title,
-            group.views.iloc[0],
-            group.epochs.iloc[0],
-            f"{group.seconds_per_epoch.median():.1f}",
-        ]
+        cells = [METHODS[method].title, group.views.iloc[0], group.epochs.iloc[0]]
+        cells += [f"{group.seconds_per_epoch.median():.1f}"]
         cells += [shown(by[name].probe_paper) for name in ("raw pixels", "untrained", "trained")]
         cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
         lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= MARGIN else 'no'} |")
     return "\n".join(lines)
+
+
+def small(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the figure needs of a table of runs."""
+    return runs[["method", "seed", "epochs", "measure", "split", "accuracy", "untrained"]]
 
 
 def main() -> None:
@@ -104,26 +113,29 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--images", type=int, default=2200)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--publish", action="store_true", help="put the figure into figures/")
     args = parser.parse_args()
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")
         return
-    found: list[dict[str, Any]] = []
-    methods, splits = args.methods.split(","), None
-    for seed in range(args.seeds):
-        for method in methods:
-            config = config_of(method, seed, args)
-            splits = splits or data.load(config, "cpu")
-            found += measured(config, splits)
-            print(f"{method}, seed {seed}: done", flush=True)
+    configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in args.methods.split(",")]
+    splits, rows = data.load(configs[0], "cpu"), []
+    for config in configs:
+        rows += measured(config, splits)
+        print(f"{config.method}, seed {config.seed}: done", flush=True)
     print(
         f"n = {args.seeds} seed(s), 95 % t-intervals, test accuracy in %; learns: at least {MARGIN:g} points in each seed"
     )
-    print(table(pd.DataFrame(found)))
-    asked = {name: value for name, value in vars(args).items() if name not in ("runs", "folder")}
+    print(table(pd.DataFrame(rows)))
     kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
+    if args.publish:
+        runs = results.table(configs)
+        gallery.publish(
+            f"09-all-methods-{kind}", pd.concat([small(paper_figures.measured(runs, name)) for name in MEASURES]), runs
+        )
+    asked = {name: value for name, value in vars(args).items() if name not in ("runs", "folder", "publish")}
     write(
-        f"all_methods-{kind}", "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder), asked, "cpu", rows=found
+        f"all_methods-{kind}", "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder), asked, "cpu", rows=rows
     )
 
 

@@ -21,6 +21,7 @@ NAMES = {  # a method's name in METHODS -> as the paper prints it
     "dim": "DIM",
     "splitbrain": "SplitBrain",
     "cpc": "CPC v2",
+    "wmse": "W-MSE",
     "swav": "SwAV",
     "simclr": "SimCLR",
     "cmc": "CMC",

@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 from metaug_core import paper
 from metaug_core.anatomy import gradient_shares, similarity_panel, step_costs
 from metaug_core.gallery import FIGURES, Entry
-from metaug_core.paper_figures import Table, against, differences, heat_map, level, method_rows
+from metaug_core.paper_figures import (
+    MEASURE_NAMES,
+    Table,
+    against,
+    differences,
+    gain_rows,
+    heat_map,
+    level,
+    method_rows,
+)
 from metaug_core.style import panels
 from metaug_core.tables import paired, summary
 
@@ -138,6 +147,17 @@ def benchmark(table: Table) -> Figure:
     return figure
 
 
+def all_methods(table: Table) -> Figure:
+    """Every method at one small budget, the largest gain in the first protocol above. table: method, seed, measure, accuracy,
+    untrained."""
+    figure, axes = panels(2, 5.0, 7.0)
+    first = table[table["measure"] == table["measure"].iloc[0]].groupby("method")[["accuracy", "untrained"]].mean()
+    order = (first["accuracy"] - first["untrained"]).sort_values(ascending=False).index
+    for ax, (measure, rows) in zip(axes, table.groupby("measure", sort=False), strict=True):
+        gain_rows(rows, ax, MEASURE_NAMES[measure], list(order))
+    return figure
+
+
 def delta_question(table: Table) -> Figure:
     """What delta can do. table: weight (delta of MetAug; CONTROL: only OUCL with its rate changed by a millionth; REFERENCE: only
     OUCL), delta, seed, accuracy, augmented_gradient_share."""
@@ -187,6 +207,18 @@ FIGURES["08-augmentations"] = Entry(
     "Table 4: accuracy by augmentation set, ours and the paper's.", registered("08_augmentations"), augmentations)  # fmt: skip
 FIGURES["09-benchmarks"] = Entry(
     "Table 1: every method, ours and the paper's.", registered("09_benchmarks"), benchmark)  # fmt: skip
+for kind, what, option in (
+    ("shapes", "`shapes`, 2,200 images, 8 or 24 epochs, three seeds", ""),
+    (
+        "folder",
+        "CIFAR-10, JPEG re-encoded, 10,000 images, 2 or 6 epochs, one seed",
+        "--folder DIR --images 10000 --epochs 2 --seeds 1 ",
+    ),
+):
+    FIGURES[f"09-all-methods-{kind}"] = Entry(
+        f"Every method at one small budget with settings of its own, from the untrained encoder to the trained one ({what}). Views "
+        "differ, and with them the untrained encoders: a gain says that a method learns, not which method is best.",
+        f"python benchmarks/all_methods.py RUNS {option}--publish", all_methods)  # fmt: skip
 FIGURES["10-meta-gradient"] = Entry(
     "What a step with the meta-gradient costs, exact by one tangent pass and by double backward.",
     registered("10_meta_gradient"), costs)  # fmt: skip
