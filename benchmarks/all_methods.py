@@ -102,7 +102,7 @@ def table(rows: pd.DataFrame) -> str:
 
 def small(runs: pd.DataFrame) -> pd.DataFrame:
     """What the figure needs of a table of runs."""
-    return runs[["method", "seed", "epochs", "measure", "split", "accuracy", "untrained"]]
+    return runs.filter(items=["method", "seed", "epochs", "measure", "split", "accuracy", "untrained"])
 
 
 def main() -> None:
