@@ -199,3 +199,13 @@ def test_the_makefile_reads_the_lock():
     makefile = (HERE / "Makefile").read_text(encoding="utf-8")
     assert "-r requirements.lock" in makefile
     assert not re.search(r"https?://|file://|--(?:extra-)?index-url|--find-links", makefile)
+
+
+def test_make_lab_shows_the_walkthrough_from_a_root_that_holds_the_runs():
+    """The run browser links from notebooks/ to executed notebooks in runs/: a root below the checkout would cut that off."""
+    makefile = (HERE / "Makefile").read_text(encoding="utf-8")
+    (root,) = re.findall(r"--ServerApp.root_dir=(\S+)", makefile)
+    (page,) = re.findall(r"--LabApp.default_url=/lab/tree/(\S+)", makefile)
+    assert (HERE / root).resolve() == HERE.resolve()
+    assert (HERE / root / page).is_file()
+    assert "--ServerApp.ip=127.0.0.1" in makefile
