@@ -1,11 +1,11 @@
-"""Every registered method at one small budget, beside raw pixels and the untrained encoder: on `shapes`, or on an image folder.
+"""Every registered method at one small budget, beside its encoder untrained: on `shapes`, or on an image folder.
 
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
 
 RUNS keeps the runs: the same command finds the finished ones and goes on. On `shapes` methods see L and ab, which share only the
 object, but for the few of `ON_SHAPES`; on a folder each has its own views. A row learns if its probe on the test split is MARGIN
 points above the same encoder untrained in every seed. Each method has settings of its own, chosen on validation images of `shapes`
-(LOG.md): the table says what a method can learn at about this budget, and its column `epochs` who was given more.
+(LOG.md): the table says what a method can learn at about this budget, and its column `epochs` who was given more, on `shapes` only.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SHARED: dict[str, Any] = {
 }
 CENTRED: dict[str, Any] = {"head": "mlp-bn"}
 FAST: dict[str, Any] = {"lr": 3e-3}
-SLOW = 3  # times the epochs
+SLOW = 3  # times the epochs, on `shapes`
 # What a method needs beside BUDGET: everywhere, and on `shapes`.
 OWN: dict[str, dict[str, Any]] = {
     "cmc": FAST, "metaug": FAST, "metaug-only-oucl": FAST, "metaug-only-mag": FAST,
@@ -65,16 +65,16 @@ def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:
     """The run of one method and seed. On `shapes` the views and augmentation are shared, unless a method has its own."""
     base = method.split("+")[0]
     views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
-    epochs = args.epochs * (SLOW if base in LONGER else 1)
+    epochs = args.epochs * (SLOW if base in LONGER and not args.folder else 1)
     return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), train_images=args.images,
                   **{**BUDGET, "epochs": epochs, **OWN.get(base, {}), **views})  # fmt: skip
 
 
 def measured(config: Config, splits: data.Splits) -> list[dict[str, Any]]:
-    """Rows of one run: raw pixels, untrained and trained encoder, and what a pass over the images took."""
+    """Rows of one run: its encoder untrained and trained, and what a pass over the images took."""
     run = fit(config, lambda _: None, splits)
     budget = {"epochs": config.epochs, "seconds_per_epoch": results.machine(run)["seconds"] / config.epochs}
-    table = evaluate(run, splits=splits, measures=MEASURES).reset_index()
+    table = evaluate(run, splits=splits, measures=MEASURES, representations=("untrained", "trained")).reset_index()
     return table.assign(views=", ".join(config.views), **budget).to_dict("records")
 
 
@@ -85,8 +85,8 @@ def shown(values: pd.Series) -> str:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """The markdown table: a line for each method, floors beside it."""
-    heads = ["method", "views", "epochs", "s/epoch", "probe raw", "untrained", "trained", "gain, points by seed", "kNN untrained",
+    """The markdown table: a line for each method, its floor beside it."""
+    heads = ["method", "views", "epochs", "s/epoch", "probe untrained", "trained", "gain, points by seed", "kNN untrained",
              "kNN trained", "learns"]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, group in rows.groupby("method", sort=False):
@@ -94,7 +94,7 @@ def table(rows: pd.DataFrame) -> str:
         gains = 100 * (by["trained"].probe_paper - by["untrained"].probe_paper)
         cells = [METHODS[method].title, group.views.iloc[0], group.epochs.iloc[0]]
         cells += [f"{group.seconds_per_epoch.median():.1f}"]
-        cells += [shown(by[name].probe_paper) for name in ("raw pixels", "untrained", "trained")]
+        cells += [shown(by[name].probe_paper) for name in ("untrained", "trained")]
         cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
         lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= MARGIN else 'no'} |")
     return "\n".join(lines)

@@ -211,7 +211,7 @@ for kind, what, option in (
     ("shapes", "`shapes`, 2,200 images, 8 or 24 epochs, three seeds", ""),
     (
         "folder",
-        "CIFAR-10, JPEG re-encoded, 10,000 images, 2 or 6 epochs, one seed",
+        "CIFAR-10, JPEG re-encoded, 10,000 images, 2 epochs, one seed",
         "--folder DIR --images 10000 --epochs 2 --seeds 1 ",
     ),
 ):
