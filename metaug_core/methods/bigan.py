@@ -68,8 +68,8 @@ class BiGAN(Method):
 
     As in their section 3.4 (and in GANs at large) E and G descend on the swapped labels instead, whose gradient does not vanish
     when D wins. Both updates are simultaneous, from one sum of losses under one optimiser: D sees pairs as constants, and E and
-    G see D as one. z is normal, and E's code standardised over the minibatch. Theirs: Adam 2e-4 with beta1 0.5; the optimiser
-    setting has no beta1 (torch's 0.9 stands).
+    G see D as one. z is normal, and E's code standardised over the minibatch. Theirs: Adam 2e-4, beta1 0.5 [from memory]; here
+    torch's beta1 of 0.9.
     """
 
     title = "BiGAN"

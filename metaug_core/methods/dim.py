@@ -43,9 +43,7 @@ class LocalAndGlobal(nn.Module):
         names = self.encoders.views
         with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as found:
             wholes = self.encoders(images)
-        maps = {
-            name: list(found[name].chunk(names.count(name))) for name in self.places
-        }  # two crops go through at once
+        maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
         rows = []
         for name, h in zip(names, wholes, strict=True):
             local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)

@@ -17,8 +17,8 @@ class NAT(Method):
         min over theta and permutations pi of  mean_i || f(x_i) - c_pi(i) ||^2,   c_1..c_N fixed on the unit sphere
 
     pi changes within each minibatch by the Hungarian algorithm, with the features of that very step, in every third pass (the
-    1st, 4th, ... as in the authors' code). Defaults: RGB, one layer on the encoder's h; the paper's 2048 dimensions are for a
-    million images, here feature_dim. The authors feed Sobel-filtered images and use SGD at 0.01: here the images themselves.
+    1st, 4th, ... as in the authors' code [from memory]). Defaults: RGB, one layer on the encoder's h, feature_dim; the paper's 2048
+    dimensions are for a million images. The authors feed Sobel-filtered images and use SGD at 0.01: here the images themselves.
     """
 
     title = "NAT"

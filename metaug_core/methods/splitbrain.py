@@ -52,8 +52,8 @@ class SplitBrain(Method):
         L = CE(F1(x1), bins(x2)) + CE(F2(x2), bins(x1)),   x1 = L, x2 = ab, at 12 x 12 places
 
     h of both halves stand side by side, as the evaluation has them anyway. Bins: 100 of L, and 16 x 16 of ab over its range
-    instead of the 313 in-gamut ones. The paper predicts from its last convolutional map; here a decoder spreads h over the
-    places, so that any encoder does. Views: two different ones of at most two channels, of one crop.
+    instead of the 313 in-gamut ones [from memory]. The paper predicts from its last convolutional map; here a decoder spreads h
+    over the places, so that any encoder does. Views: two different ones of at most two channels, of one crop.
     """
 
     title = "SplitBrain"
