@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -310,6 +311,10 @@ def said(runs: Path, text: str) -> list[tuple[int, str]]:
     return [(int(process.split()[1]), words) for process, words in lines if words.startswith(text)]
 
 
+def of_cell(runs: Path, **settings: Any) -> Config:
+    return grid.build(FIXED | settings).replace(runs_dir=runs)
+
+
 def alone(configs: list[Config], place: Path) -> list[store.Run]:
     """The same runs, each trained by itself in this process, with as many threads as a worker has."""
     before = torch.get_num_threads()
@@ -327,7 +332,7 @@ def the_same(a: store.Run, b: store.Run) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path, tiny):
+def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
     runs = tmp_path / "runs"
     mixed = ["--grid", "seed=0,1,2", "--grid", "lr=1e30,0.01", "--set", "optimiser=sgd", "--set", "epochs=3"]
     words = [*METAUG, *options(tmp_path), *mixed, "--trials", "3", "--workers", "2", "--runs-dir", str(runs)]
@@ -341,7 +346,7 @@ def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path, tiny):
     processes = said(runs, "side by side: ")
     assert [words.count("tiny-") for _, words in processes] == [3, 3]
     assert len({process for process, _ in processes}) == 2
-    configs = [tiny(**{**FIXED, "optimiser": "sgd", "epochs": 3, "lr": 0.01, "seed": seed}) for seed in range(3)]
+    configs = [of_cell(runs, optimiser="sgd", epochs=3, lr=0.01, seed=seed) for seed in range(3)]
     found = [store.request(config) for config in configs]
     for run, other in zip(found, alone(configs, tmp_path / "alone"), strict=True):
         assert len(store.read_json(run.path / "environment.json")) == 1  # the notebook found a finished run
@@ -358,11 +363,11 @@ def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path, tiny):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path, tiny):
-    runs, epochs = tmp_path / "runs", 150
+def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
+    runs, epochs = tmp_path / "runs", 12
     words = [*METAUG, *options(tmp_path), "--set", f"epochs={epochs}", "--seeds", "3", "--trials", "3"]
     words += ["--workers", "2", "--runs-dir", str(runs)]
-    configs = [tiny(**{**FIXED, "epochs": epochs, "seed": seed, "lr": Config().lr}) for seed in range(3)]
+    configs = [of_cell(runs, epochs=epochs, seed=seed) for seed in range(3)]
     found = [store.request(config) for config in configs]
 
     def trains(sessions: int) -> bool:
