@@ -7,16 +7,19 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metaug_core import data, encoders, extensions, headless, methods, results, store, views  # noqa: F401  (the registries)
+from metaug_core import data, encoders, extensions, headless, methods, results, store, together, views  # noqa: F401  (registries)
+from metaug_core.config import Config
 from metaug_core.headless import Client, Interrupted
 from metaug_core.registry import MetaugError
 
 STOPPED: set[str] = set()  # sessions of `metaug sweep` that were interrupted
-RUNNING: dict[tuple[str, int], Client] = {}  # session and thread -> the kernel last started there
+RUNNING: dict[tuple[str, int], Callable[[], Any]] = {}  # session and thread -> interrupts what was last started there
 EVALUATING = threading.Lock()  # a worker of several threads: untrained encoders are drawn from torch's one generator
 
 
@@ -26,10 +29,11 @@ def dask_setup(worker: Any) -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
-def work(cell: dict[str, Any]) -> dict[str, Any]:
+def work(cell: dict[str, Any], *_: None) -> dict[str, Any]:
     """Execute the notebook of a cell and evaluate its run, or find what is there of it. Never raises for what a user can mend.
 
     cell: session, run (name), given (texts of settings), notebook, imports, runs_dir, sweep (folder), and evaluate (of `Wanted`).
+    Further arguments are only waited for: the nothing that `trained` returns.
     Returns run, state (finished, failed or interrupted), error (a sentence or None), notebook (path of the executed one), seconds.
     """
     started, state, error = time.monotonic(), "finished", None
@@ -37,9 +41,7 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     try:
         if cell["session"] in STOPPED:
             raise Interrupted("the sweep was interrupted")
-        see_store(cell["sweep"])
-        for file in cell["imports"]:
-            extensions.load(file)
+        prepare(cell["sweep"], cell["imports"])
         execute(cell)
     except Interrupted:
         state = "interrupted"
@@ -59,15 +61,39 @@ def work(cell: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def execute(cell: dict[str, Any]) -> None:
-    runs_dir, path = Path(cell["runs_dir"]), headless.find(cell["notebook"])
+def trained(cells: list[dict[str, Any]]) -> None:
+    """Train the runs of several cells side by side in a process of their own. Never raises: what is not trained to its end, for
+    whatever reason, the cell's notebook trains, or says why it cannot be."""
+    session, log = cells[0]["session"], Path(cells[0]["sweep"]) / "together.log"
+    with suppress(Exception):  # whatever it is, the cells go on and meet it themselves
+        if session in STOPPED:
+            return
+        prepare(cells[0]["sweep"], cells[0]["imports"])
+        configs = [config for _, _, config in map(asked, cells) if not store.request(config).finished]
+        if len(configs) > 1:
+            with together.started(cells[0]["imports"], configs, log) as child:
+                note(session, partial(together.stop, child))
+                child.wait()
+
+
+def asked(cell: dict[str, Any]) -> tuple[Path, dict[str, Any], Config]:
+    """The notebook of a cell, what is injected into it, and the config of its run. MetaugError if that is not the run meant."""
+    path = headless.find(cell["notebook"])
     values, config = headless.checked(path, cell["given"], cell["imports"])
     if config is None or config.name() != cell["run"]:
         raise MetaugError(
             f"the worker understands the settings of {cell['run']} otherwise: is its workbook the same version?"
         )
-    config = config.replace(runs_dir=runs_dir)
-    headless.execute(path, values, config, runs_dir, bar=False, started=partial(note, cell["session"]))
+    return path, values, config.replace(runs_dir=Path(cell["runs_dir"]))
+
+
+def execute(cell: dict[str, Any]) -> None:
+    path, values, config = asked(cell)
+
+    def started(client: Client) -> None:
+        note(cell["session"], partial(interrupt, client))
+
+    headless.execute(path, values, config, config.runs_dir, bar=False, started=started)
     if not (run := store.request(config)).finished:
         raise MetaugError(f"{path.name} ended, but it did not train its run {run.path.name}")
     with EVALUATING:
@@ -80,33 +106,43 @@ def silent(runs: int) -> results.RunsReporter:
     return lambda done, at: None
 
 
+def prepare(sweep: str, imports: list[str]) -> None:
+    """MetaugError if this process does not see the store, or cannot import the user's files."""
+    see_store(sweep)
+    for file in imports:
+        extensions.load(file)
+
+
 def see_store(sweep: str) -> None:
     """MetaugError if this process does not see the sweep's folder, which the main process has made."""
     if not (Path(sweep) / "sweep.json").exists():
         raise MetaugError(f"a worker does not see {sweep}: --runs-dir must be on a file system that all of them share")
 
 
-def note(session: str, client: Client) -> None:
-    RUNNING[session, threading.get_ident()] = client
+def note(session: str, interrupt: Callable[[], Any]) -> None:
+    RUNNING[session, threading.get_ident()] = interrupt
     if session in STOPPED:
         raise Interrupted("the sweep was interrupted")
 
 
+def interrupt(client: Client) -> None:
+    manager: Any = client.km
+    if manager is not None and manager.has_kernel:
+        client.interrupt()
+
+
 def stop(session: str) -> None:
-    """Interrupt the kernels that work for a session, so that their runs save; cells of it that come later do not start."""
+    """Interrupt what trains for a session, so that its runs are saved; cells of it that come later do not start."""
     STOPPED.add(session)
-    for (whose, _), client in list(RUNNING.items()):
-        manager: Any = client.km
-        if whose == session and manager is not None and manager.has_kernel:
-            client.interrupt()
+    for (whose, _), strike in list(RUNNING.items()):
+        if whose == session:
+            strike()
 
 
 def ready(sweep: str, imports: list[str]) -> str | None:
     """What a worker lacks for a sweep, in a sentence; None: nothing."""
     try:
-        see_store(sweep)
-        for file in imports:
-            extensions.load(file)
+        prepare(sweep, imports)
     except MetaugError as error:
         return str(error)
     return None

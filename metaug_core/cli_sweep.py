@@ -44,6 +44,10 @@ def figures(names: tuple[str, ...], folder: Path | None) -> None:
     "--workers", type=click.IntRange(1), help="How many processes here; default: one a core, or one for a GPU."
 )
 @click.option(
+    "--trials", type=click.IntRange(1), default=1,
+    help="So many runs side by side in one process, if only numbers differ: for a GPU.",
+)  # fmt: skip
+@click.option(
     "--name", help="Of the sweep's folder in runs/sweeps; default: from its grid, so that the same call finds it."
 )
 @click.option("--retry", is_flag=True, help="Also try again what failed before.")
@@ -68,7 +72,7 @@ def sweep(runs_dir: Path, dry_run: bool, **asked: Any) -> None:
         return
     bar = Bar()
     try:
-        found = sweep.run(plan, bar, asked["scheduler"], asked["workers"], asked["retry"])
+        found = sweep.run(plan, bar, asked["scheduler"], asked["workers"], asked["retry"], asked["trials"])
     finally:
         bar.close()
     click.echo(

@@ -3,7 +3,7 @@
 import logging
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -67,12 +67,26 @@ def local(workers: int, preload: str) -> LocalCluster:
     )
 
 
-def submitted(client: Client, work: Callable[[Any], Any], tasks: Mapping[str, Any]) -> "queue.Queue[Future]":
-    """Hand tasks {key: argument} to the workers; a queue gets each future when it is done. A lost worker's task is done again."""
+def submitted(
+    client: Client,
+    work: Callable[..., Any],
+    tasks: Mapping[str, Any],
+    groups: Sequence[Sequence[str]],
+    before: Callable[[list[Any]], Any],
+) -> "queue.Queue[Future]":
+    """Hand tasks {key: argument} to the workers; a queue gets each future when it is done. A lost worker's task is done again.
+
+    groups: all keys, in the order of their turn. Of a group of several, before(arguments) is done first, and each of its tasks is
+    given the result as second argument.
+    """
     done: queue.Queue[Future] = queue.Queue()
-    for number, (key, argument) in enumerate(tasks.items()):
-        future = client.submit(work, argument, key=key, pure=False, priority=-number)
-        future.add_done_callback(done.put)
+    for number, keys in enumerate(groups):
+        how = {"pure": False, "priority": -number}
+        whole = [tasks[key] for key in keys]
+        first = [client.submit(before, whole, key=f"{keys[0]}-before", **how)] if len(keys) > 1 else []
+        for key in keys:
+            future = client.submit(work, tasks[key], *first, key=key, **how)
+            future.add_done_callback(done.put)
     return done
 
 

@@ -2,6 +2,7 @@
 
     runs/sweeps/NAME/sweep.json      the grid, and of each cell: run, settings, state, error, executed notebook, seconds
     runs/sweeps/NAME/table.parquet   the `results.table` of its runs, and table.csv
+    runs/sweeps/NAME/together.log    which runs were trained side by side, and what stopped that
 
 Only this process writes sweep.json; a worker leaves what it made in the run's folder, where any later call finds it.
 """
@@ -21,7 +22,7 @@ import pandas as pd
 from distributed import Client
 from filelock import FileLock, Timeout
 
-from metaug_core import cell, cluster, engine, grid, headless, results, store
+from metaug_core import cell, cluster, engine, grid, headless, results, store, together
 from metaug_core.config import Config, ConfigError
 from metaug_core.progress import last_row
 from metaug_core.registry import MetaugError
@@ -146,8 +147,11 @@ class Sweep:
         return table
 
 
-def run(plan: Plan, say: Say, scheduler: str | None = None, workers: int | None = None, retry: bool = False) -> Sweep:
-    """Do what is missing of a plan on the workers of a scheduler (None: so many processes here), and write the table.
+def run(
+    plan: Plan, say: Say, scheduler: str | None = None, workers: int | None = None, retry: bool = False, trials: int = 1
+) -> Sweep:
+    """Do what is missing of a plan on the workers of a scheduler (None: so many processes here), and write the table. Up to so
+    many trials, where settings allow it, are trained side by side before their notebooks find them.
 
     Raises MetaugError: another process runs the sweep, no scheduler, a worker that lacks something; Interrupted after Ctrl-C or
     SIGTERM. Finished cells and recorded failures stay in every case.
@@ -167,7 +171,7 @@ def run(plan: Plan, say: Say, scheduler: str | None = None, workers: int | None 
                 on_cpu = engine.pick_device(plan.configs[0].device) == "cpu"
                 here = min(workers or (cluster.cores() if on_cpu else 1), len(todo))
                 with terminated(), cluster.connected(scheduler, here, "metaug_core.cell") as client:
-                    work(sweep, client, say)
+                    work(sweep, client, say, trials)
             finally:
                 sweep.save()
         sweep.save()
@@ -188,7 +192,7 @@ def terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def work(sweep: Sweep, client: Client, say: Say) -> None:
+def work(sweep: Sweep, client: Client, say: Say, trials: int) -> None:
     """Hand out the missing cells and take in what comes of them."""
     plan, session = sweep.plan, uuid.uuid4().hex
     for where, lack in cluster.on_all_workers(client, cell.ready, str(plan.folder), list(plan.imports)).items():
@@ -198,7 +202,8 @@ def work(sweep: Sweep, client: Client, say: Say) -> None:
     common |= {"runs_dir": str(plan.configs[0].runs_dir), "evaluate": asdict(plan.wanted)}
     keys = {f"{plan.name}-{session}-{n}": n for n in sweep.missing()}
     tasks = {key: common | {"run": sweep.cells[n]["run"], "given": plan.given[n]} for key, n in keys.items()}
-    done = cluster.submitted(client, cell.work, tasks)
+    found = together.groups([plan.configs[n] for n in keys.values()], trials)
+    done = cluster.submitted(client, cell.work, tasks, [[list(keys)[n] for n in one] for one in found], cell.trained)
     try:
         take(sweep, done, keys, say)
     except KeyboardInterrupt:

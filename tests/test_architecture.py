@@ -44,7 +44,7 @@ RANK: dict[str, float] = {
     "experiments": 3.3,
     "standing": 3.4,
     "toys": 3,
-    "background": 3.2,
+    **dict.fromkeys(["background", "together"], 3.2),
     "style": 3.5,
     "figures": 4,
     "paper_figures": 4,

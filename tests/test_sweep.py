@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import TINY
 from test_cli import notebook, sentence
 
-from metaug_core import cli, cost, fit, grid, results, store
+from metaug_core import cli, cost, fit, grid, results, store, together
+from metaug_core.config import Config
+from metaug_core.progress import last_row
 from metaug_core.store import read_tensors
 
 HERE = Path(__file__).resolve().parent
@@ -111,6 +116,28 @@ def test_the_cost_of_a_run_is_that_of_finished_ones_of_its_shape(tiny):
     assert cost.said(asked).startswith("3 cells are missing; training takes about 5.0 min for 2 of them")
     assert "1 have no finished run" in cost.said(asked)
     assert cost.said([]) == "nothing is missing"
+
+
+# --- which cells may train side by side
+def test_groups_are_of_runs_that_differ_in_numbers_only(tiny):
+    numbers = [{}, {"lr": 0.5}, {"seed": 1}, {"delta": 0.2, "seed": 2}, {"bank_negatives": 16}]
+    assert together.groups([tiny(**one) for one in numbers], 9) == [[0, 1, 2, 3, 4]]
+    assert together.groups([tiny(**one) for one in numbers], 2) == [[0, 1], [2, 3], [4]]
+    assert together.groups([tiny(**one) for one in numbers], 1) == [[0], [1], [2], [3], [4]]
+    assert together.groups([], 3) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"epochs": 3}, {"batch_size": 8}, {"train_images": 50}, {"val_fraction": 0.2}, {"image_size": 8}, {"stored_size": 32},
+        {"storage": "stream"}, {"oucl": "eq9"}, {"gamma_detached": True, "oucl": "eq9"}, {"views": ("L", "ab", "RGB")},
+        {"optimiser": "sgd"}, {"method": "cmc"},
+    ],
+)  # fmt: skip
+def test_other_settings_keep_runs_apart(tiny, other):
+    found = together.groups([tiny(), tiny(**other), tiny(seed=1), tiny(seed=1, **other), tiny(seed=2)], 2)
+    assert found == [[0, 2], [1, 3], [4]]
 
 
 # --- real workers
@@ -258,15 +285,114 @@ def test_a_scheduler_of_ones_own_gives_the_same_table(killed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_an_interrupt_saves_what_is_under_way(tmp_path):
+@pytest.mark.parametrize("cells", [1, 2])
+def test_an_interrupt_saves_what_is_under_way(cells, tmp_path):
     runs = tmp_path / "runs"
     words = [*METAUG, *options(tmp_path), "--set", "epochs=5000", "--workers", "1", "--runs-dir", str(runs)]
-    process = started(words)
-    until(lambda: list(runs.glob("*/timing.jsonl")), process)
+    process = started([*words, "--seeds", str(cells), "--trials", str(cells)])
+    until(lambda: len(list(runs.glob("*/timing.jsonl"))) == cells, process)
     process.send_signal(signal.SIGTERM)
     code, _, err = ended(process)
     assert code == 130, err
-    assert "interrupted: 0 of 1 cells are finished; the same command goes on" in err
-    assert [one["state"] for one in sweep_of(runs)["cells"]] == ["missing"]
-    (checkpoint,) = runs.glob("*/checkpoint.safetensors")
-    assert read_tensors(checkpoint)[1]["step"] > 0
+    assert f"interrupted: 0 of {cells} cells are finished; the same command goes on" in err
+    assert [one["state"] for one in sweep_of(runs)["cells"]] == ["missing"] * cells
+    steps = [read_tensors(checkpoint)[1]["step"] for checkpoint in runs.glob("*/checkpoint.safetensors")]
+    assert len(steps) == cells
+    assert all(steps)
+    assert len(set(steps)) == 1  # side by side, so they stand at one step
+
+
+# --- trials
+def said(runs: Path, text: str) -> list[tuple[int, str]]:
+    """(process, what it said) of the lines about text in the log of training side by side."""
+    lines = [
+        line.split(": ", 1) for file in runs.glob("sweeps/*/together.log") for line in file.read_text().splitlines()
+    ]
+    return [(int(process.split()[1]), words) for process, words in lines if words.startswith(text)]
+
+
+def of_cell(runs: Path, **settings: Any) -> Config:
+    return grid.build(FIXED | settings).replace(runs_dir=runs)
+
+
+def alone(configs: list[Config], place: Path) -> list[store.Run]:
+    """The same runs, each trained by itself in this process, with as many threads as a worker has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [fit(config.replace(runs_dir=place), lambda _: None) for config in configs]
+    finally:
+        torch.set_num_threads(before)
+
+
+def the_same(a: store.Run, b: store.Run) -> bool:
+    one, other = (read_tensors(run.checkpoint)[0] for run in (a, b))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
+    runs = tmp_path / "runs"
+    mixed = ["--grid", "seed=0,1,2", "--grid", "lr=1e30,0.01", "--set", "optimiser=sgd", "--set", "epochs=3"]
+    words = [*METAUG, *options(tmp_path), *mixed, "--trials", "3", "--workers", "2", "--runs-dir", str(runs)]
+    code, out, err = ended(started(words))
+    assert code == 1, err
+    assert "3 of 6 cells are finished" in out
+    for one in states(runs, "failed"):
+        assert one["settings"]["lr"] == "1e30"
+        assert "stopped at step" in one["error"]
+        assert "DivergedError" in (runs / one["notebook"]).read_text()
+    processes = said(runs, "side by side: ")
+    assert [words.count("tiny-") for _, words in processes] == [3, 3]
+    assert len({process for process, _ in processes}) == 2
+    configs = [of_cell(runs, optimiser="sgd", epochs=3, lr=0.01, seed=seed) for seed in range(3)]
+    found = [store.request(config) for config in configs]
+    for run, other in zip(found, alone(configs, tmp_path / "alone"), strict=True):
+        assert len(store.read_json(run.path / "environment.json")) == 1  # the notebook found a finished run
+        assert the_same(run, other)
+        finished, executed = ((run.path / name).stat().st_mtime_ns for name in ("finished.json", "cell.ipynb"))
+        assert finished < executed
+    wanted = results.Wanted(("knn",), ("trained",), False, "test")
+    others = [config.replace(runs_dir=tmp_path / "alone") for config in configs]
+    by_itself = results.made(others, **asdict(wanted), view=lambda count: lambda done, at: None)
+    table = pd.read_parquet(next(runs.glob("sweeps/*/table.parquet")))
+    assert table["state"].tolist() == ["failed", "finished"] * 3
+    assert table["knn"].dropna().tolist() == by_itself["knn"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
+    runs, epochs = tmp_path / "runs", 12
+    words = [*METAUG, *options(tmp_path), "--set", f"epochs={epochs}", "--seeds", "3", "--trials", "3"]
+    words += ["--workers", "2", "--runs-dir", str(runs)]
+    configs = [of_cell(runs, epochs=epochs, seed=seed) for seed in range(3)]
+    found = [store.request(config) for config in configs]
+
+    def trains(sessions: int) -> bool:
+        files = [run.path / "environment.json" for run in found]
+        return all(f.exists() and len(store.read_json(f)) == sessions for f in files) and all(
+            last_row(run.path / "timing.jsonl") for run in found
+        )
+
+    process = started(words)
+    until(lambda: trains(1), process)
+    ((child, _),) = said(runs, "side by side: ")
+    worker = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    assert worker in of_workers(process)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: trains(2), process)
+    process.kill()
+    process.communicate(timeout=60)  # its pipes close, so what it started is gone too
+    assert not any(run.finished for run in found)
+    code, out, err = ended(started(words))
+    assert code == 0, err
+    assert "3 of 3 cells are finished" in out
+    assert [words.count("tiny-") for _, words in said(runs, "side by side: ")] == [3, 3, 3]
+    for run, other in zip(found, alone(configs, tmp_path / "alone"), strict=True):
+        begun = [session["from_step"] for session in store.read_json(run.path / "environment.json")]
+        assert begun == sorted(set(begun))
+        assert len(begun) == 3
+        assert begun[1] > 0
+        assert the_same(run, other)

@@ -1,0 +1,117 @@
+"""Runs of a sweep that train side by side: which of them may, and the process of their own in which they do.
+
+The process reads its work as one line of stdin, which whoever started it keeps open: it saves and ends when that is closed, be it
+on purpose or because its owner died. What it has to say goes to a log.
+
+    python -m metaug_core.together
+"""
+
+import _thread
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metaug_core import engine, extensions
+from metaug_core.config import Config
+from metaug_core.registry import MetaugError
+from metaug_core.store import BusyError
+
+STEPS = ("epochs", "batch_size")  # equal, so that all have as many steps and none waits for another
+LOCK_SECONDS, LOOK_SECONDS = 30.0, 0.2  # a process whose owner was killed holds its runs' locks until it has saved
+
+
+def groups(configs: Sequence[Config], most: int) -> list[list[int]]:
+    """Positions in configs, each once and in order, in groups of at most so many that may train side by side: they differ only in
+    the seed and other numbers, but not in the images or in how many steps there are."""
+    found: list[list[int]] = []
+    filling: dict[str, list[int]] = {}
+    for number, config in enumerate(configs):
+        group = filling.get(kind := common(config))
+        if group is None or len(group) == most:
+            found.append(group := [])
+            filling[kind] = group
+        group.append(number)
+    return found
+
+
+def common(config: Config) -> str:
+    """What runs side by side have in common, as a text."""
+    fixed = {*engine.SHARED, *STEPS}
+    values = config.model_dump(mode="json")
+    return json.dumps({n: v for n, v in values.items() if n in fixed or type(v) not in (int, float)}, sort_keys=True)
+
+
+def started(imports: Sequence[str], configs: Sequence[Config], log: Path) -> "subprocess.Popen[bytes]":
+    """A process that trains the runs of configs side by side, from where they stand; imports are the user's own files. It saves
+    and ends when its stdin is closed. Raises OSError if it cannot be started."""
+    work = {"imports": list(imports), "configs": [config.model_dump(mode="json") for config in configs]}
+    with log.open("ab") as file:
+        # A session of its own, as kernels have: Ctrl-C in a terminal goes to the sweep, which then closes stdin.
+        child = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "metaug_core.together"],
+            stdin=subprocess.PIPE, stdout=file, stderr=file,
+            start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )  # fmt: skip
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(work).encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def stop(child: "subprocess.Popen[bytes]") -> None:
+    """Have a process of `started` save its runs after the step under way and end. Does not wait."""
+    if child.stdin is not None:
+        child.stdin.close()
+
+
+def obey() -> None:
+    """Interrupt the main thread, as Ctrl-C does, as soon as stdin ends."""
+    while os.read(0, 1):  # not sys.stdin, whose lock a thread must not hold when Python ends
+        pass
+    _thread.interrupt_main()
+
+
+def train(work: dict[str, Any]) -> None:
+    """fit_trials of what `started` wrote. A run that another process trains is waited for a while; then BusyError."""
+    for file in work["imports"]:
+        extensions.load(file)
+    configs = [Config(**values) for values in work["configs"]]
+    say(f"side by side: {', '.join(config.name() for config in configs)}")
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            engine.fit_trials(configs, lambda at: None)
+            return
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(LOOK_SECONDS)
+
+
+def say(text: str) -> None:
+    print(f"process {os.getpid()}: {text}", flush=True)
+
+
+def main() -> int:
+    """The body of the process; its exit code is 0 if all runs are finished."""
+    try:
+        work = json.loads(sys.stdin.readline())
+        threading.Thread(target=obey, daemon=True).start()
+        train(work)
+    except KeyboardInterrupt:
+        say("interrupted")
+    except MetaugError as error:
+        say(str(error))
+    else:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
