@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from _results import write
 
-from metaug_core import (  # paper_gallery enters the figures
+from metaug_core import (
     METHODS,
     Config,
     data,
@@ -23,6 +23,7 @@ from metaug_core import (  # paper_gallery enters the figures
     fit,
     gallery,
     paper_figures,
+    paper_gallery,  # noqa: F401  (it enters the paper's figures)
     preset,
     results,
 )  # fmt: skip
