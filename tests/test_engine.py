@@ -146,7 +146,7 @@ def test_the_fast_meta_gradient_gives_the_run_of_double_backward(changes):
     changes = {"delta": 0.5, "inner_lr": 0.1, "optimiser": "sgd", "mag_optimiser": "sgd", "mag_lr": 0.1, **changes}
     fast, slow = started(**changes), started(**changes, meta="double-backward")
     before = weights(fast.mag)
-    found, expected = steps(fast, 8)[-1], steps(slow, 8)[-1]
+    found, expected = steps(fast, 8, log=True)[-1], steps(slow, 8, log=True)[-1]
     moved = max(float((value - before[name]).abs().max()) for name, value in weights(fast.mag).items())
     assert moved > 1e-4
     for one, other in ((fast.networks, slow.networks), (fast.mag, slow.mag)):
