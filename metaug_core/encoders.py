@@ -133,8 +133,9 @@ def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> t
 
 def head(inputs: int, config: Config) -> nn.Module:
     """Projection head g: (B, D) -> (B, d), linear (CMC), with one hidden layer (MoCo v2), or that with BatchNorm after both layers
-    as in SimCLR's code. The last one centres the features of each view. Without it SimCLR on L and ab stays at chance: the
-    features of one view lie close together at first, and they are its negatives (LOG.md)."""
+    as in SimCLR's code, here with the statistics of each view, there of both crops together. The last one centres the features of
+    each view. Without it SimCLR on L and ab stays at chance: the features of one view lie close together at first, and they are
+    its negatives (LOG.md)."""
     if config.head == "linear":
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)

@@ -181,12 +181,14 @@ def test_the_margin_moves_the_mag_alone():
 )
 @pytest.mark.parametrize("log", [False, True])
 def test_statistics_are_written_once_a_step(changes, log):
+    """Two crops are one minibatch to their encoder, and each its own to SimCLR's head, which has BatchNorm."""
     s = started(**changes)
     steps(s, 3, log)
-    for module in (s.networks, s.mag):
+    crops = 2 if changes.get("method") == "simclr" else 1
+    for module, times in ((s.networks.encoders, 3), (s.networks.heads, 3 * crops), (s.mag, 3)):
         counts = [int(b) for n, b in module.named_buffers() if n.endswith("num_batches_tracked")] if module else []
-        assert counts == [3] * len(counts)
-        assert bool(counts) == (module is not None)
+        assert counts == [times] * len(counts)
+        assert bool(counts) == (module is not None and (module is not s.networks.heads or crops == 2))
 
 
 def test_statistics_are_those_of_the_regular_pass():
