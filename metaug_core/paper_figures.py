@@ -197,19 +197,24 @@ def method_rows(values: Table, ax: Axes, title: str, order: Sequence[str], capti
 
 
 def gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
-    """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its colour, 95 %
-    interval over seeds), with the gain in points. table: method, seed, accuracy, untrained."""
+    """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its colour), with
+    the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
+    than the figure). table: method, seed, accuracy, untrained."""
     found: Table = summary(table, "method", "accuracy").set_index("method")
     for place, method in enumerate(order):
-        values = (*found.loc[method, ["mean", "half_width"]], table.loc[table["method"] == method, "untrained"].mean())
+        rows = table[table["method"] == method]
+        values = (*found.loc[method, ["mean", "half_width"]], rows["untrained"].mean())
         mean, half, low = (100 * float(value) for value in values)
         colour, look = method_colour(method), {"marker": "o", "capsize": 3, "linestyle": "none"}
         ax.plot([low, mean], [place, place], color=colour, linewidth=1.2, alpha=0.6)
         ax.plot(low, place, marker="|", markersize=9, markeredgewidth=2, color=FLOORS["untrained"])
-        ax.errorbar([mean], [place], xerr=None if np.isnan(half) else [half], color=colour, **look)
+        ax.errorbar([mean], [place], xerr=[half] if len(rows) > 2 else None, color=colour, **look)
+        if len(rows) > 1:
+            ax.scatter(100 * rows["accuracy"], [place] * len(rows), s=14, color=colour, alpha=0.5, linewidths=0)
         ax.annotate(f"{mean - low:+.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
     ax.set_yticks(range(len(order)), [paper.name(method) for method in order], fontsize=8.5)
     ax.set_ylim(len(order) - 0.5, -0.7)
     seeds = int(found["n"].max())
-    caption = f"| untrained; {f'n = {seeds} seeds, 95 % intervals' if seeds > 1 else 'n = 1 seed'}; right: gain"
+    told = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds (dots), 95 % intervals")
+    caption = f"| untrained; {told}; right: gain"
     return dress(ax, title, axis_name(table).replace("\n", ": "), "", caption)
