@@ -23,6 +23,7 @@ from metaug_core.style import STYLE, dress, method_colour, nothing
 MOST = 8  # curves that can still be told apart
 LINES = ("-", "--", ":", "-.")
 ALL = "all"
+WHOLE_ROW = "auto / 1 / auto / -1"  # not grid_column, which ipywidgets takes away again when it finds no grid_area
 COLUMNS = {
     "kNN on validation images (share)": "knn_val",
     "loss, original features": "loss_original",
@@ -94,7 +95,7 @@ class RunBrowser:
             "state": menu("state", ALL, [ALL, "finished", "unfinished"]),
         }
         self.column = menu("curve", "knn_val", list(COLUMNS.items()))
-        self.column.layout.grid_column = "1 / -1"  # its names are long
+        self.column.layout.grid_area = WHOLE_ROW  # its names are long
         plain = {"description_width": "0px"}
         self.ticks = {
             name: ipywidgets.Checkbox(False, description=name, style=plain, layout={"width": "98%", "flex": "0 0 auto"})
@@ -103,7 +104,7 @@ class RunBrowser:
         look: dict[str, Any] = {
             "max_height": "150px",
             "overflow": "auto",
-            "grid_column": "1 / -1",
+            "grid_area": WHOLE_ROW,
             "flex_flow": "column",
         }
         self.list = ipywidgets.Box(list(self.ticks.values()), layout=look)
