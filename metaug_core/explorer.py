@@ -21,7 +21,10 @@ from PIL import Image
 
 ELSEWHERE = "Controls: run this cell in JupyterLab."
 LIVE = "metaug-live"  # class of a box that is alive; the output just above it is its static figure
-HIDE = f"<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .{LIVE}) {{ display: none; }}</style>"
+HIDE = (
+    f"<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .{LIVE}) {{ display: none; }} "
+    f".{LIVE} .widget-readout {{ min-width: fit-content; flex-shrink: 0; }}</style>"  # what a menu says is never cut off
+)
 DPI = 100
 
 
