@@ -26,7 +26,7 @@ from metaug_core import (
     paper_gallery,  # noqa: F401  (it enters the paper's figures)
     preset,
     results,
-)  # fmt: skip
+)
 from metaug_core.evaluation import interval
 
 MARGIN = 5.0  # points
@@ -93,8 +93,8 @@ def table(rows: pd.DataFrame) -> str:
     for method, group in rows.groupby("method", sort=False):
         by = {name: part.set_index("seed") for name, part in group.groupby("representation")}
         gains = 100 * (by["trained"].probe_paper - by["untrained"].probe_paper)
-        cells = [METHODS[method].title, group.views.iloc[0], group.epochs.iloc[0]]
-        cells += [f"{group.seconds_per_epoch.median():.1f}"]
+        first, seconds = group.iloc[0], group.seconds_per_epoch.median()
+        cells = [METHODS[method].title, first.views, first.epochs, f"{seconds:.1f}"]
         cells += [shown(by[name].probe_paper) for name in ("untrained", "trained")]
         cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
         lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= MARGIN else 'no'} |")

@@ -107,16 +107,12 @@ def silent(runs: int) -> results.RunsReporter:
 
 
 def prepare(sweep: str, imports: list[str]) -> None:
-    """MetaugError if this process does not see the store, or cannot import the user's files."""
-    see_store(sweep)
-    for file in imports:
-        extensions.load(file)
-
-
-def see_store(sweep: str) -> None:
-    """MetaugError if this process does not see the sweep's folder, which the main process has made."""
+    """MetaugError if this process does not see the sweep's folder, which the main process has made, or cannot import the user's
+    files."""
     if not (Path(sweep) / "sweep.json").exists():
         raise MetaugError(f"a worker does not see {sweep}: --runs-dir must be on a file system that all of them share")
+    for file in imports:
+        extensions.load(file)
 
 
 def note(session: str, interrupt: Callable[[], Any]) -> None:

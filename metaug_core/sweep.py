@@ -202,8 +202,8 @@ def work(sweep: Sweep, client: Client, say: Say, trials: int) -> None:
     common |= {"runs_dir": str(plan.configs[0].runs_dir), "evaluate": asdict(plan.wanted)}
     keys = {f"{plan.name}-{session}-{n}": n for n in sweep.missing()}
     tasks = {key: common | {"run": sweep.cells[n]["run"], "given": plan.given[n]} for key, n in keys.items()}
-    found = together.groups([plan.configs[n] for n in keys.values()], trials)
-    done = cluster.submitted(client, cell.work, tasks, [[list(keys)[n] for n in one] for one in found], cell.trained)
+    order, found = list(keys), together.groups([plan.configs[n] for n in keys.values()], trials)
+    done = cluster.submitted(client, cell.work, tasks, [[order[n] for n in one] for one in found], cell.trained)
     try:
         take(sweep, done, keys, say)
     except KeyboardInterrupt:
