@@ -119,8 +119,7 @@ def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
     """Of the last feature map in an encoder with at least `least` places a side: the name of the submodule that gives it, its
-    channels and its number of places. By a trial run, as `output_dim`, after which no sizes can surprise. MetaugError if there
-    is none."""
+    channels and its number of places, by a trial run as `output_dim`. MetaugError if there is none."""
     with outputs(dict(encoder.named_modules())) as found:
         output_dim(encoder, channels, config)
     for name, out in reversed(found.items()):
@@ -133,9 +132,8 @@ def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> t
 
 def head(inputs: int, config: Config) -> nn.Module:
     """Projection head g: (B, D) -> (B, d), linear (CMC), with one hidden layer (MoCo v2), or that with BatchNorm after both layers
-    as in SimCLR's code, here with the statistics of each view, there of both crops together. The last one centres the features of
-    each view. Without it SimCLR on L and ab stays at chance: the features of one view lie close together at first, and they are
-    its negatives (LOG.md)."""
+    as in SimCLR's code, here with the statistics of each view, there of both crops together. Without the last, which centres each
+    view, SimCLR on L and ab stays at chance: its negatives are the features of one view, which lie close together (LOG.md)."""
     if config.head == "linear":
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)
@@ -147,6 +145,13 @@ def head(inputs: int, config: Config) -> nn.Module:
 def centred(projector: nn.Module, config: Config) -> nn.Module:
     """A projector, followed by BatchNorm if `projector_norm` says so."""
     return nn.Sequential(projector, nn.BatchNorm1d(config.feature_dim)) if config.projector_norm else projector
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """(B, C, H, W) in the layout in which convolutions and pools are fast. Strided so as well: images of one channel pass for either
+    layout, and torch goes by the weights then; a gradient brings those in the other, where a pool costs twelve times as much."""
+    (_, c, h, w), images = images.shape, images.contiguous(memory_format=torch.channels_last)
+    return images.as_strided(images.shape, (c * h * w, 1, c * w, c))
 
 
 class Encoders(nn.Module):
@@ -169,8 +174,7 @@ class Encoders(nn.Module):
         for name in dict.fromkeys(names):
             crops = [x for x, of in zip(images, names, strict=True) if of == name]
             with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
-                pixels = torch.cat(crops) if len(crops) > 1 else crops[0]
-                h = self.nets[name](pixels.contiguous(memory_format=torch.channels_last))
+                h = self.nets[name](channels_last(torch.cat(crops) if len(crops) > 1 else crops[0]))
             # A float64 network (the tests' yardstick) stays float64; bf16 is lifted for head and loss.
             h = h.float() if self.bf16 else h
             found[name] = list(h.chunk(len(crops)))

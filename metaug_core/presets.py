@@ -87,7 +87,7 @@ AUTHORS: dict[str, Any] = {
 SKETCH = QUICK | {
     "width": 0.125,
     "mag_hidden": 64,
-    "train_images": 2000,
+    "train_images": 1600,
     "val_fraction": 0.25,
     "batch_size": 32,
     "epochs": 3,
