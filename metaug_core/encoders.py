@@ -148,8 +148,8 @@ def centred(projector: nn.Module, config: Config) -> nn.Module:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """(B, C, H, W) in the layout in which convolutions and pools are fast. Strided so as well: images of one channel pass for either
-    layout, and torch goes by the weights then; a gradient brings those in the other, where a pool costs twelve times as much."""
+    """(B, C, H, W) in the layout in which convolutions and pools are fast. Strided so as well: images of one channel pass for
+    either, torch then goes by the weights, and a gradient brings those in the other, where a pool costs twelve times as much."""
     (_, c, h, w), images = images.shape, images.contiguous(memory_format=torch.channels_last)
     return images.as_strided(images.shape, (c * h * w, 1, c * w, c))
 

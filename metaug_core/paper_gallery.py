@@ -183,6 +183,10 @@ def registered(notebook: str, options: str = "") -> str:
     return f"metaug run {notebook} -p publish True{' ' if options else ''}{options}"
 
 
+def seeded(notebook: str, seeds: int = 3) -> str:
+    return registered(notebook, f"-p seeds {seeds}")
+
+
 for real, dataset in (("", "`shapes`"), ("-real", "CIFAR-10, JPEG re-encoded, 10,000 images")):
     command = "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000 -p images 1000" if real else ""
     FIGURES[f"03-similarities{real}"] = Entry(
@@ -194,19 +198,19 @@ for real, dataset in (("", "`shapes`"), ("-real", "CIFAR-10, JPEG re-encoded, 10
         registered("03_similarity_histograms", command), similarities)  # fmt: skip
 FIGURES["04-gamma-attenuation"] = Entry(
     "Figure 3: accuracy by the attenuation of Gamma, and the gain over OUCL without Gamma beside the paper's at 6.",
-    registered("04_gamma_attenuation", "-p seeds 3"), attenuation)  # fmt: skip
+    seeded("04_gamma_attenuation"), attenuation)  # fmt: skip
 FIGURES["05-batch-size"] = Entry(
-    "Figure 4: accuracy by batch size, and the paper's values at 64.", registered("05_batch_size", "-p seeds 3"), batch_sizes)  # fmt: skip
+    "Figure 4: accuracy by batch size, and the paper's values at 64.", seeded("05_batch_size"), batch_sizes)  # fmt: skip
 FIGURES["06-margins"] = Entry(
-    "Figure 5: accuracy by margin and loss, and what each margin adds to none.", registered("06_margins", "-p seeds 3"), margins)  # fmt: skip
+    "Figure 5: accuracy by margin and loss, and what each margin adds to none.", seeded("06_margins"), margins)  # fmt: skip
 FIGURES["07-hyperparameters"] = Entry(
-    "Figure 6: accuracy by alpha, beta and delta, two at a time.", registered("07_hyperparameters", "-p seeds 3"), hyperparameters)  # fmt: skip
+    "Figure 6: accuracy by alpha, beta and delta, two at a time.", seeded("07_hyperparameters"), hyperparameters)  # fmt: skip
 FIGURES["07-gamma"] = Entry(
-    "Figure 7: accuracy by gamma.", registered("07_hyperparameters", "-p seeds 3"), gammas)  # fmt: skip
+    "Figure 7: accuracy by gamma.", seeded("07_hyperparameters"), gammas)  # fmt: skip
 FIGURES["08-augmentations"] = Entry(
-    "Table 4: accuracy by augmentation set, ours and the paper's.", registered("08_augmentations", "-p seeds 3"), augmentations)  # fmt: skip
+    "Table 4: accuracy by augmentation set, ours and the paper's.", seeded("08_augmentations"), augmentations)  # fmt: skip
 FIGURES["09-benchmarks"] = Entry(
-    "Table 1: every method, ours and the paper's.", registered("09_benchmarks", "-p seeds 3"), benchmark)  # fmt: skip
+    "Table 1: every method, ours and the paper's.", seeded("09_benchmarks"), benchmark)  # fmt: skip
 for kind, what, option in (
     ("shapes", "`shapes`, 2,200 images, 8 or 24 epochs, two seeds", "--seeds 2 "),
     (
@@ -225,4 +229,4 @@ FIGURES["10-meta-gradient"] = Entry(
 FIGURES["11-delta"] = Entry(
     "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
     "same seeds, beside a control that changes the learning rate by a millionth.",
-    registered("11_delta", "-p seeds 8"), delta_question)  # fmt: skip
+    seeded("11_delta", 8), delta_question)  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from _measure import ratio, turns
+from _measure import CPU_WARM_STEPS, ratio, turns
 from _results import table
 
 from metaug_core.rehearsal import Work, counted
@@ -53,7 +53,8 @@ def test_the_floor_is_the_slower_of_the_two():
 def test_turns_go_forth_and_back():
     called: list[str] = []
     found = turns({name: lambda name=name: called.append(name) for name in "ab"}, "cpu", budget=0)
-    assert called == [*"ab", *"ab", *"ab", *"ba", *"ab"]  # warm, once to choose how many rounds, and three rounds
+    warm = ["a"] * CPU_WARM_STEPS + ["b"] * CPU_WARM_STEPS
+    assert called == [*warm, *"ab", *"ab", *"ba", *"ab"]  # once to choose how many rounds, and three rounds
     assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
 
 
