@@ -77,9 +77,7 @@ def turns(ways: Mapping[str, Way], device: str, budget: float) -> dict[str, list
     found: dict[str, list[float]] = {name: [] for name in ways}
     with freed_memory_kept():  # as in training
         for way in ways.values():
-            for _ in range(
-                EAGER_STEPS + 2 if device == "cuda" else CPU_WARM_STEPS
-            ):  # on CUDA to the capture and beyond
+            for _ in range(EAGER_STEPS + 2 if device == "cuda" else CPU_WARM_STEPS):  # CUDA: past the capture
                 way()
         once = {name: seconds(way, device) for name, way in ways.items()}
         repeat = {n: max(1, min(50, round(CHAIN_SECONDS / t))) if device == "cuda" else 1 for n, t in once.items()}

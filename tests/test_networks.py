@@ -7,7 +7,7 @@ import torch
 
 import metaug_core
 from metaug_core import ENCODERS, Config, MetaugError
-from metaug_core.encoders import Encoders, Networks, output_dim
+from metaug_core.encoders import Encoders, Networks, channels_last, output_dim
 from metaug_core.generator import MAG
 from metaug_core.methods import build
 
@@ -137,3 +137,16 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_state_alone():
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["encoders.nets.L.0.weight"], other["encoders.nets.L.0.weight"])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_maps_are_channels_last_whatever_the_layout_of_the_weights(channels, first):
+    images = torch.randn(2, channels, 5, 6)
+    laid_out = channels_last(images)
+    assert torch.equal(laid_out, images)
+    assert laid_out.stride() == (channels * 30, 1, channels * 6, channels)
+    weight = torch.randn(4, channels, 3, 3).contiguous()
+    if not first:
+        weight = torch.empty_strided(weight.shape, (9 * channels, 1, 3 * channels, channels)).copy_(weight)
+    assert torch.conv2d(laid_out, weight, padding=1).is_contiguous(memory_format=torch.channels_last)

@@ -269,9 +269,10 @@ def test_a_scheduler_of_ones_own_gives_the_same_table(killed, tmp_path):
             *GRID[2:],
         ]  # four of the twelve cells, two of which fail: a cell costs ten seconds
         words = [*METAUG, *options(tmp_path), *some, "--scheduler", address, "--runs-dir", str(runs)]
-        code, out, err = ended(started(words))
+        code, out, err = ended(started([*words, "--trials", "2"]))
         assert code == 1, err
         assert "2 of 4 cells are finished" in out
+        assert len(said(runs, "side by side")) == 2
     finally:
         for process in cluster:
             process.kill()
