@@ -215,6 +215,6 @@ def gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
     ax.set_yticks(range(len(order)), [paper.name(method) for method in order], fontsize=8.5)
     ax.set_ylim(len(order) - 0.5, -0.7)
     seeds = int(found["n"].max())
-    told = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds (dots), 95 % intervals")
+    told = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds, 95 % intervals")
     caption = f"| untrained; {told}; right: gain"
     return dress(ax, title, axis_name(table).replace("\n", ": "), "", caption)
