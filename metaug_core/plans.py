@@ -43,7 +43,8 @@ def collected(
     """
     options: dict[str, Any] = {"measures": (measure,), "split": split}
     todo = results.missing(configs, representations=("trained",), augmented=augmented, **options)
-    print(f"{len(configs)} runs, {len(configs) - len(todo)} of them there.", end=" " if todo else "\n")
+    runs = len({config.name() for config in configs})  # two panels may share one
+    print(f"{runs} runs, {runs - len(todo)} of them there.", end=" " if todo else "\n")
     if todo:
         seconds = experiments.seconds([run.config for run in todo])
         print(f"The other {len(todo)} will take about {clock(seconds)} on this machine.")
