@@ -100,7 +100,8 @@ def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours
     assert table["accuracy"].tolist() == table["knn"].tolist()
     assert table["untrained"].notna().all()
     assert "0 of them there" in capsys.readouterr().out
-    again = plans.collected([*configs, configs[0].replace(lr=1e-3)], max_hours=0.0, measure="knn")
+    again = plans.collected([*configs, configs[0].replace(lr=1e-3), configs[0]], max_hours=0.0, measure="knn")
+    assert "3 runs, 2 of them there" in capsys.readouterr().out  # one stands in the table twice
     assert again["accuracy"].tolist()[:2] == table["accuracy"].tolist()
     assert np.isnan(again["accuracy"].iloc[2])
     assert again["untrained"].iloc[2] == table["untrained"].iloc[0]  # the same encoder before training
