@@ -83,7 +83,7 @@ AUTHORS: dict[str, Any] = {
     "keep_last": 20,
 }
 
-# A dozen runs in a minute on one CPU core: enough to see a sweep work, too little to tell methods apart.
+# A run in ten seconds on one CPU core: enough to see a sweep work, too little to tell methods apart.
 SKETCH = QUICK | {
     "width": 0.125,
     "mag_hidden": 64,

@@ -146,7 +146,7 @@ def test_maps_are_channels_last_whatever_the_layout_of_the_weights(channels, fir
     laid_out = channels_last(images)
     assert torch.equal(laid_out, images)
     assert laid_out.stride() == (channels * 30, 1, channels * 6, channels)
-    weight = torch.randn(4, channels, 3, 3).contiguous()
+    weight = torch.randn(4, channels, 3, 3)
     if not first:
         weight = torch.empty_strided(weight.shape, (9 * channels, 1, 3 * channels, channels)).copy_(weight)
     assert torch.conv2d(laid_out, weight, padding=1).is_contiguous(memory_format=torch.channels_last)
