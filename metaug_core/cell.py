@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metaug_core import data, encoders, extensions, headless, methods, results, store, together, views  # noqa: F401  (registries)
+from metaug_core import children, data, encoders, extensions, headless, making, methods, store, together, views  # noqa: F401  (registries)
 from metaug_core.config import Config
 from metaug_core.headless import Client, Interrupted
 from metaug_core.registry import MetaugError
@@ -72,7 +72,7 @@ def trained(cells: list[dict[str, Any]]) -> None:
         configs = [config for _, _, config in map(asked, cells) if not store.request(config).finished]
         if len(configs) > 1:
             with together.started(cells[0]["imports"], configs, log) as child:
-                note(session, partial(together.stop, child))
+                note(session, partial(children.stop, child))
                 child.wait()
 
 
@@ -97,12 +97,12 @@ def execute(cell: dict[str, Any]) -> None:
     if not (run := store.request(config)).finished:
         raise MetaugError(f"{path.name} ended, but it did not train its run {run.path.name}")
     with EVALUATING:
-        row = results.made([config], **cell["evaluate"], view=silent).to_dict("records")[0]
+        row = making.made([config], **cell["evaluate"], view=silent).to_dict("records")[0]
     if row["state"] == "failed":
         raise MetaugError(row["failure"])
 
 
-def silent(runs: int) -> results.RunsReporter:
+def silent(runs: int) -> making.RunsReporter:
     return lambda done, at: None
 
 

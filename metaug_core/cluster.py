@@ -10,11 +10,11 @@ from typing import Any, cast
 import dask.config
 from distributed import Client, Future, LocalCluster
 
+from metaug_core.children import limited
 from metaug_core.registry import MetaugError
 
 CONNECT_SECONDS = 15
 LOSSES = 3  # how often a cell is given to another worker after its own died
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class ClusterError(MetaugError):
@@ -33,7 +33,7 @@ def connected(scheduler: str | None, workers: int, preload: str) -> Iterator[Cli
     Here everything listens on 127.0.0.1 only and there is no dashboard. preload: a module that every worker here imports first.
     Raises ClusterError if the scheduler does not answer or the workers do not start.
     """
-    threads = dict.fromkeys(THREADS, str(max(1, cores() // max(workers, 1))))
+    threads = limited(max(1, cores() // max(workers, 1)))
     options = {
         "distributed.nanny.pre-spawn-environ": threads | {"MALLOC_TRIM_THRESHOLD_": 65536},
         "distributed.scheduler.allowed-failures": LOSSES,

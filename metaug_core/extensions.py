@@ -7,6 +7,8 @@ from pathlib import Path
 
 from metaug_core.registry import MetaugError
 
+loaded: list[Path] = []  # in this process; one that helps it needs them too
+
 
 def load(file: str | Path) -> Path:
     """Run the file, once in a process, as the module of its name; its neighbours can be imported from it. Returns its full path.
@@ -34,4 +36,5 @@ def load(file: str | Path) -> Path:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         what = error.msg if isinstance(error, SyntaxError) else error
         raise MetaugError(f"cannot import {file}: line {line}: {type(error).__name__}: {what}") from None
+    loaded.append(path)
     return path

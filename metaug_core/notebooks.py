@@ -11,7 +11,7 @@ from IPython.core.getipython import get_ipython
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metaug_core import data, engine, evaluation, extensions, methods, results
+from metaug_core import data, engine, evaluation, extensions, making, methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.grid import build as build
 from metaug_core.live_view import LiveRuns, live
@@ -87,13 +87,13 @@ def trained(config: Config, splits: data.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
     view = live(config)
-    run = results.when_free(lambda: engine.fit(config, view, splits), lambda: view.wait(request(config)))
+    run = making.when_free(lambda: engine.fit(config, view, splits), lambda: view.wait(request(config)))
     view.finish(run)
     return run
 
 
-# `results.made` with its progress in one line of the cell's output.
-made = partial(results.made, view=LiveRuns)
+# `making.made` with its progress in one line of the cell's output.
+made = partial(making.made, view=LiveRuns)
 
 
 def networks(run: Run, splits: data.Splits, trained: bool) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metaug_core import engine, evaluation, experiments, gallery, paper_gallery, results
+from metaug_core import engine, evaluation, experiments, gallery, making, paper_gallery, results
 from metaug_core.anatomy import binned
 from metaug_core.config import Config, ConfigError
 from metaug_core.figures import pair_similarities
@@ -46,13 +46,19 @@ def collected(
     runs = len({config.name() for config in configs})  # two panels may share one
     print(f"{runs} runs, {runs - len(todo)} of them there.", end=" " if todo else "\n")
     if todo:
-        seconds = experiments.seconds([run.config for run in todo])
-        print(f"The other {len(todo)} will take about {clock(seconds)} on this machine.")
+        processes = making.processes_for(todo)
+        with making.shared_threads(processes):
+            seconds = experiments.seconds([run.config for run in todo]) / processes
+        at_a_time = f", {processes} at a time" if processes > 1 else ""
+        print(f"The other {len(todo)} will take about {clock(seconds)} on this machine{at_a_time}.")
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
             return floored(measured(results.table(configs, split), measure))
-    made(experiments.floors(configs), representations=("untrained",), **options)
-    return floored(measured(made(configs, representations=("trained",), augmented=augmented, **options), measure))
+    found = made(configs, representations=("trained",), augmented=augmented, **options)
+    made(experiments.floors(configs), representations=("untrained",), processes=1, **options)
+    failed = found[found["state"] == "failed"]
+    failures = dict(zip(failed["run"], failed["failure"], strict=True))
+    return floored(measured(results.table(configs, split, failures), measure))
 
 
 def floored(table: Table) -> pd.DataFrame:

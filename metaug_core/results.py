@@ -1,27 +1,23 @@
 """Finished runs as one tidy table, and what it says over seeds: the step from a store of runs to a figure.
 
 configs = [preset("quick", delta=delta, seed=seed) for delta in (1e-7, 0.1) for seed in range(3)]
-table = made(configs, measures=("knn",))        # trains and evaluates what is missing; again, it only reads
-summary(table, "delta", "knn")                  # mean, half_width, n
-paired(table, "delta", 1e-7, "knn")             # differences over shared seeds
+rows = table(configs)                           # as far as they are there; `making.made` makes the rest
+summary(rows, "delta", "knn")                   # mean, half_width, n
+paired(rows, "delta", 1e-7, "knn")              # differences over shared seeds
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
-from metaug_core import data, engine, evaluation, methods, store
+from metaug_core import evaluation, methods, store
 from metaug_core.config import Config
 from metaug_core.evaluation import AUGMENTED, REPRESENTATIONS
 from metaug_core.probe import MEASURES
-from metaug_core.progress import Progress, RunsBar, RunsReporter
-from metaug_core.registry import MetaugError
-from metaug_core.store import BusyError, Run
+from metaug_core.store import Run
 from metaug_core.tables import load as load
 from metaug_core.tables import paired as paired
 from metaug_core.tables import save as save
@@ -41,8 +37,6 @@ MACHINE = [
     "started",
     "sessions",
 ]
-WAIT_SECONDS = 1.0
-T = TypeVar("T")
 
 
 # --- runs -> table
@@ -115,7 +109,7 @@ def missing(
     retry: bool = False,
     split: str = "test",
 ) -> list[Run]:
-    """Each run once that `made` would still have to train or evaluate; one that diverged only with retry."""
+    """Each run once that `making.made` would still have to train or evaluate; one that diverged only with retry."""
     runs = {run.path: run for run in map(run_of, requests)}.values()
     wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
     return [run for run in runs if (retry or not run.failure) and wanted.lacking(run)]
@@ -145,85 +139,3 @@ class Wanted:
         rows = self.representations + (AUGMENTED,) * self.of(run)["augmented"]
         found = row(run, self.split)
         return any(found[f"{PREFIX[name]}{measure}"] is None for name in rows for measure in self.measures)
-
-
-# --- what is missing -> made
-def made(
-    configs: Sequence[Config],
-    measures: Sequence[str] = MEASURES,
-    representations: Sequence[str] = DEFAULT,
-    augmented: bool = False,
-    together: int = 1,
-    retry: bool = False,
-    split: str = "test",
-    view: Callable[[int], RunsReporter] = RunsBar,
-) -> pd.DataFrame:
-    """The `table` of these configs, after training and evaluating here what is missing of it, in order.
-
-    Stopped at any moment, the same call goes on. A run that diverges, or whose data are not there, is a row with its `failure`; one
-    that diverged before is not tried again unless retry. measures, representations, split: as `evaluate`. augmented: also z and z~,
-    where the method has a MAG. together: so many runs of the same images are trained side by side (a gain on CUDA; 6 % on a CPU).
-    view(number of runs to do) gives the reporter. Raises MetaugError for an unknown measure or representation.
-    """
-    todo = missing(configs, measures, representations, augmented, retry, split)
-    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
-    failures: dict[str, str] = {}
-    tell, done, images = view(len(todo)) if todo else None, 0, Images()
-    for group in batches(todo, together):
-        assert tell is not None
-        try:
-            complete(group, wanted, images, partial(tell, done))
-        except MetaugError as error:
-            failures |= {run.path.name: str(error) for run in group if wanted.lacking(run)}
-        done += len(group)
-        tell(done, None)
-    return table(configs, split, failures)
-
-
-class Images:
-    """The images of the run asked for last: runs of the same data set come one after another."""
-
-    def __init__(self) -> None:
-        self.key, self.splits = None, None
-
-    def __call__(self, config: Config, device: str) -> data.Splits:
-        if self.splits is None or self.key != images_key(config):
-            self.key, self.splits = images_key(config), data.load(config, device)
-        return self.splits
-
-
-def images_key(config: Config) -> tuple[Any, ...]:
-    return tuple(getattr(config, name) for name in engine.SHARED)
-
-
-def batches(runs: Iterable[Run], size: int) -> Iterator[list[Run]]:
-    """Runs of the same images together, at most so many at a time; else in order."""
-    groups: dict[Any, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(images_key(run.config), []).append(run)
-    for group in groups.values():
-        yield from (group[k : k + size] for k in range(0, len(group), size))
-
-
-def complete(runs: list[Run], wanted: Wanted, images: Images, report: Callable[[Progress | None], None]) -> None:
-    """Train those of runs that are not finished, side by side, and evaluate all that are then. MetaugError: the first failure."""
-    device = engine.pick_device(runs[0].config.device)
-    splits, failure = images(runs[0].config, device), None
-    try:
-        when_free(lambda: engine.fit_trials([run.config for run in runs if not run.finished], report, splits))
-    except MetaugError as error:
-        failure = error
-    for run in (run for run in runs if run.finished):
-        evaluation.evaluate(run, splits=splits, device=device, **wanted.of(run))
-    if failure is not None:
-        raise failure
-
-
-def when_free(work: Callable[[], T], busy: Callable[[], None] = lambda: None) -> T:
-    """What work returns; while another process trains the run, busy is called and it waits."""
-    while True:
-        try:
-            return work()
-        except BusyError:
-            busy()
-            time.sleep(WAIT_SECONDS)

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,20 +142,26 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process trains a run; the lock dies with its holder. BusyError if another holds it."""
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise BusyError(f"run {self.path.name} is being trained by another process") from None
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from None
-        try:
+        with self.exclusive(".lock", "trained"):
             for left in self.path.rglob(".writing-*"):  # of a writer that was killed
                 left.unlink(missing_ok=True)
             yield
-        finally:
-            lock.release()
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Of processes that make the same table, only one trains and evaluates a run. BusyError if another does."""
+        return self.exclusive(".making.lock", "made")
+
+    @contextmanager
+    def exclusive(self, name: str, doing: str) -> Iterator[None]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.path / name, timeout=0).acquire()
+        except Timeout:
+            raise BusyError(f"run {self.path.name} is being {doing} by another process") from None
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from None
+        with held:
+            yield
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

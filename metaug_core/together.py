@@ -1,23 +1,13 @@
-"""Runs of a sweep that train side by side: which of them may, and the process of their own in which they do.
+"""Runs of a sweep that train side by side: which of them may, and the process of their own in which they do."""
 
-The process reads its work as one line of stdin, which whoever started it keeps open: it saves and ends when that is closed, be it
-on purpose or because its owner died. What it has to say goes to a log.
-
-    python -m metaug_core.together
-"""
-
-import _thread
 import json
-import os
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaug_core import engine, extensions
+from metaug_core import children, engine, extensions
 from metaug_core.config import Config
 from metaug_core.registry import MetaugError
 from metaug_core.store import BusyError
@@ -47,34 +37,11 @@ def common(config: Config) -> str:
     return json.dumps({n: v for n, v in values.items() if n in fixed or type(v) not in (int, float)}, sort_keys=True)
 
 
-def started(imports: Sequence[str], configs: Sequence[Config], log: Path) -> "subprocess.Popen[bytes]":
+def started(imports: Sequence[str], configs: Sequence[Config], log: Path) -> "children.Child":
     """A process that trains the runs of configs side by side, from where they stand; imports are the user's own files. It saves
-    and ends when its stdin is closed. Raises OSError if it cannot be started."""
+    and ends on `children.stop`. Raises OSError if it cannot be started."""
     work = {"imports": list(imports), "configs": [config.model_dump(mode="json") for config in configs]}
-    with log.open("ab") as file:
-        # A session of its own, as kernels have: Ctrl-C in a terminal goes to the sweep, which then closes stdin.
-        child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "metaug_core.together"],
-            stdin=subprocess.PIPE, stdout=file, stderr=file,
-            start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )  # fmt: skip
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(work).encode() + b"\n")
-    child.stdin.flush()
-    return child
-
-
-def stop(child: "subprocess.Popen[bytes]") -> None:
-    """Have a process of `started` save its runs after the step under way and end. Does not wait."""
-    if child.stdin is not None:
-        child.stdin.close()
-
-
-def obey() -> None:
-    """Interrupt the main thread, as Ctrl-C does, as soon as stdin ends."""
-    while os.read(0, 1):  # not sys.stdin, whose lock a thread must not hold when Python ends
-        pass
-    _thread.interrupt_main()
+    return children.started("metaug_core.together", work, log)
 
 
 def train(work: dict[str, Any]) -> None:
@@ -82,7 +49,7 @@ def train(work: dict[str, Any]) -> None:
     for file in work["imports"]:
         extensions.load(file)
     configs = [Config(**values) for values in work["configs"]]
-    say(f"side by side: {', '.join(config.name() for config in configs)}")
+    children.say(f"side by side: {', '.join(config.name() for config in configs)}")
     until = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -94,20 +61,14 @@ def train(work: dict[str, Any]) -> None:
             time.sleep(LOOK_SECONDS)
 
 
-def say(text: str) -> None:
-    print(f"process {os.getpid()}: {text}", flush=True)
-
-
 def main() -> int:
     """The body of the process; its exit code is 0 if all runs are finished."""
     try:
-        work = json.loads(sys.stdin.readline())
-        threading.Thread(target=obey, daemon=True).start()
-        train(work)
+        train(children.work())
     except KeyboardInterrupt:
-        say("interrupted")
+        children.say("interrupted")
     except MetaugError as error:
-        say(str(error))
+        children.say(str(error))
     else:
         return 0
     return 1

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from metaug_core import MetaugError, evaluate, fit, notebooks, probe, results, store
+from metaug_core import MetaugError, evaluate, fit, making, notebooks, probe, results, store
 from metaug_core.evaluation import AUGMENTED
 from metaug_core.store import StoreError
 
@@ -17,7 +17,7 @@ def quiet(runs):
 
 def quick(configs, **options):
     """`made` with the cheap measure only, without a bar."""
-    return results.made(configs, **{"measures": ("knn",), "representations": ("trained",), "view": quiet} | options)
+    return making.made(configs, **{"measures": ("knn",), "representations": ("trained",), "view": quiet} | options)
 
 
 # --- rows
