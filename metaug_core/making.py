@@ -86,7 +86,8 @@ def make(left: Left, together: int, patient: bool, tell: RunsReporter) -> None:
         tell(left.done(), at)
 
     images = Images()
-    for group in batches(list(left.runs), together):
+    # Who waits holds no claim: two that wait for each other would do so for ever.
+    for group in batches(list(left.runs), 1 if patient else together):
         try:
             with ExitStack() as claims:
                 own = [run for run in group if claimed(run, claims, report if patient else None)]
