@@ -16,6 +16,7 @@ from typing import Any
 from metaug_core import children, data, encoders, extensions, headless, making, methods, store, together, views  # noqa: F401  (registries)
 from metaug_core.config import Config
 from metaug_core.headless import Client, Interrupted
+from metaug_core.progress import RunsReporter
 from metaug_core.registry import MetaugError
 
 STOPPED: set[str] = set()  # sessions of `metaug sweep` that were interrupted
@@ -102,7 +103,7 @@ def execute(cell: dict[str, Any]) -> None:
         raise MetaugError(row["failure"])
 
 
-def silent(runs: int) -> making.RunsReporter:
+def silent(runs: int) -> RunsReporter:
     return lambda done, at: None
 
 
