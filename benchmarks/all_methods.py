@@ -55,8 +55,8 @@ OWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 RGB: dict[str, Any] = {"views": ("RGB",), "crop_scale": (0.4, 1.0)}
 ON_SHAPES: dict[str, dict[str, Any]] = {
-    "dacl": {"independent": True, "crop_scale": (1.0, 1.0)}, "infomin": {"randaugment": 0.0}, "nat": {"views": ("L",)},
-    "bigan": RGB, "cpc": RGB | {"jitter": 0.5, "grey": 0.2},
+    "dacl": {"independent": True, "crop_scale": (1.0, 1.0)}, "infomin": {"randaugment": 0.0}, "nat": {"views": ("Sobel",)},
+    "bigan": RGB, "cpc": RGB | {"crop_scale": (0.7, 1.0), "jitter": 1.0, "grey": 0.5},
     "looc": RGB | {"crop_scale": (0.2, 1.0), "rotation": 20.0, "jitter": 0.5, "grey": 0.2, "looc_held": ("flip", "crop")},
 }  # fmt: skip
 LONGER = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "bigan", "splitbrain", "wmse")

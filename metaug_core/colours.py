@@ -61,7 +61,7 @@ def equalize(rgb: Tensor) -> Tensor:
     return torch.where(step > 0, table.gather(2, levels) / 255, rgb.flatten(2)).view_as(rgb)
 
 
-# --- spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, 3, H, W) in units of the space
+# --- spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, C, H, W) in units of the space
 def rgb_to_lab(rgb: Tensor) -> Tensor:
     """sRGB -> CIE L*a*b*, D65, 2 degrees (scikit-image's constants). Powers by exp2: half the time; clamped: no NaN."""
     linear = torch.where(rgb > 0.04045, (((rgb.clamp(min=0.04045) + 0.055) / 1.055).log2() * 2.4).exp2(), rgb / 12.92)
@@ -75,3 +75,17 @@ def rgb_to_ydbdr(rgb: Tensor) -> Tensor:
     """RGB -> Y in 0..1, Db and Dr in -1.333..1.333 (SECAM)."""
     rows = (0.299, 0.587, 0.114), (-0.45, -0.883, 1.333), (-1.333, 1.116, 0.217)
     return torch.cat([mix(rgb, row) for row in rows], dim=1)
+
+
+def rgb_to_sobel(rgb: Tensor) -> Tensor:
+    """How luma grows to the right and downwards, by Sobel's filters: (B, 2, H, W) in [-1, 1]; the border's pixels are repeated."""
+    x = F.pad(mix(rgb, GREY), (1, 1, 1, 1), mode="replicate")
+    down, across = smoothed(x, 2), smoothed(x, 3)
+    return torch.cat([down[..., 2:] - down[..., :-2], across[..., 2:, :] - across[..., :-2, :]], dim=1)
+
+
+def smoothed(x: Tensor, dim: int) -> Tensor:
+    """The mean of each three neighbours along dim, weighed 1 2 1; two fewer of them."""
+    count = x.shape[dim] - 2
+    first, middle, last = (x.narrow(dim, start, count) for start in range(3))
+    return (first + last).add(middle, alpha=2) / 4

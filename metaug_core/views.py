@@ -1,4 +1,4 @@
-"""Views: batched augmentation with an explicit generator, and colour splits (RGB, L, ab, Lab, Y, DbDr).
+"""Views: batched augmentation with an explicit generator, and colour splits (RGB, L, ab, Lab, Y, DbDr, Sobel).
 
 All chance is in `draw`; the rest is a pure function of images and draws that never waits for the host. Coordinates are
 sums, not matmuls, which TF32 would round. What is off costs nothing and, on, leaves the other draws alone."""
@@ -22,6 +22,7 @@ from metaug_core.colours import (
     equalize,
     mix,
     rgb_to_lab,
+    rgb_to_sobel,
     rgb_to_ydbdr,  # fmt: skip
 )
 from metaug_core.config import Config
@@ -176,6 +177,7 @@ VIEWS["ab"] = View(rgb_to_lab, {1: (-86.183, 98.233), 2: (-107.857, 94.478)})
 VIEWS["Lab"] = View(rgb_to_lab, VIEWS["L"].ranges | VIEWS["ab"].ranges)
 VIEWS["Y"] = View(rgb_to_ydbdr, {0: (0, 1)})
 VIEWS["DbDr"] = View(rgb_to_ydbdr, {1: (-1.333, 1.333), 2: (-1.333, 1.333)})
+VIEWS["Sobel"] = View(rgb_to_sobel, {0: (-1, 1), 1: (-1, 1)})  # edges, no colour: what NAT's authors use
 
 
 def split(rgb: Tensor, names: Sequence[str]) -> list[Tensor]:

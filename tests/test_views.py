@@ -3,8 +3,10 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage import color
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,7 +15,7 @@ from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as tv
 
 from metaug_core import colours, views
-from metaug_core.colours import rgb_to_lab, rgb_to_ydbdr
+from metaug_core.colours import rgb_to_lab, rgb_to_sobel, rgb_to_ydbdr
 from metaug_core.config import Config
 from metaug_core.registry import VIEWS, MetaugError
 from metaug_core.views import augment, draw, evaluation_views, make_views, plain, split
@@ -90,6 +92,18 @@ def test_views_map_the_ends_of_their_ranges_to_one():
 def test_lab_is_its_l_beside_its_ab():
     lab, lightness, chroma = split(plain(photos(), 16), ["Lab", "L", "ab"])
     torch.testing.assert_close(lab, torch.cat([lightness, chroma], dim=1), rtol=0, atol=0)
+
+
+def test_sobel_is_scipys_on_luma():
+    rgb = torch.rand(2, 3, 7, 9, generator=seeded(), dtype=torch.float64)
+    luma = np.tensordot([0.2989, 0.587, 0.114], rgb.numpy(), axes=(0, 1))
+    expected = [[ndimage.sobel(image, axis, mode="nearest") / 4 for axis in (1, 0)] for image in luma]
+    torch.testing.assert_close(rgb_to_sobel(rgb), torch.from_numpy(np.array(expected)))
+    edge = torch.zeros(1, 3, 4, 4)
+    edge[..., 2:] = 1
+    across, down = split(edge, ["Sobel"])[0][0]
+    assert across.tolist() == [pytest.approx([0, 0.9999, 0.9999, 0])] * 4  # luma's weights sum to 0.9999
+    assert not down.any()
 
 
 def test_split_computes_a_shared_space_once(monkeypatch):

@@ -17,8 +17,8 @@ class NAT(Method):
         min over theta and permutations pi of  mean_i || f(x_i) - c_pi(i) ||^2,   c_1..c_N fixed on the unit sphere
 
     pi changes within each minibatch by the Hungarian algorithm, with the features of that very step, in every third pass (the
-    1st, 4th, ... as in the authors' code [from memory]). Defaults: RGB, one layer on the encoder's h, feature_dim; the paper's 2048
-    dimensions are for a million images. The authors feed Sobel-filtered images and use SGD at 0.01: here the images themselves.
+    1st, 4th, ... as in the authors' code [from memory]). Defaults: Sobel-filtered images as theirs, one layer on the encoder's h,
+    feature_dim; the paper's 2048 dimensions are for a million images. The authors use SGD at 0.01.
     """
 
     title = "NAT"
@@ -29,7 +29,7 @@ class NAT(Method):
     unit_features = False  # one row of z for all views together
     augmentable = False
     captured = False  # scipy's assignment problem is solved on the host
-    defaults = {"views": ("RGB",), "negatives": "batch"}
+    defaults = {"views": ("Sobel",), "negatives": "batch"}
 
     def networks(self, classes: int) -> nn.Module:
         return Joined(self.config, self.config.feature_dim, unit=True)
