@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,16 @@ def started(module: str, work: dict[str, Any], log: Path, threads: int | None = 
             stdin=subprocess.PIPE, stdout=file, stderr=file, env=os.environ | (limited(threads) if threads else {}),
             start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # fmt: skip
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(work).encode() + b"\n")
-    child.stdin.flush()
+    # From a thread: the work of many runs is more than a pipe holds, and a child reads only when torch is imported.
+    threading.Thread(target=hand_over, args=(child, work), daemon=True).start()
     return child
+
+
+def hand_over(child: Child, work: dict[str, Any]) -> None:
+    assert child.stdin is not None
+    with suppress(OSError, ValueError):  # it died, or is stopped already
+        child.stdin.write(json.dumps(work).encode() + b"\n")
+        child.stdin.flush()
 
 
 def stop(child: Child) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_trials import same, saved
 
-from metaug_core import DATASETS, METHODS, Config, extensions, making, results, store
+from metaug_core import DATASETS, METHODS, Config, children, extensions, making, results, store
 
 FILE = """
 from metaug_core import DATASETS
@@ -171,6 +171,15 @@ def test_a_helper_does_not_outlive_a_killed_owner(config, tmp_path):
     owner.wait()
     until(lambda: not alive(helper))
     assert store.open_run(name, tmp_path / "runs").checkpoint.exists()
+
+
+def test_the_owner_does_not_wait_until_its_work_is_read(tmp_path, monkeypatch):
+    (tmp_path / "reads_nothing.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = children.started("reads_nothing", {"configs": ["x" * 2**20]}, tmp_path / "log")
+    assert child.poll() is None
+    child.kill()
+    child.communicate()
 
 
 def test_a_method_of_the_notebook_alone_is_left_to_it(config, tmp_path, monkeypatch):
