@@ -50,7 +50,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"dataset": "cifar-10"}, "unknown dataset 'cifar-10'; did you mean 'cifar10'?"),
     ({"dataset": "x" * 9999}, "unknown dataset 'xxxxx"),
     ({"dataset": {"shapes": 1}}, "dataset: must be a text, got {'shapes': 1}"),
-    ({"views": ("L", "AB")}, "unknown view 'AB'; known: DbDr, L, Lab, RGB, Y, ab"),
+    ({"views": ("L", "AB")}, "unknown view 'AB'; known: DbDr, L, Lab, RGB, Sobel, Y, ab"),
     ({"views": ("Labb", "RGB")}, "unknown view 'Labb'; did you mean 'Lab'?"),
     # ill-typed
     ({"views": "L"}, "views: must be a list, got 'L'"),
