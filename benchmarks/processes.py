@@ -16,8 +16,9 @@ from _measure import ratio, seconds
 from _results import write
 
 from metaug_core import making, preset
+from metaug_core.progress import silent
 
-QUIET = {"measures": ("probe_fast",), "representations": ("trained",), "view": lambda runs: lambda done, at: None}
+QUIET = {"measures": ("probe_fast",), "representations": ("trained",), "view": silent}
 
 
 def main() -> None:

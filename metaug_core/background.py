@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from metaug_core import engine, store
+from metaug_core.children import Child, detached
 from metaug_core.config import Config
 from metaug_core.registry import MetaugError
 from metaug_core.store import Run
@@ -26,9 +27,8 @@ LOOK_SECONDS = 0.1  # between two looks for a request
 LOCK_SECONDS = 5.0  # a watcher holds the lock for a moment when it asks whether the run is alive
 PAUSED, FAILED = "paused", "stopped"  # first words of the log's last line
 
-children: dict[
-    Path, subprocess.Popen
-] = {}  # started by this process: alive before they have their lock, and to be reaped
+# Started by this process: alive before they have their lock, and to be reaped.
+children: dict[Path, Child] = {}
 
 
 def start(config: Config) -> Run:
@@ -42,13 +42,9 @@ def start(config: Config) -> Run:
         return run
     store.write_json(run.path / "config.json", config.model_dump(mode="json"))
     (run.path / REQUEST).unlink(missing_ok=True)
-    with (run.path / LOG).open("w") as log:
-        # A session of its own: an interrupt or a kill of the kernel goes to the kernel's whole process group.
-        children[run.path] = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "metaug_core.background", str(run.path.resolve())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )  # fmt: skip
+    with (run.path / LOG).open("wb") as log:
+        words = ["metaug_core.background", str(run.path.resolve())]
+        children[run.path] = detached(words, log, subprocess.DEVNULL, {})
     return run
 
 

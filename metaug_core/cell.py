@@ -16,7 +16,7 @@ from typing import Any
 from metaug_core import children, data, encoders, extensions, headless, making, methods, store, together, views  # noqa: F401  (registries)
 from metaug_core.config import Config
 from metaug_core.headless import Client, Interrupted
-from metaug_core.progress import RunsReporter
+from metaug_core.progress import silent
 from metaug_core.registry import MetaugError
 
 STOPPED: set[str] = set()  # sessions of `metaug sweep` that were interrupted
@@ -101,10 +101,6 @@ def execute(cell: dict[str, Any]) -> None:
         row = making.made([config], **cell["evaluate"], view=silent).to_dict("records")[0]
     if row["state"] == "failed":
         raise MetaugError(row["failure"])
-
-
-def silent(runs: int) -> RunsReporter:
-    return lambda done, at: None
 
 
 def prepare(sweep: str, imports: list[str]) -> None:

@@ -10,9 +10,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from metaug_core.registry import MetaugError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Child = subprocess.Popen[bytes]
@@ -29,15 +32,20 @@ def started(module: str, work: dict[str, Any], log: Path, threads: int | None = 
     if it cannot be started."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        # A session of its own, as kernels have: Ctrl-C in a terminal goes to the owner, which then closes stdin.
-        child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", module],
-            stdin=subprocess.PIPE, stdout=file, stderr=file, env=os.environ | (limited(threads) if threads else {}),
-            start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )  # fmt: skip
+        child = detached([module], file, subprocess.PIPE, limited(threads) if threads else {})
     # From a thread: the work of many runs is more than a pipe holds, and a child reads only when torch is imported.
     threading.Thread(target=hand_over, args=(child, work), daemon=True).start()
     return child
+
+
+def detached(words: Sequence[str], log: IO[bytes], stdin: int, environment: Mapping[str, str]) -> Child:
+    """A process that runs a module, the first word, in a session of its own, as kernels have: Ctrl-C in a terminal, or the end of
+    a kernel's whole process group, does not reach it."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", *words],
+        stdin=stdin, stdout=log, stderr=log, env=os.environ | environment,
+        start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )  # fmt: skip
 
 
 def hand_over(child: Child, work: dict[str, Any]) -> None:
@@ -54,6 +62,19 @@ def stop(child: Child) -> None:
 
 
 # --- of the child
+def serve(body: Callable[[dict[str, Any]], None], farewell: str) -> int:
+    """Do the owner's work; 0, or 1 if it was stopped (farewell goes to the log) or ended in a MetaugError (its sentence does)."""
+    try:
+        body(work())
+    except KeyboardInterrupt:
+        say(farewell)
+    except MetaugError as error:
+        say(str(error))
+    else:
+        return 0
+    return 1
+
+
 def work() -> dict[str, Any]:
     """What the owner wants done. From here on the main thread is interrupted, as by Ctrl-C, as soon as stdin ends."""
     found = json.loads(sys.stdin.readline())

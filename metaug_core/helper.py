@@ -1,5 +1,6 @@
 """A helper of `making.made`: a process that goes through its owner's runs once and makes those that nobody has claimed."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -44,14 +45,5 @@ def help_out(work: dict[str, Any]) -> None:
         children.say(f"{name}: {failure}")
 
 
-def main() -> None:
-    try:
-        help_out(children.work())
-    except KeyboardInterrupt:
-        children.say("dismissed")
-    except MetaugError as error:
-        children.say(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(children.serve(help_out, "dismissed"))

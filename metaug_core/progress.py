@@ -75,3 +75,8 @@ class RunsBar:
         self.bar.set_postfix_str(f"{done} of {self.runs} runs done{text}")
         if done == self.runs:
             self.bar.close()
+
+
+def silent(runs: int) -> RunsReporter:
+    """In the place of `RunsBar`: says nothing."""
+    return lambda done, at: None

@@ -9,7 +9,6 @@ from typing import Any
 
 from metaug_core import children, engine, extensions
 from metaug_core.config import Config
-from metaug_core.registry import MetaugError
 from metaug_core.store import BusyError
 
 STEPS = ("epochs", "batch_size")  # equal, so that all have as many steps and none waits for another
@@ -37,7 +36,7 @@ def common(config: Config) -> str:
     return json.dumps({n: v for n, v in values.items() if n in fixed or type(v) not in (int, float)}, sort_keys=True)
 
 
-def started(imports: Sequence[str], configs: Sequence[Config], log: Path) -> "children.Child":
+def started(imports: Sequence[str], configs: Sequence[Config], log: Path) -> children.Child:
     """A process that trains the runs of configs side by side, from where they stand; imports are the user's own files. It saves
     and ends on `children.stop`. Raises OSError if it cannot be started."""
     work = {"imports": list(imports), "configs": [config.model_dump(mode="json") for config in configs]}
@@ -61,18 +60,5 @@ def train(work: dict[str, Any]) -> None:
             time.sleep(LOOK_SECONDS)
 
 
-def main() -> int:
-    """The body of the process; its exit code is 0 if all runs are finished."""
-    try:
-        train(children.work())
-    except KeyboardInterrupt:
-        children.say("interrupted")
-    except MetaugError as error:
-        children.say(str(error))
-    else:
-        return 0
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(children.serve(train, "interrupted"))

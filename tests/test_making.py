@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from test_trials import same, saved
 
 from metaug_core import DATASETS, METHODS, Config, children, extensions, making, results, store
+from metaug_core.progress import silent
 
 FILE = """
 from metaug_core import DATASETS
@@ -51,12 +52,8 @@ def config(tmp_path, monkeypatch):
 
 
 def made(configs, **options):
-    asked = {"measures": ("knn",), "representations": ("trained",), "view": quiet}
+    asked = {"measures": ("knn",), "representations": ("trained",), "view": silent}
     return making.made(configs, **asked | options)
-
-
-def quiet(runs):
-    return lambda done, at: None
 
 
 def trained(runs_dir: Path) -> dict[str, int]:
@@ -193,14 +190,14 @@ def test_a_method_of_the_notebook_alone_is_left_to_it(config, tmp_path, monkeypa
 
 def test_what_another_process_makes_is_waited_for_and_not_made_again(config):
     configs, said = [config(seed=seed, epochs=1) for seed in (0, 1)], []
-    other = store.request(configs[0]).claim()
-    other.__enter__()
+    other = ExitStack()
+    other.enter_context(store.request(configs[0]).claim())
 
     def view(runs):
         def tell(done, at):
             said.append((done, at and at.run.config.seed))
             if at is None and done == 1 and said.count((1, None)) == 2:  # it waits: the other ends
-                partial(other.__exit__, None, None, None)()
+                other.close()
 
         return tell
 

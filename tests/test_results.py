@@ -8,16 +8,13 @@ import pytest
 
 from metaug_core import MetaugError, evaluate, fit, making, notebooks, probe, results, store
 from metaug_core.evaluation import AUGMENTED
+from metaug_core.progress import silent
 from metaug_core.store import StoreError
-
-
-def quiet(runs):
-    return lambda done, at: None
 
 
 def quick(configs, **options):
     """`made` with the cheap measure only, without a bar."""
-    return making.made(configs, **{"measures": ("knn",), "representations": ("trained",), "view": quiet} | options)
+    return making.made(configs, **{"measures": ("knn",), "representations": ("trained",), "view": silent} | options)
 
 
 # --- rows

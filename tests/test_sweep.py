@@ -19,7 +19,7 @@ from test_cli import notebook, sentence
 
 from metaug_core import cli, cost, fit, grid, making, results, store, together
 from metaug_core.config import Config
-from metaug_core.progress import last_row
+from metaug_core.progress import last_row, silent
 from metaug_core.store import read_tensors
 
 HERE = Path(__file__).resolve().parent
@@ -356,7 +356,7 @@ def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
         assert finished < executed
     wanted = results.Wanted(("knn",), ("trained",), False, "test")
     others = [config.replace(runs_dir=tmp_path / "alone") for config in configs]
-    by_itself = making.made(others, **asdict(wanted), view=lambda count: lambda done, at: None)
+    by_itself = making.made(others, **asdict(wanted), view=silent)
     table = pd.read_parquet(next(runs.glob("sweeps/*/table.parquet")))
     assert table["state"].tolist() == ["failed", "finished"] * 3
     assert table["knn"].dropna().tolist() == by_itself["knn"].tolist()
