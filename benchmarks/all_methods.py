@@ -2,10 +2,11 @@
 
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
 
-RUNS keeps the runs: the same command finds the finished ones and goes on. On `shapes` methods see L and ab, which share only the
-object, but for the few of `ON_SHAPES`; on a folder each has its own views. A row learns if its probe on the test split is MARGIN
-points above the same encoder untrained in every seed. Each method has settings of its own, chosen on validation images of `shapes`
-(LOG.md): the table says what a method can learn at about this budget, and its column `epochs` who was given more, on `shapes` only.
+RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread
+(`making.made`), so a run's seconds are those beside another. On `shapes` methods see L and ab, which share only the object, but for
+the few of `ON_SHAPES`; on a folder each has its own views. A row learns if its probe on the test split is MARGIN points above the
+same encoder untrained in every seed. Each method has settings of its own, chosen on validation images of `shapes` (LOG.md): the
+table says what a method can learn at about this budget, and its column `epochs` who was given more, on `shapes` only.
 """
 
 import argparse
@@ -18,16 +19,16 @@ from _results import write
 from metaug_core import (
     METHODS,
     Config,
-    data,
     evaluate,
-    fit,
     gallery,
     paper_figures,
     paper_gallery,  # noqa: F401  (it enters the paper's figures)
     preset,
     results,
+    store,
 )
 from metaug_core.evaluation import interval
+from metaug_core.making import made
 
 MARGIN = 5.0  # points
 MEASURES = ("probe_paper", "knn")
@@ -42,7 +43,6 @@ SHARED: dict[str, Any] = {
 }
 CENTRED: dict[str, Any] = {"head": "mlp-bn"}
 FAST: dict[str, Any] = {"lr": 3e-3}
-SLOW = 3  # times the epochs, on `shapes`
 # What a method needs beside BUDGET: everywhere, and on `shapes`.
 OWN: dict[str, dict[str, Any]] = {
     "cmc": FAST, "metaug": FAST, "metaug-only-oucl": FAST, "metaug-only-mag": FAST,
@@ -51,31 +51,32 @@ OWN: dict[str, dict[str, Any]] = {
     "nnclr": {"temperature": 0.2}, "metaug-nnclr": {"temperature": 0.2},
     "swav": {"projector_norm": True, "sinkhorn_epsilon": 0.005}, "wmse": {"feature_dim": 32},
     "cpc": {"feature_dim": 64, "cpc_grid": 3, "cpc_skip": 0}, "dim": {"dim_bound": "infonce"},
-    "nat": {"feature_dim": 32, "nat_every": 1}, "bigan": {"lr": 2e-4},
+    "nat": {"feature_dim": 32, "nat_every": 1}, "bigan": {"feature_dim": 16, "lr": 2e-3},
 }  # fmt: skip
 RGB: dict[str, Any] = {"views": ("RGB",), "crop_scale": (0.4, 1.0)}
 ON_SHAPES: dict[str, dict[str, Any]] = {
     "dacl": {"independent": True, "crop_scale": (1.0, 1.0)}, "infomin": {"randaugment": 0.0}, "nat": {"views": ("Sobel",)},
-    "bigan": RGB, "cpc": RGB | {"crop_scale": (0.7, 1.0), "jitter": 1.0, "grey": 0.5},
+    "bigan": {"views": ("Sobel",)}, "cpc": RGB | {"crop_scale": (0.7, 1.0), "jitter": 1.0, "grey": 0.5},
     "looc": RGB | {"crop_scale": (0.2, 1.0), "rotation": 20.0, "jitter": 0.5, "grey": 0.2, "looc_held": ("flip", "crop")},
 }  # fmt: skip
-LONGER = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "bigan", "splitbrain", "wmse")
+SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain", "wmse")
+LONGER = dict.fromkeys(SLOW, 3) | {"bigan": 16}  # times the epochs, on `shapes`
 
 
 def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:
     """The run of one method and seed. On `shapes` the views and augmentation are shared, unless a method has its own."""
     base = method.split("+")[0]
     views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
-    epochs = args.epochs * (SLOW if base in LONGER and not args.folder else 1)
+    epochs = args.epochs * (1 if args.folder else LONGER.get(base, 1))
     return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), train_images=args.images,
                   **{**BUDGET, "epochs": epochs, **OWN.get(base, {}), **views})  # fmt: skip
 
 
-def measured(config: Config, splits: data.Splits) -> list[dict[str, Any]]:
-    """Rows of one run: its encoder untrained and trained, and what a pass over the images took."""
-    run = fit(config, lambda _: None, splits)
+def measured(config: Config) -> list[dict[str, Any]]:
+    """Rows of a finished run: its encoder untrained and trained, and what a pass over the images took."""
+    run = store.request(config)
     budget = {"epochs": config.epochs, "seconds_per_epoch": results.machine(run)["seconds"] / config.epochs}
-    table = evaluate(run, splits=splits, measures=MEASURES, representations=("untrained", "trained")).reset_index()
+    table = evaluate(run, measures=MEASURES, representations=results.DEFAULT).reset_index()
     return table.assign(views=", ".join(config.views), **budget).to_dict("records")
 
 
@@ -120,10 +121,8 @@ def main() -> None:
         print("skipped: name a folder for the runs")
         return
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in args.methods.split(",")]
-    splits, rows = data.load(configs[0], "cpu"), []
-    for config in configs:
-        rows += measured(config, splits)
-        print(f"{config.method}, seed {config.seed}: done", flush=True)
+    made(configs, MEASURES)
+    rows = [row for config in configs for row in measured(config)]
     print(
         f"n = {args.seeds} seed(s), 95 % t-intervals, test accuracy in %; learns: at least {MARGIN:g} points in each seed"
     )

@@ -66,14 +66,19 @@ class TrainState:
 
 
 def optimiser(
-    kind: str, parameters: list[nn.Parameter], lr: float, config: Config, weight_decay: float
+    kind: str,
+    parameters: list[nn.Parameter],
+    lr: float,
+    config: Config,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = Method.betas,
 ) -> torch.optim.Optimizer:
     """Adam, or SGD with config.momentum; fused where the device has it, and on CUDA with the rate in a tensor, for capture."""
     device = parameters[0].device.type
     fused, rate = device in ("cpu", "cuda"), torch.tensor(lr, device="cuda") if device == "cuda" else lr
     if kind == "adam":
         return torch.optim.Adam(
-            parameters, lr=rate, weight_decay=weight_decay, fused=fused, capturable=device == "cuda"
+            parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=fused, capturable=device == "cuda"
         )
     return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=weight_decay, fused=fused)
 
@@ -107,8 +112,8 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
     memory = method.memory(networks, len(images), generators["draw"])
     return TrainState(
         config, method, images, device, networks, mag, memory,
-        optimiser(config.optimiser, list(networks.parameters()), config.lr, config, config.weight_decay),
-        optimiser(config.mag_optimiser, list(mag.parameters()), config.mag_lr, config, 0.0) if mag is not None else None,
+        optimiser(config.optimiser, list(networks.parameters()), config.lr, config, config.weight_decay, method.betas),
+        optimiser(config.mag_optimiser, list(mag.parameters()), config.mag_lr, config) if mag is not None else None,
         generators,
         torch.Generator().manual_seed(config.seed).get_state(),
     )  # fmt: skip

@@ -21,6 +21,7 @@ from metaug_core.methods.cpc import SCALE, predictive
 from metaug_core.methods.dim import jensen_shannon
 from metaug_core.methods.infomin import shuffled
 from metaug_core.methods.looc import HELD
+from metaug_core.methods.metaug import MetAug
 from metaug_core.methods.nat import best_match
 from metaug_core.methods.splitbrain import quantised
 from metaug_core.methods.wmse import whitened
@@ -397,21 +398,34 @@ def test_splitbrain_decodes_each_view_from_the_other():
 # --- BiGAN
 
 
+def one_by_one(judge: Any, image: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    """|| dD / d(image, code) ||^2 of each pair, from the pair alone."""
+    found = []
+    for x, c in zip(image.detach().split(1), code.detach().split(1), strict=True):
+        x, c = x.requires_grad_(), c.requires_grad_()
+        by_image, by_code = torch.autograd.grad(judge(x, c).squeeze(), (x, c), create_graph=True)
+        found.append((by_image**2).sum() + (by_code**2).sum())
+    return torch.stack(found)
+
+
 def test_each_player_of_bigan_descends_on_its_own_goal():
-    config = settings("bigan")
+    config = settings("bigan", views=("RGB", "Sobel"), independent=False)
     method: Any = build(config)
     networks: Any = initial_networks(method, 4, 0)[0].double()
     views = [x.double() for x in method.views(pixels(5), seeded())]
-    assert views[1].shape == (5, 8)
+    assert views[-1].shape == (5, 8)
     method.loss(networks(views), of(5)).backward()
     game = Game(config).double()
     game.load_state_dict(networks.state_dict())
-    image = F.interpolate(views[0], (32, 32), mode="bilinear", antialias=True)
-    code, made = game.standardise(game.code(game.encoders([views[0]])[0])), game.generator(views[1])
-    real, fake = game.discriminator(image, code), game.discriminator(made, views[1])
+    seen = F.interpolate(torch.cat(views[:2], 1), (16, 16), mode="bilinear", antialias=True)
+    variance, mean = torch.var_mean(seen, (0, 2, 3), correction=0, keepdim=True)
+    image = (seen - mean) / (variance + 1e-5).sqrt()
+    code = game.standard_code(game.code(torch.cat(game.encoders(views[:2]), 1)))
+    real, made = game.discriminator(image, code), game.discriminator(game.generator(views[2]), views[2])
     goals = {
-        "discriminator": -(torch.sigmoid(real).log() + (1 - torch.sigmoid(fake)).log()).mean(),
-        "others": -((1 - torch.sigmoid(real)).log() + torch.sigmoid(fake).log()).mean(),
+        "discriminator": -(torch.sigmoid(real).log() + (1 - torch.sigmoid(made)).log()).mean()
+        + one_by_one(game.discriminator, image, code).mean() / 2,
+        "others": -((1 - torch.sigmoid(real)).log() + torch.sigmoid(made).log()).mean(),
     }
     for player, goal in goals.items():
         own = {n: p for n, p in game.named_parameters() if n.startswith("discriminator") == (player == "discriminator")}
@@ -421,7 +435,29 @@ def test_each_player_of_bigan_descends_on_its_own_goal():
 
 
 def test_bigan_at_a_discriminator_without_opinion():
-    assert float(build(settings("bigan")).loss(torch.zeros(4, 3, 1), of(3))) == pytest.approx(4 * math.log(2))
+    loss = build(settings("bigan")).loss
+    assert float(loss(torch.zeros(5, 3, 1), of(3))) == pytest.approx(4 * math.log(2))
+    steep = torch.stack([*torch.zeros(4, 3, 1), torch.tensor([[1.0], [2.0], [6.0]])])
+    assert float(loss(steep, of(3))) == pytest.approx(4 * math.log(2) + 1.5)
+
+
+@pytest.mark.parametrize(("image", "game"), [(16, 16), (32, 16), (63, 16), (64, 32), (112, 32), (128, 64), (300, 64)])
+def test_bigan_plays_at_half_the_size(image, game):
+    config = settings("bigan", image_size=image, width=0.05)
+    networks: Any = initial_networks(build(config), 4, 0)[0]
+    drawn = networks.generator(torch.zeros(2, config.feature_dim))
+    assert drawn.shape == (2, 3, game, game)
+    assert networks.discriminator(drawn, torch.zeros(2, config.feature_dim)).shape == (2, 1)
+
+
+def test_adam_has_the_betas_of_the_method(tmp_path):
+    """`bigan` trains without momentum, others with Adam's own; with a MAG a method keeps its own."""
+    for method, betas in (("bigan", (0.0, 0.99)), ("nat", (0.9, 0.999))):
+        config = settings(method, runs_dir=tmp_path)
+        assert state.create(config, data.load(config, "cpu"), "cpu").optimiser.param_groups[0]["betas"] == betas
+    base: Any = build(settings("simclr"))
+    base.betas = (0.5, 0.9)
+    assert MetAug(base.config, base).betas == (0.5, 0.9)
 
 
 # --- InfoMin Aug.

@@ -82,6 +82,7 @@ class Method(ABC):
         False  # the loss calls `contrast`, so that `debiased` and `hard` can weigh its negatives
     )
     captured: ClassVar[bool] = True  # a step never waits for the device, so that CUDA can capture it
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's, for theta
     divided: ClassVar[bool] = True  # several processes can train one run together and give the numbers of one
 
     def __init__(self, config: Config):

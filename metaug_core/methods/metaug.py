@@ -30,7 +30,7 @@ class MetAug(Method):
         self.base = base
         # All but the loss is the base method's own.
         self.views, self.networks, self.memory = base.views, base.networks, base.memory
-        self.context, self.remember = base.context, base.remember
+        self.context, self.remember, self.betas = base.context, base.remember, base.betas
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         return self.base.loss(z, context)
