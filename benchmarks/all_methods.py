@@ -60,7 +60,7 @@ ON_SHAPES: dict[str, dict[str, Any]] = {
     "looc": RGB | {"crop_scale": (0.2, 1.0), "rotation": 20.0, "jitter": 0.5, "grey": 0.2, "looc_held": ("flip", "crop")},
 }  # fmt: skip
 SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain", "wmse")
-LONGER = dict.fromkeys(SLOW, 3) | {"bigan": 16}  # times the epochs, on `shapes`
+LONGER = dict.fromkeys(SLOW, 3) | {"bigan": 24}  # times the epochs, on `shapes`
 
 
 def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:

@@ -22,21 +22,9 @@ RANK: dict[str, float] = {
     "colours": 0.3,
     **dict.fromkeys(["tangents", "products", "recomputing"], 0.7),
     **dict.fromkeys(
-        [
-            "losses",
-            "margins",
-            "pairs",
-            "probe",
-            "data",
-            "views",
-            "encoders",
-            "generator",
-            "bank",
-            "meta",
-            "adversarial",
-        ],
-        1,
+        ["losses", "margins", "pairs", "probe", "data", "views", "encoders", "generator", "bank", "meta"], 1
     ),
+    "adversarial": 1,
     "methods.base": 1.5,
     "methods.*": 2,  # one file per method; they may import methods.base, not each other
     "store": 2,
