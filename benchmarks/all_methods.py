@@ -121,7 +121,9 @@ def main() -> None:
         print("skipped: name a folder for the runs")
         return
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in args.methods.split(",")]
-    made(configs, MEASURES)
+    failures = made(configs, MEASURES)["failure"].dropna()
+    if len(failures):
+        parser.exit(1, f"{len(failures)} of {len(configs)} runs failed, the first: {failures.iloc[0]}\n")
     rows = [row for config in configs for row in measured(config)]
     print(
         f"n = {args.seeds} seed(s), 95 % t-intervals, test accuracy in %; learns: at least {MARGIN:g} points in each seed"
