@@ -121,7 +121,8 @@ def main() -> None:
         print("skipped: name a folder for the runs")
         return
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in args.methods.split(",")]
-    failures = made(configs, MEASURES)["failure"].dropna()
+    runs = made(configs, MEASURES)
+    failures = runs["failure"].dropna()
     if len(failures):
         parser.exit(1, f"{len(failures)} of {len(configs)} runs failed, the first: {failures.iloc[0]}\n")
     rows = [row for config in configs for row in measured(config)]
@@ -131,7 +132,6 @@ def main() -> None:
     print(table(pd.DataFrame(rows)))
     kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
     if args.publish:
-        runs = results.table(configs)
         gallery.publish(
             f"09-all-methods-{kind}", pd.concat([small(paper_figures.measured(runs, name)) for name in MEASURES]), runs
         )

@@ -8,11 +8,17 @@ from torch import Tensor, nn
 from metaug_core.config import Config
 
 Pair = tuple[Tensor, Tensor]  # images (B, C, side, side) and codes (B, d)
+UNITS = 256  # of each layer of D after its convolutions
 
 
 def side(config: Config) -> int:
     """Side in pixels at which the game is played: 2^k, about half of what the encoder sees, as the paper's 64 of 112; 16 to 64."""
-    return min(64, max(16, 2 ** int(math.log2(config.image_size / 2))))
+    return 4 * 2 ** doublings(config)
+
+
+def doublings(config: Config) -> int:
+    """How often G doubles its first map of 4 x 4 places, and D halves its image: 2 to 4 times."""
+    return min(4, max(2, int(math.log2(config.image_size / 8))))
 
 
 def generator(config: Config, channels: int) -> nn.Sequential:
@@ -20,7 +26,7 @@ def generator(config: Config, channels: int) -> nn.Sequential:
     least = max(32, round(64 * config.width))
     wide = 4 * least
     layers: list[nn.Module] = [nn.Linear(config.feature_dim, 16 * wide), nn.Unflatten(1, (wide, 4, 4))]
-    for _ in range(int(math.log2(side(config) / 4))):
+    for _ in range(doublings(config)):
         narrow = max(least, wide // 2)
         conv = nn.Conv2d(wide, narrow, 3, padding=1)
         layers += [nn.BatchNorm2d(wide), nn.ReLU(), nn.Upsample(scale_factor=2), conv]
@@ -31,18 +37,18 @@ def generator(config: Config, channels: int) -> nn.Sequential:
 class Discriminator(nn.Module):
     """D: image and code -> logit (B, 1) of 'an image and its code'. No BatchNorm: pairs are judged alone."""
 
-    def __init__(self, config: Config, channels: int, units: int = 256):
+    def __init__(self, config: Config, channels: int):
         super().__init__()
         width = max(32, round(64 * config.width))
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
         narrow = width
-        for _ in range(int(math.log2(side(config) / 4))):
+        for _ in range(doublings(config)):
             wide = min(4 * width, 2 * narrow)
             layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
             narrow = wide
-        self.of_image = nn.Sequential(*layers, nn.Flatten(), *dense(16 * narrow, units))
-        self.of_code = nn.Sequential(*dense(config.feature_dim, units), *dense(units, units))
-        self.of_both = nn.Sequential(*dense(2 * units, units), *dense(units, units), nn.Linear(units, 1))
+        self.of_image = nn.Sequential(*layers, nn.Flatten(), *dense(16 * narrow, UNITS))
+        self.of_code = nn.Sequential(*dense(config.feature_dim, UNITS), *dense(UNITS, UNITS))
+        self.of_both = nn.Sequential(*dense(2 * UNITS, UNITS), *dense(UNITS, UNITS), nn.Linear(UNITS, 1))
 
     def forward(self, image: Tensor, code: Tensor) -> Tensor:
         return self.of_both(torch.cat([self.of_image(image), self.of_code(code)], dim=1))
