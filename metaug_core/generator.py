@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaug_core.products import product
+from metaug_core.products import product, stacked
 
 
 class _Map(torch.autograd.Function):
@@ -21,7 +21,7 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
         ctx.weight, bias = parameters
-        return torch.baddbmm(bias, x, ctx.weight)
+        return stacked(x, ctx.weight, bias)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -48,12 +48,12 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def forward(ctx, g: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(g, weight)
-        return g @ weight.transpose(1, 2)
+        return stacked(g, weight.transpose(1, 2))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         (g, weight), (along,) = ctx.saved_tensors, gradients
-        return along @ weight, product(weight, along, g)
+        return stacked(along, weight), product(weight, along, g)
 
 
 class Layer(nn.Module):

@@ -113,16 +113,8 @@ def oucl_plain(positives: Tensor, negatives: Tensor, beta: float, margin: float)
     return _soft_hinge(beta * negatives, -beta * positives, beta, margin)
 
 
-def oucl_weighted(
-    positives: Tensor,
-    negatives: Tensor,
-    beta: float,
-    optimum: tuple[float, float],
-    margin: tuple[float, float],
-    phi_dec: float = 1.0,
-    detached: bool = False,
-    attenuate: str = "weight",
-) -> Tensor:
+def oucl_weighted(positives: Tensor, negatives: Tensor, beta: float, optimum: tuple[float, float], margin: tuple[float, float],
+                  phi_dec: float = 1.0, detached: bool = False, attenuate: str = "weight") -> Tensor:  # fmt: skip
     """Eq. 9: pairs weighted by how far they are from their optimum, G+ = [O+ - d+]_+ and G- = [d- - O-]_+.
 
     optimum = (O+, O-), margin = (gamma+, gamma-). phi_dec attenuates Gamma (section 4.4): G / phi_dec x (d - margin), or with
@@ -138,20 +130,26 @@ def oucl_weighted(
     return _soft_hinge(a, b, beta)
 
 
-def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float) -> Tensor:
+def log_sum_exp_square(x: Tensor, beta: float) -> Tensor:
+    """x (A, N) -> log sum_k exp(beta x_k^2), (A,): all that eq. 10 asks of the negatives."""
+    return cast(Tensor, _LogSumExpSquare.apply(x, beta))
+
+
+def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float,
+         of_negatives: Callable[[Tensor, float], Tensor] = log_sum_exp_square) -> Tensor:  # fmt: skip
     """Eq. 10, optimization-driven unified contrast, mean over anchors:
     (1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2))).
 
     positives (A, P) and negatives (A, N) are similarities in [0, 1]; beta > 0; gamma in [0, 1]. It is eq. 9 with O+ = 1 + gamma,
-    O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma.
+    O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma. of_negatives: where losses of the same negatives share it.
     """
-    from_negatives = cast(Tensor, _LogSumExpSquare.apply(negatives, beta))
-    return _soft_plus(from_negatives + torch.logsumexp(beta * (positives - 1).square(), -1), beta, -2 * gamma**2)
+    from_positives = torch.logsumexp(beta * (positives - 1).square(), -1)
+    return _soft_plus(of_negatives(negatives, beta) + from_positives, beta, -2 * gamma**2)
 
 
 class _LogSumExpSquare(torch.autograd.Function):
-    """x (A, N) -> log sum_k exp(beta x_k^2), (A,). Written out with both derivatives, since the K negatives are the largest tensors
-    of a loss: it holds x alone, where autograd would hold seven of its size, and takes half the passes over memory."""
+    """`log_sum_exp_square`, written out with both derivatives, since the K negatives are the largest tensors of a loss: it holds x
+    alone, where autograd would hold seven of its size, and takes half the passes over memory."""
 
     @staticmethod
     def forward(ctx, x: Tensor, beta: float) -> Tensor:

@@ -5,6 +5,7 @@ DIFFERENT views (section 3.1): of the same image it is a positive, of different 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ def other_views(x: Tensor) -> Tensor:
 
 
 class Pairs:
-    """Similarities of a minibatch's features, in blocks of one set against another; a block is computed once, however many
-    losses ask for it.
+    """Similarities of a minibatch's features, in blocks of one set against another; a block, and what losses make of it by `once`,
+    is computed once, however many losses ask for it.
 
     negatives (V, V - 1, K, d): past features that each view meets (`other_views` of (V, K, d)), shared by the minibatch; with
     drawn (B, K) each image takes these of them. None: the targets of the other images of the minibatch.
@@ -32,7 +33,7 @@ class Pairs:
     def __init__(self, views: int, negatives: Tensor | None = None, drawn: Tensor | None = None):
         self.views, self.past, self.drawn = views, negatives, drawn
         self.stacks: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-        self.blocks: dict[tuple, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self.found: dict[tuple, tuple[Tensor, tuple]] = {}
 
     def stack(self, *sets: Tensor) -> Tensor:
         """Sets (V, B, d) as one tensor, which this object will know by its parts."""
@@ -59,22 +60,23 @@ class Pairs:
 
     def _row(self, anchors: Tensor, targets: tuple[Tensor, ...], last: int) -> tuple[Tensor, Tensor]:
         count = self.views * anchors.shape[1] * last
-        positives = torch.stack([self._block(_positives, anchors, j) for j in targets], -1)
+        positives = torch.stack([self.once(_positives, anchors, j) for j in targets], -1)
         # Of past features every target set meets the same, so they count once.
         past = self.past is not None
-        met = [self._block(self._past, anchors)] if past else [self._block(_others, anchors, j) for j in targets]
+        met = [self.once(self._past, anchors)] if past else [self.once(_others, anchors, j) for j in targets]
         negatives = met[0] if len(met) == 1 else torch.cat(met, -1)
-        return positives.reshape(count, -1), negatives.reshape(count, -1)
+        return positives.reshape(count, -1), self.once(torch.reshape, negatives, (count, -1))
 
     def _sets(self, features: Tensor) -> tuple[Tensor, ...]:
         known = [sets for whole, sets in self.stacks if whole is features]
         return known[0] if known else (features,) if len(features) == self.views else features.split(self.views)
 
-    def _block(self, compute: Callable[..., Tensor], *sets: Tensor) -> Tensor:
-        key = (compute.__name__, *map(id, sets))
-        if key not in self.blocks:
-            self.blocks[key] = compute(*sets), sets  # the sets as well: an id stands for a tensor only while it lives
-        return self.blocks[key][0]
+    def once(self, compute: Callable[..., Tensor], *operands: Any) -> Tensor:
+        """compute(*operands); of tensors that it has been asked before, what it gave then."""
+        key = (compute.__name__, *(id(x) if isinstance(x, Tensor) else x for x in operands))
+        if key not in self.found:  # the operands as well: an id stands for a tensor only while it lives
+            self.found[key] = compute(*operands), operands
+        return self.found[key][0]
 
     def _past(self, anchors: Tensor) -> Tensor:
         """(V, B, V - 1, K) against past features."""

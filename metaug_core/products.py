@@ -1,4 +1,5 @@
-"""Gradients of large matrices formed once: a weight's gradient is a sum of products x^T g, and its parts are kept as x and g.
+"""Products of large matrices, one per view, and gradients formed once: a weight's gradient is a sum of products x^T g, and its
+parts are kept as x and g.
 
 The meta-gradient has three such parts for every matrix of the MAG. Each formed by itself would be a matrix as large as the weight
 (16 MB at 2048 units, where x and g of a minibatch take half a megabyte each), held through the encoders' passes and then added.
@@ -11,6 +12,22 @@ import torch
 from torch import Tensor
 
 
+def stacked(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x w + bias of stacks (V, n, k), (V, k, m), (V, 1, m).
+
+    On a CPU each thread gets whole matrices, so that three on two threads leave one idle half of the time: those over are
+    multiplied by all threads together (2048 units, 64 rows, V = 3: 11.3 instead of 14.2 ms, x^T g 27 instead of 38; 2 cores, MKL).
+    """
+    over = len(x) % torch.get_num_threads() if x.device.type == "cpu" else 0
+    if not over or torch.is_grad_enabled():  # what writes into a given tensor has no derivative
+        return x @ w if bias is None else torch.baddbmm(bias, x, w)
+    out, even = x.new_empty(*x.shape[:2], w.shape[2]), len(x) - over
+    torch.matmul(x[:even], w[:even], out=out[:even])
+    for v in range(even, len(x)):
+        torch.mm(x[v], w[v], out=out[v])
+    return out if bias is None else out.add_(bias)
+
+
 class Products:
     """The parts of gradients that were put off, by the memory of their weight (V, in, out)."""
 
@@ -21,13 +38,14 @@ class Products:
         """x (V, B, in) and g (V, B, out): the weight's gradient has a part x^T g."""
         self.parts.setdefault(weight.data_ptr(), []).append((x, g))
 
+    @torch.no_grad()
     def gradient(self, weight: Tensor) -> Tensor | None:
         """The sum of all parts, (V, in, out), in one product; None if there is none. Forgets them."""
         parts = self.parts.pop(weight.data_ptr(), None)
         if parts is None:
             return None
         x, g = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
-        return x.transpose(1, 2) @ g
+        return stacked(x.transpose(1, 2), g)
 
 
 _active: list[Products] = []
@@ -50,4 +68,4 @@ def product(weight: Tensor, x: Tensor, g: Tensor) -> Tensor | None:
     if _active and not torch.is_grad_enabled():
         _active[-1].add(weight, x, g)
         return None
-    return x.transpose(1, 2) @ g
+    return stacked(x.transpose(1, 2), g)

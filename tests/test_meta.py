@@ -148,14 +148,15 @@ def test_sharing_with_the_regular_step_is_exact(encoder):
         assert difference(meta.meta_gradient(features, loss, theta, omega, 0.3, outer, only_gradient), without) < 1e-11
 
 
-def dual_problem():
-    """A small network of every operation that the tangent pass treats itself, and its arguments."""
+def dual_problem(layout=torch.channels_last):
+    """A small network of every operation that the tangent pass treats itself (max-pool in channels last), and its arguments."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2), torch.nn.Flatten(),
         torch.nn.Linear(12, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(),
     ).double()  # fmt: skip
-    x, theta = torch.randn(4, 2, 7, 7, dtype=torch.float64), {n: p.detach() for n, p in network.named_parameters()}
+    x = torch.randn(4, 2, 7, 7, dtype=torch.float64).to(memory_format=layout)
+    theta = {n: p.detach() for n, p in network.to(memory_format=layout).named_parameters()}
     direction = {n: torch.randn_like(p) for n, p in theta.items()}
     return network, lambda theta: functional_call(network, theta, (x,)), theta, direction
 
@@ -172,8 +173,9 @@ def recorded_pass(network, features, theta):
 
 
 @pytest.mark.usefixtures("keep_all")
-def test_the_tangent_pass_is_the_jacobian_product_with_and_without_a_record():
-    network, features, theta, direction = dual_problem()
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_tangent_pass_is_the_jacobian_product_with_and_without_a_record(layout):
+    network, features, theta, direction = dual_problem(layout)
     recorded = recorded_pass(network, features, theta)
     functions = [record and record.func for record in recorded.records]
     assert functions == [torch.conv2d, F.batch_norm, F.linear, F.batch_norm]
@@ -204,6 +206,27 @@ def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
     recorded.records[number] = record
     record.kept[0].add_(5)  # as an in-place operation after it would
     torch.testing.assert_close(found(), whole)
+
+
+@pytest.mark.parametrize("moved", [("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.parametrize("shape", [(6, 3), (5, 3, 4, 4)])
+def test_the_tangent_of_batch_norm_on_channels_far_from_0(shape, moved):
+    """With any of x, weight and bias moving; float64 at a mean of 1e4, where a mean square would lose the variance."""
+    torch.manual_seed(0)
+    make = torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d
+    network, x = make(3).double(), 1e4 + torch.randn(shape, dtype=torch.float64)
+    theta = {"weight": torch.tensor([1.0, -2.0, 0.5]).double(), "bias": torch.tensor([0.0, 1.0, 2.0]).double(), "x": x}
+    for still in (("x",), ()):
+        direction = {n: torch.randn_like(p) * (n in moved or (n == "x" and not still)) for n, p in theta.items()}
+
+        def features(theta, still=still):
+            return functional_call(network, {n: theta[n] for n in ("weight", "bias")}, (x if still else theta["x"],))
+
+        with frozen_statistics(network):
+            wanted = torch.func.jvp(features, (theta,), (direction,))
+            for got, want in zip(tangent(features, theta, direction), wanted, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+            assert wanted[1].abs().max() > 0.1
 
 
 def test_a_product_of_few_multiplications_is_not_kept():

@@ -11,7 +11,7 @@ from metaug_core import DATASETS, ENCODERS, METHODS, VIEWS, Config, ConfigError,
 from metaug_core.losses import alignment, nt_xent, uniformity
 from metaug_core.methods import CMC, OUCL, Context, MetAug, Method, build
 from metaug_core.methods.metaug import augmented_sets
-from metaug_core.pairs import Pairs
+from metaug_core.pairs import Pairs, other_views
 from metaug_core.store import read_tensors
 from metaug_core.views import View
 
@@ -174,6 +174,27 @@ def test_terms_are_weighted_as_in_eq_11():
         torch.testing.assert_close(terms["loss_augmented"], 2 * 0.3 * method.base.loss(torch.cat([z, other]), context))
     torch.testing.assert_close(outer["loss_margin"], 0.7 * method.margin_term(z, other, context))
     assert float(outer["loss_margin"]) > 0
+
+
+def test_losses_of_the_same_negatives_share_what_eq_10_asks_of_them():
+    """In values and in both derivatives the same as apart, and computed for z and z~ only, not again in L_aug."""
+    z, other, past = (unit(2, count, 8, seed=seed).double() for seed, count in enumerate((6, 6, 20)))
+    z, method = z.requires_grad_(), build(Config(**{**TINY, "delta": 0.3}))
+    rows, negatives = torch.arange(6), other_views(past)
+    pairs = Pairs(2, negatives)
+    together = torch.stack(
+        [*method.terms(z, Context(rows, rows, shared=pairs), lambda z: 2 * other - z).values()]
+    ).sum()
+    assert [name for name, *_ in pairs.found].count("log_sum_exp_square") == 2
+    apart, both = Context(rows, rows, negatives=negatives), torch.cat([z, 2 * other - z])
+    wanted = method.base.loss(z, apart) + 0.3 * method.base.loss(both, apart)
+    torch.testing.assert_close(together, wanted)
+    along = torch.randn_like(z)
+    for order in (1, 2):
+        together, wanted = (torch.autograd.grad(value, z, create_graph=True)[0] for value in (together, wanted))
+        assert wanted.abs().max() > 1e-3, order
+        torch.testing.assert_close(together, wanted)
+        together, wanted = (along * together).sum(), (along * wanted).sum()
 
 
 def test_swapped_sets_are_each_view_in_turn_then_all():

@@ -7,9 +7,32 @@ from torch.func import functional_call
 from metaug_core import Config
 from metaug_core.encoders import Networks
 from metaug_core.generator import Layer
-from metaug_core.products import put_off
+from metaug_core.products import put_off, stacked
 from metaug_core.recomputing import lean
 from metaug_core.tangents import frozen_statistics
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_stacked_products_are_those_of_each_view(views, threads):
+    """However many matrices are over when each thread has had as many; with a graph as well, where the product must have one."""
+    before, generator = torch.get_num_threads(), torch.Generator().manual_seed(0)
+    x, w, bias = (
+        torch.randn(views, *shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), (5, 3), (1, 5))
+    )
+    w = w.transpose(1, 2)
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            found = [stacked(x, w), stacked(x, w, bias)]
+        x.requires_grad_()
+        found += [stacked(x, w), stacked(x, w, bias)]
+    finally:
+        torch.set_num_threads(before)
+    for v in range(views):
+        for out, shift in zip(found, (0, bias[v], 0, bias[v]), strict=True):
+            torch.testing.assert_close(out[v], torch.einsum("nk,km->nm", x[v], w[v]) + shift)
+    assert [out.requires_grad for out in found] == [False, False, True, True]
 
 
 def test_products_put_off_are_the_gradient():

@@ -174,14 +174,15 @@ def named(method: type[Method] | Composition) -> str:
     return method.title or getattr(method, "__name__", "")
 
 
-def unified(positives: Tensor, negatives: Tensor, config: Config) -> Tensor:
-    """The form of OUCL that config.oucl names, of similarities (A, P) and (A, N) in [0, 1]."""
+def unified(positives: Tensor, negatives: Tensor, config: Config,
+            of_negatives: Callable[[Tensor, float], Tensor] = losses.log_sum_exp_square) -> Tensor:  # fmt: skip
+    """The form of OUCL that config.oucl names, of similarities (A, P) and (A, N) in [0, 1]; of_negatives as in `losses.oucl`."""
     if config.oucl == "eq7":
         return losses.oucl_sum_hinge(positives, negatives, config.oucl_lambda)
     if config.oucl == "eq8":
         return losses.oucl_plain(positives, negatives, config.beta, config.oucl_lambda)
     if config.oucl == "eq10":
-        return losses.oucl(positives, negatives, config.beta, config.gamma)
+        return losses.oucl(positives, negatives, config.beta, config.gamma, of_negatives)
     gamma = config.gamma
     return losses.oucl_weighted(positives, negatives, config.beta, (1 + gamma, -gamma), (1 - gamma, gamma),
                                 config.phi_dec, config.gamma_detached, config.attenuate)  # fmt: skip

@@ -1,13 +1,16 @@
 """CMC and OUCL: contrast between views against the memory bank. They differ in the objective alone."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaug_core.bank import Bank
+from metaug_core.losses import log_sum_exp_square
 from metaug_core.methods.base import Context, Method, bank_context, bank_memory, unified
+from metaug_core.pairs import Pairs
 from metaug_core.registry import MetaugError
 
 
@@ -26,10 +29,10 @@ class MultiView(Method):
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def rows(self, z: Tensor, context: Context, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """Similarities of positives (A, P) and negatives (A, N) of each set of anchors, as `Pairs` gives them."""
-        targets = z if context.positives is None else context.positives
-        return context.pairs(len(self.config.views)).rows(z, targets, by_view)
+    def pairs(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Pairs, list[tuple[Tensor, Tensor]]]:
+        """The pairs of z, and the similarities of positives (A, P) and negatives (A, N) of each set of anchors."""
+        pairs, targets = context.pairs(len(self.config.views)), z if context.positives is None else context.positives
+        return pairs, pairs.rows(z, targets, by_view)
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor: ...
@@ -45,7 +48,7 @@ class CMC(MultiView):
     contrasts = True
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        rows = self.rows(z, context, by_view=True)
+        _, rows = self.pairs(z, context, by_view=True)
         return torch.stack([self.contrast(*row) for row in rows]).mean()
 
 
@@ -58,8 +61,9 @@ class OUCL(MultiView):
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        rows = self.rows(z, context)
+        pairs, rows = self.pairs(z, context)
         if self.config.scope == "minibatch":
             positives, negatives = (torch.cat([x.reshape(1, -1) for x in side], -1) for side in zip(*rows, strict=True))
             rows = [(positives, negatives)]
-        return torch.stack([unified(*row, self.config) for row in rows]).mean()
+        of_negatives = partial(pairs.once, log_sum_exp_square)  # L_ori and L_aug meet the same negatives
+        return torch.stack([unified(*row, self.config, of_negatives) for row in rows]).mean()
