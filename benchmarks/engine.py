@@ -2,10 +2,10 @@
 
     python benchmarks/engine.py [--encoders conv fc resnet50] [--sizes 32 64 224] [--batches 64 256] [--precisions bf16]
 
-Plain (only OUCL) and regular + meta (metaug), each whole: views, losses, gradients, optimisers, bank. On CUDA the whole grid,
-captured and eager, in bf16; elsewhere a few small cells. Times are medians over turns. The floor is max(FLOPs / the
-rate of a large matmul, bytes / the rate of a large copy): FLOPs of matmuls and convolutions, bytes that these and the
-optimisers must move, all else fused into them; both rates are measured among the same turns. Then trials side by side, and a
+Plain (only OUCL) and regular + meta (metaug), each whole: views, losses, gradients, optimisers, bank. On CUDA the whole grid in
+bf16, eager, captured, and captured with forked encoders; elsewhere a few small cells. Times are medians over turns. The floor is
+max(FLOPs / the rate of a large matmul, bytes / the rate of a large copy): FLOPs of matmuls and convolutions, bytes that these and
+the optimisers must move, all else fused into them; both rates are measured among the same turns. Then trials side by side, and a
 pretraining of CIFAR-10's size (50,000 images, batch 64, 200 epochs, MetAug) projected from real steps of `fit`, its logs and
 checkpoints included.
 """
@@ -53,9 +53,10 @@ def target(cell: Cell, name: str, device: str) -> str | None:
 
 
 def measure(cell: Cell, precision: str, device: str, seconds: float) -> list[dict]:
-    """A row for each of STEPS. On CUDA eager steps come first, then captured ones: no more than two runs fill the memory."""
+    """A row for each of STEPS. On CUDA eager steps come first, then captured ones with the encoders on streams of their own, then
+    captured ones as training has them: no more than two runs fill the memory."""
     configs = configured(cell, precision, device)
-    modes = {"eager": "off", "captured": "auto"} if device == "cuda" else {"eager": "off"}
+    modes = {"eager": "off", "forked": "forked", "captured": "auto"} if device == "cuda" else {"eager": "off"}
     rows: dict[str, dict] = {name: {} for name in STEPS}
     for mode, graphs in modes.items():
         changed = {name: config.replace(graphs=graphs) for name, config in configs.items()}
@@ -195,8 +196,9 @@ def shown(rows: list[dict], trials: list[dict], projections: list[dict]) -> str:
         rows, **{"encoder": "{encoder}", "px": "{pixels}", "batch": "{batch}", "precision": "{precision}", "step": "{step}",
                  "ms": "{ms:.2f}", "x plain": "{times_plain:.2f}", "target": "{target}", "images/s": "{images_per_second:.0f}",
                  "GFLOP": "{gflop:.0f}", "GB": "{gigabytes:.2f}", "floor, ms": "{floor_ms:.2f}", "of floor": "{share_of_floor:.0%}",
-                 "eager, ms": "{eager_ms:.2f}", "operations": "{operations}", "launches eager": "{eager_launches}",
-                 "launches captured": "{captured_launches}", "peak MB": "{peak_megabytes:.0f}", "note": "{note}"},
+                 "eager, ms": "{eager_ms:.2f}", "forked, ms": "{forked_ms:.2f}", "operations": "{operations}",
+                 "launches eager": "{eager_launches}", "launches captured": "{captured_launches}",
+                 "peak MB": "{peak_megabytes:.0f}", "note": "{note}"},
     )  # fmt: skip
     side = table(trials, **{"trials": "{trials}", "ms": "{ms:.1f}", "x one": "{times_one:.2f}",
                             "of single runs": "{share_of_singles:.2f}", "target": "{target}"})  # fmt: skip

@@ -122,8 +122,9 @@ class Config(ObjectiveSettings):
     # --- the run
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda, else mps, else cpu."""
-    graphs: Literal["auto", "off"] = "auto"
-    """auto: on CUDA a step is captured once as a graph and replayed; off: every kernel is launched by itself."""
+    graphs: Literal["auto", "forked", "off"] = "auto"
+    """auto: on CUDA a step is captured once as a graph and replayed; forked: in it the views' encoders run side by side (not yet
+    measured on a GPU); off: every kernel is launched by itself."""
     runs_dir: Path = Path(os.environ.get("METAUG_RUNS", HOME / "runs"))
     """Folder of all runs."""
     log_every: Positive = 20

@@ -5,6 +5,7 @@ An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torchvision
@@ -12,6 +13,7 @@ from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core.branches import side_by_side
 from metaug_core.config import Config
 from metaug_core.recomputing import FirstNorm
 from metaug_core.registry import ENCODERS, VIEWS, MetaugError
@@ -159,7 +161,7 @@ class Encoders(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.views, self.bf16 = config.views, config.precision == "bf16"
+        self.views, self.bf16, self.forked = config.views, config.precision == "bf16", config.graphs == "forked"
         self.nets = nn.ModuleDict()
         self.dims: dict[str, int] = {}
         for name in dict.fromkeys(config.views):
@@ -170,15 +172,17 @@ class Encoders(nn.Module):
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
         """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, float32. names: which views they are (default all)."""
         names = names or self.views
-        found: dict[str, list[Tensor]] = {}
-        for name in dict.fromkeys(names):
-            crops = [x for x, of in zip(images, names, strict=True) if of == name]
-            with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
-                h = self.nets[name](channels_last(torch.cat(crops) if len(crops) > 1 else crops[0]))
-            # A float64 network (the tests' yardstick) stays float64; bf16 is lifted for head and loss.
-            h = h.float() if self.bf16 else h
-            found[name] = list(h.chunk(len(crops)))
-        return [found[name].pop(0) for name in names]
+        crops = {name: [x for x, of in zip(images, names, strict=True) if of == name] for name in dict.fromkeys(names)}
+        forked = self.forked and images[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        found = side_by_side([partial(self._of_view, name, x) for name, x in crops.items()], forked)
+        rows = {name: list(h.chunk(len(x))) for (name, x), h in zip(crops.items(), found, strict=True)}
+        return [rows[name].pop(0) for name in names]
+
+    def _of_view(self, name: str, crops: list[Tensor]) -> Tensor:
+        with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
+            h = self.nets[name](channels_last(torch.cat(crops) if len(crops) > 1 else crops[0]))
+        # A float64 network (the tests' yardstick) stays float64; bf16 is lifted for head and loss.
+        return h.float() if self.bf16 else h
 
 
 def patches(x: Tensor, grid: int) -> Tensor:
@@ -215,13 +219,8 @@ class PatchEncoders(nn.Module):
 class Networks(nn.Module):
     """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q, each per view name."""
 
-    def __init__(
-        self,
-        config: Config,
-        head: Callable[[int, Config], nn.Module] = head,
-        predictor: Callable[[Config], nn.Module] | None = None,
-        unit: bool = True,
-    ):
+    def __init__(self, config: Config, head: Callable[[int, Config], nn.Module] = head,
+                 predictor: Callable[[Config], nn.Module] | None = None, unit: bool = True):  # fmt: skip
         super().__init__()
         self.encoders, self.unit = Encoders(config), unit
         self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in self.encoders.dims.items()})

@@ -1,18 +1,20 @@
 """How steps are run: one after another on a CPU; on CUDA each kind of step captured once as a graph and replayed as one launch.
 
 At batch 64 a step is hundreds of kernels of microseconds, and launching them takes longer than computing them. Several trials go
-into one graph, each on a stream of its own, so that they fill the device together. A trial touches nothing of another: its
-numbers are those of a run of its own.
+into one graph, each on a stream of its own (`branches`), so that they fill the device together. A trial touches nothing of another:
+its numbers are those of a run of its own. With `graphs="forked"` the encoders of a single run are such branches too.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaug_core import shards
+from metaug_core.branches import side_by_side
 from metaug_core.state import TrainState, own_random_numbers
 from metaug_core.step import Update, describe, train_step, update
 
@@ -82,18 +84,11 @@ class Stepper:
         for generator in generators:
             graph.register_generator_state(generator)
         inputs = [Batch(b.pixels.clone(), b.indices.clone(), b.log) for b in batches.values()]
-        outputs = []
+        steps = [partial(update, self.states[number], *b) for number, b in zip(batches, inputs, strict=True)]
         torch.cuda.synchronize()
         try:
             with torch.cuda.graph(graph):
-                here = torch.cuda.current_stream()
-                side = [torch.cuda.Stream() for _ in inputs]
-                for stream, number, batch in zip(side, batches, inputs, strict=True):
-                    stream.wait_stream(here)
-                    with torch.cuda.stream(stream):
-                        outputs.append(update(self.states[number], *batch))
-                for stream in side:
-                    here.wait_stream(stream)
+                outputs = side_by_side(steps, forked=True)
         except RuntimeError as error:
             self.reason = f"the step could not be captured: {' '.join(str(error).split())[:200]}"
             for generator, state in zip(generators, before, strict=True):

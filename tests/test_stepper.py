@@ -3,12 +3,14 @@
 import platform
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from conftest import TINY
 
 from metaug_core import Config, data, fit, fit_trials, state
+from metaug_core.branches import side_by_side
 from metaug_core.step import descend, train_step
 from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
 from metaug_core.store import read_tensors
@@ -47,11 +49,19 @@ def test_on_a_cpu_steps_are_eager_and_say_why():
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [({}, 1e-4), ({"schedule": "epoch"}, 1e-4), ({"look_ahead": "fresh"}, 1e-4), ({"method": "simclr"}, 1e-4),
+     ({"graphs": "forked"}, 1e-4), ({"graphs": "forked", "views": ("L", "ab", "RGB"), "encoder": "resnet18", "width": 1}, 1e-3),
      ({"precision": "bf16"}, 3e-2)],
 )  # fmt: skip
 def test_captured_steps_are_the_eager_ones(changes, tolerance):
-    changes = {"optimiser": "sgd", "mag_optimiser": "sgd", "lr": 0.02, "views": ("L", "ab"), **changes}
-    states = [started("cuda", graphs=graphs, **changes) for graphs in ("auto", "off")]
+    changes = {
+        "optimiser": "sgd",
+        "mag_optimiser": "sgd",
+        "lr": 0.02,
+        "views": ("L", "ab"),
+        "graphs": "auto",
+        **changes,
+    }
+    states = [started("cuda", **{**changes, **other}) for other in ({}, {"graphs": "off"})]
     steps = [Stepper([s]) for s in states]
     found = [run_steps(step, s, 12) for step, s in zip(steps, states, strict=True)]
     assert steps[0].reason is None
@@ -65,6 +75,42 @@ def test_captured_steps_are_the_eager_ones(changes, tolerance):
         states[0].networks.state_dict().items(), states[1].networks.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_forked_encoders_are_the_same_run_where_nothing_is_captured():
+    found = []
+    for graphs in ("auto", "forked"):
+        s = started(graphs=graphs)
+        found.append(run_steps(Stepper([s]), s, 3))
+    assert found[0] == found[1]
+
+
+@gpu
+@needs_cuda
+def test_branches_run_side_by_side_and_no_branch_of_a_branch_does():
+    x = [torch.zeros(1000, device="cuda") for _ in range(4)]
+    graph, seen = torch.cuda.CUDAGraph(), []
+
+    def within():
+        return torch.cuda.current_stream()
+
+    def branch(t):
+        for _ in range(100):
+            t = t + 1
+        seen.append([torch.cuda.current_stream(), *side_by_side([within, within], forked=True)])
+        return t
+
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = side_by_side([partial(branch, t) for t in x], forked=True)
+        total = torch.stack(out).sum(0)
+    for start in (0, 5):
+        for t in x:
+            t.fill_(start)
+        graph.replay()
+        assert torch.equal(total, torch.full_like(total, 4 * (start + 100)))
+    assert len({streams[0] for streams in seen}) == 4
+    assert all(len(set(streams)) == 1 for streams in seen)
 
 
 @gpu
