@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from metaug_core import Config, state
@@ -112,21 +113,25 @@ def launches(step: Way, device: str) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class Limits:
-    """The machine's own limits, as two ways that take their turns with what they are to judge: a large matmul and a large copy."""
+    """The machine's own limits, as ways that take their turns with what they are to judge: large products and a large copy."""
 
     ways: dict[str, Way]
-    amounts: dict[str, int]  # FLOPs and bytes of one call
+    amounts: dict[str, int]  # FLOPs or bytes of one call
 
     def rates(self, found: Mapping[str, Sequence[float]]) -> tuple[float, float]:
         """Best FLOP/s and bytes/s among the rounds."""
-        flops, moved = (self.amounts[name] / min(found[name]) for name in ("matmul", "copy"))
-        return flops, moved
+        best = {name: amount / min(found[name]) for name, amount in self.amounts.items()}
+        return max(best["matmul"], best["convolution"]), best["copy"]
 
 
 def limits(device: str, precision: str) -> Limits:
-    """precision: float32 or bf16, of the matmul; float32 on CUDA with TF32, which is what torch takes for convolutions there."""
-    side, size = (8192, 2**30) if device == "cuda" else (2048, 2**26)
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    """precision: float32 or bf16, of matmul and convolution; float32 on CUDA with TF32, which is what torch takes for convolutions
+    there. Both, because they come from two libraries: on an AMD processor oneDNN's convolution is a third faster than MKL's matmul.
+    """
+    side, size, images = (8192, 2**30, (256, 512, 32, 32)) if device == "cuda" else (2048, 2**26, (16, 192, 32, 32))
+    made = {"device": device, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
+    a, x, w = (torch.randn(shape, **made) for shape in ((side, side), images, (images[1], images[1], 5, 5)))
+    x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
     out, source = torch.empty_like(a), torch.empty(size, dtype=torch.uint8, device=device)
     goal, before = torch.empty_like(source), torch.get_float32_matmul_precision()
 
@@ -136,8 +141,8 @@ def limits(device: str, precision: str) -> Limits:
         torch.set_float32_matmul_precision(before)
 
     return Limits(
-        {"matmul": multiply, "copy": lambda: goal.copy_(source)},
-        {"matmul": 2 * side**3, "copy": 2 * size},
+        {"matmul": multiply, "convolution": lambda: F.conv2d(x, w, padding=2), "copy": lambda: goal.copy_(source)},
+        {"matmul": 2 * side**3, "convolution": 2 * x.numel() * w[0].numel(), "copy": 2 * size},
     )
 
 

@@ -4,10 +4,10 @@
 
 Plain (only OUCL) and regular + meta (metaug), each whole: views, losses, gradients, optimisers, bank. On CUDA the whole grid in
 bf16, eager, captured, and captured with forked encoders; elsewhere a few small cells. Times are medians over turns. The floor is
-max(FLOPs / the rate of a large matmul, bytes / the rate of a large copy): FLOPs of matmuls and convolutions, bytes that these and
-the optimisers must move, all else fused into them; both rates are measured among the same turns. Then trials side by side, and a
-pretraining of CIFAR-10's size (50,000 images, batch 64, 200 epochs, MetAug) projected from real steps of `fit`, its logs and
-checkpoints included.
+max(FLOPs / the rate of a large matmul or convolution, bytes / the rate of a large copy): FLOPs of matmuls and convolutions, bytes
+that these and the optimisers must move, all else fused into them; the rates are measured among the same turns. Then trials side
+by side, and a pretraining of CIFAR-10's size (50,000 images, batch 64, 200 epochs, MetAug) projected from real steps of `fit`, its
+logs and checkpoints included.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +31,23 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "processor": torch.cuda.get_device_name() if device == "cuda" else cpu(),
         "device": device,
         "threads": torch.get_num_threads(),
         "commit": commit,
         "uncommitted_changes": changed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def cpu() -> str:
+    """The processor's name, as far as the system tells: on Linux by a file, where Python knows only the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # options of glibc's mallopt
