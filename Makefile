@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env run lab notebooks figures site test check benchmarks lock clean FORCE
+.PHONY: help env run lab notebooks figures site test check benchmarks gpu lock clean FORCE
 
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -109,6 +109,11 @@ check: $(STAMP) ## ruff and pyright
 
 benchmarks: $(STAMP) ## every benchmark, one after the other
 	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(PY) "$$f" || exit 1; done
+
+gpu: $(STAMP) ## on a CUDA machine: the tests that need one, then the engine measured on it
+	@$(PY) -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "There is no CUDA device here.")'
+	$(PY) -m pytest -m gpu tests
+	$(PY) benchmarks/engine.py
 
 # Keeps the pins that still hold; UPGRADE=--upgrade takes the newest. Only the ordinary index may answer: a local wheel
 # or a CPU-only torch must never get in.
