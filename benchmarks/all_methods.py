@@ -3,10 +3,11 @@
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
 
 RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread
-(`making.made`), so a run's seconds are those beside another. On `shapes` methods see L and ab, which share only the object, but for
-the few of `ON_SHAPES`; on a folder each has its own views. A row learns if its probe on the test split is MARGIN points above the
-same encoder untrained in every seed. Each method has settings of its own, chosen on validation images of `shapes` (LOG.md): the
-table says what a method can learn at about this budget, and its column `epochs` who was given more, on `shapes` only.
+(`making.made`), so a run's seconds are those beside another. With --methods a part of the table is shown, and nothing put into
+benchmarks/results. On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each
+has its own views. A row learns if its probe on the test split is MARGIN points above the same encoder untrained in every seed. Each
+method has settings of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about
+this budget, and its column `epochs` who was given more, on `shapes` only.
 """
 
 import argparse
@@ -120,6 +121,9 @@ def main() -> None:
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")
         return
+    whole = set(args.methods.split(",")) == set(METHODS)
+    if args.publish and not whole:
+        parser.error("--publish is of the whole table, without --methods")
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in args.methods.split(",")]
     runs = made(configs, MEASURES)
     failures = runs["failure"].dropna()
@@ -131,14 +135,19 @@ def main() -> None:
     )
     print(table(pd.DataFrame(rows)))
     kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
+    asked = {name: value for name, value in vars(args).items() if name not in ("runs", "folder", "publish")}
+    if whole:  # before the figure: the file says whether the commit was all there was
+        write(
+            f"all_methods-{kind}",
+            "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder),
+            asked,
+            "cpu",
+            rows=rows,
+        )
     if args.publish:
         gallery.publish(
             f"09-all-methods-{kind}", pd.concat([small(paper_figures.measured(runs, name)) for name in MEASURES]), runs
         )
-    asked = {name: value for name, value in vars(args).items() if name not in ("runs", "folder", "publish")}
-    write(
-        f"all_methods-{kind}", "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder), asked, "cpu", rows=rows
-    )
 
 
 if __name__ == "__main__":
