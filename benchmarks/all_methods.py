@@ -121,10 +121,11 @@ def main() -> None:
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")
         return
-    whole = set(args.methods.split(",")) == set(METHODS)
+    methods = args.methods.split(",")
+    whole = set(methods) == set(METHODS)
     if args.publish and not whole:
         parser.error("--publish is of the whole table, without --methods")
-    configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in args.methods.split(",")]
+    configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in methods]
     runs = made(configs, MEASURES)
     failures = runs["failure"].dropna()
     if len(failures):

@@ -107,6 +107,15 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
 
 
+def projections(g: Tensor, x: Tensor, weight: Tensor, middle: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """sum g u and sum g of each channel, u = (x - middle) r, over this process's part: one pass over memory, since BatchNorm's own
+    backward sums them for its weight and bias."""
+    sums = torch.ops.aten.native_batch_norm_backward(
+        g, x, weight, None, None, middle, r, True, 0.0, [False, True, True]
+    )
+    return sums[1], sums[2]
+
+
 class _WholeBatchNorm(torch.autograd.Function):
     """BatchNorm of x (b, C, ...), this process's part of the minibatch, by the `moments` of the whole."""
 
@@ -119,12 +128,12 @@ class _WholeBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         (x, weight), (g,) = ctx.saved_tensors, gradients
-        others, size = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1]
-        unit = (x - per_channel(ctx._saved_result1, x)) * per_channel(ctx._saved_result2, x)
-        along, level = (g * unit).sum(others), g.sum(others)
+        middle, r, size = ctx._saved_result1, ctx._saved_result2, x.numel() // x.shape[1]
+        along, level = projections(g, x, weight, middle, r)
         shares = mean(along / size, level / size)
+        unit = (x - per_channel(middle, x)) * per_channel(r, x)
         back = g - per_channel(shares[1], x) - unit * per_channel(shares[0], x)
-        return back * per_channel(weight * ctx._saved_result2, x), along, level, None, None
+        return back * per_channel(weight * r, x), along, level, None, None
 
 
 class WholeBatch(TorchFunctionMode):

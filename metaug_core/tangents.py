@@ -110,10 +110,8 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
     scale, shift = weight * r, torch.zeros_like(r) if b_dot is None else b_dot
     t = torch.zeros_like(r) if w_dot is None else w_dot
     if x_dot is not None:
-        sums = torch.ops.aten.native_batch_norm_backward(
-            x_dot, x, weight, None, None, mean, r, True, eps, [False, True, True]
-        )
-        along, level = shards.mean(*(total * weight.numel() / x.numel() for total in sums[1:]))
+        size = x.numel() // x.shape[1]
+        along, level = shards.mean(*(total / size for total in shards.projections(x_dot, x, weight, mean, r)))
         t, shift = t - scale * along, shift - scale * level
     constant, slope = shards.per_channel(shift - t * r * mean, x), shards.per_channel(t * r, x)
     y = torch.addcmul(shards.per_channel(bias - scale * mean, x), x, shards.per_channel(scale, x))
