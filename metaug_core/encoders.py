@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 import torchvision
-from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.branches import side_by_side
 from metaug_core.config import Config
+from metaug_core.heads import mlp
 from metaug_core.recomputing import FirstNorm
 from metaug_core.registry import ENCODERS, VIEWS, MetaugError
 
@@ -140,7 +140,7 @@ def head(inputs: int, config: Config) -> nn.Module:
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)
     if config.head == "mlp-bn":
-        return SimCLRProjectionHead(inputs, hidden, config.feature_dim)
+        return mlp(inputs, hidden, config.feature_dim, norm_last=True)
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, config.feature_dim))
 
 

@@ -1,16 +1,16 @@
 """Barlow Twins: the features of two crops agree unit by unit, and their units are uncorrelated."""
 
 import torch
-from lightly.models.modules.heads import BarlowTwinsProjectionHead
 from torch import Tensor, nn
 
 from metaug_core.config import Config
 from metaug_core.encoders import Networks
+from metaug_core.heads import mlp
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    return BarlowTwinsProjectionHead(inputs, config.head_hidden, config.feature_dim)
+    return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim)
 
 
 class BarlowTwins(Method):
@@ -19,8 +19,8 @@ class BarlowTwins(Method):
         L = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2,   C = cross-correlation of z_v and z_u over the minibatch
 
     averaged over pairs of different views. z is not of unit norm: each unit is standardised over the minibatch.
-    Defaults: lambda 0.0051, projector 2048-2048-2048 (8192 on ImageNet; head: lightly). lightly's loss gives the same and is its
-    test; it is written out here because a set that holds augmented features as well has more than two rows.
+    Defaults: lambda 0.0051, projector 2048-2048-2048 (8192 on ImageNet). lightly's loss gives the same and is its test; it is
+    written out here because a set that holds augmented features as well has more than two rows.
     """
 
     title = "Barlow Twins"

@@ -3,21 +3,21 @@
 from typing import Any
 
 import torch
-from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor, nn
 
 from metaug_core.bank import Averaged
 from metaug_core.config import Config
 from metaug_core.encoders import Networks, centred
+from metaug_core.heads import mlp
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    return centred(BYOLProjectionHead(inputs, config.head_hidden, config.feature_dim), config)
+    return centred(mlp(inputs, config.head_hidden, config.feature_dim), config)
 
 
 def predictor(config: Config) -> nn.Module:
-    return BYOLPredictionHead(config.feature_dim, config.predictor_hidden, config.feature_dim)
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
 
 
 class BYOL(Method):
@@ -26,8 +26,8 @@ class BYOL(Method):
         L = mean over views v != u of 2 - 2 cos(q(z_v), z'_u),   z' = f_ema(x),  f_ema <- m f_ema + (1 - m) f
 
     z holds projections and then predictions; the loss reads the predictions, the projections are what is monitored.
-    Defaults: projector and predictor with 4096 hidden units and 256 outputs (heads: lightly), m 0.99 (the paper: 0.996 rising
-    to 1 in 1000 epochs). The averaged network normalises by batch statistics, as in the authors' code.
+    Defaults: projector and predictor with 4096 hidden units and 256 outputs, m 0.99 (the paper: 0.996 rising to 1 in 1000
+    epochs). The averaged network normalises by batch statistics, as in the authors' code.
     """
 
     title = "BYOL"

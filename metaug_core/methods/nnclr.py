@@ -3,21 +3,21 @@
 from typing import Any
 
 import torch
-from lightly.models.modules.heads import NNCLRPredictionHead, NNCLRProjectionHead
 from torch import Tensor, nn
 
 from metaug_core.bank import Queue
 from metaug_core.config import Config
 from metaug_core.encoders import Networks
+from metaug_core.heads import mlp
 from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    return NNCLRProjectionHead(inputs, config.head_hidden, config.feature_dim)
+    return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
 
 
 def predictor(config: Config) -> nn.Module:
-    return NNCLRPredictionHead(config.feature_dim, config.predictor_hidden, config.feature_dim)
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
 
 
 class NNCLR(Method):
@@ -27,7 +27,7 @@ class NNCLR(Method):
 
     z holds projections z and then predictions p = q(z). The support set is a queue of past projections, one for each view; a
     neighbour has no gradient. So the MAG (MetAug*) is taught through predictions; its projections choose other neighbours.
-    Defaults: t 0.1, projector 2048-2048-256 and predictor 4096-256 (heads: lightly), support set 4096 (98304 on ImageNet).
+    Defaults: t 0.1, projector 2048-2048-256 and predictor 4096-256, support set 4096 (98304 on ImageNet).
     lightly's NNMemoryBankModule is not in the state dict and waits for the device, so the queue is this package's.
     """
 

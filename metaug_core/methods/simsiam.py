@@ -1,22 +1,21 @@
 """SimSiam: from one crop predict the features of the other, whose gradient is stopped. No negatives, no averaged network."""
 
 import torch
-from lightly.models.modules.heads import NNCLRProjectionHead, SimSiamPredictionHead
 from torch import Tensor, nn
 
 from metaug_core.config import Config
 from metaug_core.encoders import Networks
+from metaug_core.heads import mlp
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    # SimSiam's three layers with BatchNorm after each. lightly's own has no weights in its last BatchNorm (as the authors' code,
-    # not the paper), which `shards` and `tangents` do not know; NNCLR's is the same with them.
-    return NNCLRProjectionHead(inputs, config.head_hidden, config.feature_dim)
+    # The last BatchNorm has weights, as in the paper; the authors' code leaves them out, which `shards` and `tangents` do not know.
+    return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
 
 
 def predictor(config: Config) -> nn.Module:
-    return SimSiamPredictionHead(config.feature_dim, config.predictor_hidden, config.feature_dim)
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
 
 
 class SimSiam(Method):
@@ -25,8 +24,8 @@ class SimSiam(Method):
         L = - mean over views v != u of cos(p_v, stopgrad(z_u)),   p = q(z)
 
     z holds projections z and then predictions p. Between -1 (all alike) and 1; a collapse shows in `effective_rank`.
-    Defaults: projector 2048-2048-2048, predictor with a bottleneck of 512 (heads: lightly). The paper trains with SGD, lr 0.05 x
-    batch / 256, weight decay 1e-4, cosine.
+    Defaults: projector 2048-2048-2048, predictor with a bottleneck of 512. The paper trains with SGD, lr 0.05 x batch / 256,
+    weight decay 1e-4, cosine.
     """
 
     title = "SimSiam"

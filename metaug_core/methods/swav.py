@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch
-from lightly.models.modules.heads import SwaVProjectionHead as Head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.bank import Queue
 from metaug_core.config import Config
 from metaug_core.encoders import Networks, centred
+from metaug_core.heads import mlp
 from metaug_core.losses import debiased, hardened, logsumexp_others
 from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
 
@@ -19,7 +19,7 @@ class Clustered(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.features = Networks(config, lambda inputs, c: centred(Head(inputs, c.head_hidden, c.feature_dim), c))
+        self.features = Networks(config, lambda inputs, c: centred(mlp(inputs, c.head_hidden, c.feature_dim), c))
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.feature_dim))
 
     @property
@@ -39,8 +39,8 @@ class SwAV(Method):
     An assignment q has no gradient and is balanced over the minibatch and, with a queue, the last features of its view.
     Debiased and Hard: the negatives of a prediction are the prototypes that it is not assigned to. softmax's denominator then
     weighs those near z more (`hard_beta`), and takes off the share `tau_plus` of them that would be the image's own cluster.
-    Defaults: t 0.1, epsilon 0.05, 3 rounds, 512 prototypes (3000 on ImageNet), no queue (3840 after 15 epochs there); head:
-    lightly. Sinkhorn is in logarithms, where a small epsilon cannot overflow; lightly's is its test.
+    Defaults: t 0.1, epsilon 0.05, 3 rounds, 512 prototypes (3000 on ImageNet), no queue (3840 after 15 epochs there).
+    Sinkhorn is in logarithms, where a small epsilon cannot overflow; lightly's is its test.
     """
 
     title = "SwAV"
