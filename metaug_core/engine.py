@@ -10,7 +10,7 @@ import torch
 
 from metaug_core import data, shards, state, store
 from metaug_core.config import Config, ConfigError
-from metaug_core.machine import freed_memory_kept
+from metaug_core.machine import freed_memory_kept, pick_device
 from metaug_core.progress import Reporter, TerminalBar
 from metaug_core.registry import METHODS, MetaugError
 from metaug_core.session import DivergedError, Session
@@ -18,16 +18,6 @@ from metaug_core.stepper import Stepper
 
 # What trials side by side must have in common: the images, and where they lie.
 SHARED = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction", "storage", "device")
-
-
-def pick_device(wanted: str) -> str:
-    """auto: cuda, else mps, else cpu. ConfigError if a named device is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[wanted]:
-        raise ConfigError(f"device {wanted!r} is not available on this machine; device 'auto' takes what there is")
-    return wanted
 
 
 @contextmanager

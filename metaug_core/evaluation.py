@@ -3,7 +3,7 @@
 No epoch is chosen: the last, or the mean of the last `keep_last`. What the protocols are stands in `probe`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from metaug_core import data, methods
 from metaug_core.config import Config
-from metaug_core.machine import freed_memory_kept
+from metaug_core.machine import freed_memory_kept, pick_device
 from metaug_core.methods.base import initial_networks
 from metaug_core.probe import MEASURES, Labelled, measure
 from metaug_core.registry import MetaugError, suggestion
 from metaug_core.store import Run, load_module, read_json, read_tensors, write_json
 from metaug_core.views import evaluation_views, plain
 
-STATISTICS_BATCH = 512  # for BatchNorm's statistics of an untrained network
+STATISTICS_BATCH = 512  # for BatchNorm's statistics of training images
 COLUMNS = ["epochs", "n_train", "n_eval", "split", "method", "dataset", "seed"]
 REPRESENTATIONS = ("raw pixels", "untrained", "trained")
 AUGMENTED = "trained, z and z~"  # the heads kept, and the features of the MAG beside the original ones
@@ -52,32 +52,59 @@ def features(networks: nn.Module, images: data.Images | data.StreamedImages, con
 def embeddings(
     networks: nn.Module, images: data.Images | data.StreamedImages, config: Config, mag: nn.Module | None = None
 ) -> Tensor:
-    """z of all views, (V, N, d); with a MAG z and z~, (2V, N, d) (Table 5, "with augmented features"; Figure 2)."""
+    """z of all views, (V, N, d); with a MAG z and z~, (2V, N, d) (Table 5, "with augmented features"; Figure 2).
+
+    z~ is what was trained once `settle_mag` has been called.
+    """
     found = []
     with evaluating(networks, mag):
         for pixels in images.batches(in_parts(images)):
-            seen = dict(zip(dict.fromkeys(config.views), evaluation_views(pixels, config), strict=True))
-            z = networks([seen[name] for name in config.views])
+            z = embedded(networks, pixels, config)
             found.append(z if mag is None else torch.cat([z, mag(z)]))
     return torch.cat(found, dim=1)
 
 
-@torch.no_grad()
+def embedded(networks: nn.Module, pixels: Tensor, config: Config) -> Tensor:
+    """z of all views of uint8 pixels (B, 3, H, W), as evaluation sees them: (V, B, d)."""
+    seen = dict(zip(dict.fromkeys(config.views), evaluation_views(pixels, config), strict=True))
+    return networks([seen[name] for name in config.views])
+
+
 def settle_statistics(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> None:
-    """Give an untrained network's BatchNorm the statistics of up to 2048 training images.
+    """Give an untrained network's BatchNorm the statistics of training images.
 
     Without them it would be measured under statistics (0, 1) that no image has, and the floor would look lower than it is.
     """
-    norms = [module for module in networks.modules() if isinstance(module, _NormBase)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's cumulative average
     names, encoders = tuple(dict.fromkeys(config.views)), cast(Any, networks.encoders)
+    average_statistics(networks, images, lambda pixels: encoders(evaluation_views(pixels, config), names))
+
+
+def settle_mag(networks: nn.Module, mag: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> None:
+    """Give a trained MAG's BatchNorm the statistics of training images, of their z as evaluation has it.
+
+    Those of training are of z in training mode or of an older MAG: with them z~ would be another function than the trained one.
+    """
+    with evaluating(networks):
+        average_statistics(mag, images, lambda pixels: mag(embedded(networks, pixels, config)))
+
+
+@torch.no_grad()
+def average_statistics(
+    module: nn.Module, images: data.Images | data.StreamedImages, see: Callable[[Tensor], Any]
+) -> None:
+    """Make the running statistics of the module's BatchNorm the mean over what it is given when up to 2048 images are seen. All
+    else is in evaluation mode, since dropout would draw from a run's random numbers."""
+    norms = [found for found in module.modules() if isinstance(found, _NormBase)]
+    before = [norm.momentum for norm in norms]
     some = torch.linspace(0, len(images) - 1, min(2048, len(images))).long()
     parts = some.tensor_split(-(-len(some) // STATISTICS_BATCH))  # equal parts: each has the same weight
-    for pixels in images.batches(parts):
-        encoders(evaluation_views(pixels, config), names)
+    with evaluating(module):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's cumulative average
+            norm.train()
+        for pixels in images.batches(parts):
+            see(pixels)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
 
@@ -118,15 +145,16 @@ def evaluate(
     split: str = "test",
     augmented: bool = False,
     splits: data.Splits | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     measures: Sequence[str] = MEASURES,
     representations: Sequence[str] = REPRESENTATIONS,
 ) -> pd.DataFrame:
     """Raw pixels, the untrained and the trained encoder of a finished run, under every protocol; a row each.
 
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
-    The trained row is the mean over the kept epochs. measures and representations: fewer are cheaper; the paper's probe and raw
-    pixels cost most. The result is stored in the run's folder and found there: a call computes only what no earlier one did.
+    The trained row is the mean over the kept epochs. device: None is where splits lie, else the run's own. measures and
+    representations: fewer are cheaper; the paper's probe and raw pixels cost most. The result is stored in the run's folder and
+    found there: a call computes only what no earlier one did.
     Raises MetaugError if the run is not finished, the split is empty or a name is unknown.
     """
     if not run.finished:
@@ -141,6 +169,7 @@ def evaluate(
     wanted = [*representations] + [AUGMENTED] * augmented
     gaps = {name: [one for one in measures if one not in stored.get(name, {})] for name in wanted}
     if any(gaps.values()):
+        device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
         splits = splits or data.load(run.config, device)
         with freed_memory_kept():
             for name in filter(gaps.get, gaps):
@@ -185,6 +214,8 @@ def _representation(
         networks, mag = networks.to(device), mag.to(device) if mag and name == AUGMENTED else None
         if file is None and name != "raw pixels":
             settle_statistics(networks, splits.train, config)
+        if mag is not None:
+            settle_mag(networks, mag, splits.train, config)
         seen = partial(_labelled, name, config=config, networks=networks, mag=mag)
         val = seen(splits.val) if splits.val is not None and split != "val" else None
         found.append(measure(seen(splits.train), seen(test), val, classes, measures))

@@ -4,14 +4,18 @@ configs = grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=
 seconds(configs)                                # estimated
 """
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from metaug_core import data, methods, rehearsal
+import safetensors.torch
+import torch
+
+from metaug_core import data, engine, evaluation, methods, rehearsal
 from metaug_core.config import Config, ConfigError
 from metaug_core.presets import preset
-from metaug_core.registry import METHODS
+from metaug_core.registry import METHODS, MetaugError
 
 TRAINING_IMAGES = {  # that an encoder sees in a pass; of other data sets they are counted by loading them
     "shapes": 10_000,
@@ -24,7 +28,6 @@ TRAINING_IMAGES = {  # that an encoder sees in a pass; of other data sets they a
 # Settings on which the time of a step depends; runs that share them are timed once.
 KIND = ("method", "encoder", "views", "image_size", "batch_size", "width", "mag_hidden", "negatives", "bank_negatives",
         "schedule", "precision", "randaugment", "device")  # fmt: skip
-FLOOR = ("seed", "encoder", "views", "width", "image_size", "stem")  # that decide an encoder before training
 TIMED_PIXELS = 64 * 64 * 64  # a minibatch is timed whole up to this many pixels, else a part of it
 TIMED_STEPS = 3
 EVALUATION = 1 / 3  # of the time of a training step on as many images: forward without backward
@@ -69,8 +72,29 @@ def without_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def floors(configs: Sequence[Config]) -> list[Config]:
-    """One config for each distinct untrained encoder, so that no floor is measured twice."""
-    return list({tuple(getattr(c, name) for name in FLOOR): c for c in reversed(configs)}.values())
+    """One config for each floor, so that none is measured twice."""
+    return list({floor_key(c): c for c in reversed(configs)}.values())
+
+
+def untrained_digest(config: Config) -> str:
+    """A hash of what an untrained encoder is: its weights, and its h of made-up images, which tells apart networks that use the
+    same weights in other ways (on patches of another grid). What is measured of equal ones on the same images is equal."""
+    networks, _ = evaluation.load_networks(config, 2)
+    pixels = torch.zeros(2, 3, config.image_size, config.image_size, dtype=torch.uint8)
+    pixels.random_(256, generator=torch.Generator().manual_seed(0))
+    h = evaluation.features(networks, data.Images(pixels, torch.zeros(2, dtype=torch.int64), ("made up",)), config)
+    weights = cast(Any, networks.encoders).state_dict()
+    tensors = {"h": h} | {f"weights.{name}": tensor.contiguous() for name, tensor in weights.items()}
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
+
+
+def floor_key(config: Config) -> tuple[Any, ...]:
+    """Equal where the untrained accuracy is: the same encoder before training, on the same images."""
+    images = tuple(getattr(config, name) for name in engine.SHARED)
+    try:
+        return *images, untrained_digest(config)
+    except MetaugError:  # networks that cannot be made have no floor to share
+        return *images, config.name()
 
 
 def training_images(config: Config) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metaug_core.config import ROOT
+from metaug_core.config import ROOT, ConfigError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas", "papermill")
 
@@ -38,6 +38,16 @@ def environment(device: str) -> dict[str, Any]:
         "uncommitted_changes": changed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def pick_device(wanted: str) -> str:
+    """auto: cuda, else mps, else cpu. ConfigError if a named device is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        raise ConfigError(f"device {wanted!r} is not available on this machine; device 'auto' takes what there is")
+    return wanted
 
 
 def cpu() -> str:

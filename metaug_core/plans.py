@@ -53,17 +53,18 @@ def collected(
         print(f"The other {len(todo)} will take about {clock(seconds)} on this machine{at_a_time}.")
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
-            return floored(measured(results.table(configs, split), measure))
+            return floored(measured(results.table(configs, split), measure), configs)
     found = made(configs, representations=("trained",), augmented=augmented, **options)
     made(experiments.floors(configs), representations=("untrained",), processes=1, **options)
     failed = found[found["state"] == "failed"]
     failures = dict(zip(failed["run"], failed["failure"], strict=True))
-    return floored(measured(results.table(configs, split, failures), measure))
+    return floored(measured(results.table(configs, split, failures), measure), configs)
 
 
-def floored(table: Table) -> pd.DataFrame:
-    """The untrained accuracy of each distinct encoder in the rows of all runs that start from it."""
-    same = table.groupby(list(experiments.FLOOR), dropna=False)["untrained"]
+def floored(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
+    """The untrained accuracy of each distinct encoder in the rows of all runs that start from it; a row is of a config."""
+    keys = pd.Series([experiments.floor_key(config) for config in configs], table.index)
+    same = table.groupby(keys)["untrained"]
     return table.assign(untrained=same.transform("first"))
 
 
@@ -109,7 +110,10 @@ def similarity_table(requests: results.Requests, images: int) -> pd.DataFrame:
         splits = splits or load(config)
         networks, mag = evaluation.load_networks(config, len(splits.train.classes), run.encoder_files()[-1])
         device = splits.train.labels.device
-        both = evaluation.embeddings(networks.to(device), sample(splits.test, images), config, mag and mag.to(device))
+        assert mag is not None
+        networks, mag = networks.to(device), mag.to(device)
+        evaluation.settle_mag(networks, mag, splits.train, config)
+        both = evaluation.embeddings(networks, sample(splits.test, images), config, mag)
         z, augmented = both.chunk(2)
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
         for features, pairs in (("augmented", pair_similarities(z, augmented)), ("original", pair_similarities(z))):

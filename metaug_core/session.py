@@ -1,5 +1,6 @@
 """One run's work from step to step: minibatches, logging, monitoring, saving, stopping."""
 
+import copy
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -31,7 +32,11 @@ def knn_monitor(s: TrainState, splits: data.Splits) -> float | None:
         images.take(torch.linspace(0, len(images) - 1, min(most, len(images))).long())
         for images, most in ((splits.train, MONITOR_TRAIN), (splits.val, MONITOR_VAL))
     )
-    found = [evaluation.features(s.networks, images, s.config) for images in (train, val)]
+    networks = s.networks
+    if s.step == 0:  # no step has given BatchNorm statistics yet; a copy gets them, since the run's own are its state
+        networks = copy.deepcopy(networks)
+        evaluation.settle_statistics(networks, splits.train, s.config)
+    found = [evaluation.features(networks, images, s.config) for images in (train, val)]
     return probe.knn(found[0], train.labels, found[1], val.labels, len(train.classes))
 
 

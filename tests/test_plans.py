@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TINY
 from matplotlib import pyplot as plt
 
-from metaug_core import experiments, gallery, meta, paper, plans, rehearsal, standing
+from metaug_core import METHODS, Config, data, evaluation, experiments, gallery, meta, paper, plans, rehearsal, standing
 from metaug_core.anatomy import binned
 from metaug_core.config import ConfigError
 from metaug_core.presets import preset
@@ -52,6 +53,42 @@ def test_one_floor_for_each_untrained_encoder():
     assert [(c.method, c.seed) for c in experiments.floors(configs)] == [
         ("simclr", 1), ("simclr", 0), ("metaug", 1), ("metaug", 0)
     ]  # fmt: skip
+
+
+def test_methods_share_a_floor_only_where_their_untrained_features_are_the_same():
+    """Of every method: what is measured of an untrained encoder is equal for equal keys, CPC's patches and DIM's whole images
+    have two keys, and methods that begin with the same encoders one."""
+    bare = {name: value for name, value in TINY.items() if name != "views"}
+    bare |= {"queue_size": 48, "cpc_grid": 3, "cpc_skip": 0, "randaugment": 0.0}
+    assert len(experiments.floors([Config(**{**bare, "method": name}) for name in ("cpc", "dim")])) == 2
+    images, shared = data.load(Config(**TINY)).train, {}
+    for name in METHODS:
+        try:
+            config = Config(**{**bare, "method": name})
+            networks, _ = evaluation.load_networks(config, 2)
+        except ConfigError:  # a tiny run does not have what this one needs
+            continue
+        evaluation.settle_statistics(networks, images, config)
+        key = experiments.floor_key(config)
+        shared.setdefault(key, {})[name] = evaluation.features(networks, images, config)
+    group = {name: key for key, found in shared.items() for name in found}
+    assert len(group) > 15
+    assert group["cpc"] != group["dim"]
+    assert group["metaug"] == group["cmc"]
+    for found in shared.values():
+        first = next(iter(found.values()))
+        assert all(torch.equal(first, other) for other in found.values())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"cpc_grid": 4}, {"train_images": 50}, {"dataset": "shapes"}, {"width": 0.1}]
+)
+def test_a_setting_that_decides_a_floor_makes_another(changes):
+    settings = {name: value for name, value in TINY.items() if name != "views"}
+    settings |= {"cpc_grid": 3, "cpc_skip": 0, "method": "cpc"}
+    one, other = Config(**settings), Config(**settings | changes)
+    assert experiments.floor_key(one) != experiments.floor_key(other)
+    assert experiments.floor_key(one) == experiments.floor_key(one.replace(lr=0.5, batch_size=8, jitter=0.1))
 
 
 def test_the_cost_is_counted_in_passes_images_and_kinds_of_steps(monkeypatch):

@@ -10,8 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metaug_core import MetaugError, data, evaluate, evaluation, fit
-from metaug_core.evaluation import evaluating, features, interval, load_networks, over_seeds, settle_statistics
+from metaug_core import ENCODERS, MetaugError, data, evaluate, evaluation, fit, session, state
+from metaug_core.evaluation import (
+    evaluating,
+    features,
+    interval,
+    load_networks,
+    over_seeds,
+    settle_mag,
+    settle_statistics,
+)
 from metaug_core.probe import PROBES, Labelled, Probe, accuracy, knn, linear_probe, measure, probe_accuracy
 
 
@@ -274,6 +282,21 @@ def test_an_unfinished_run_with_kept_encoders_is_not_evaluated(run, tmp_path):
         evaluate(copied)
 
 
+def test_without_a_device_the_runs_own_is_used(run, tmp_path, monkeypatch):
+    """Also where the run's is not there: then it is said, and what was not asked for is not computed."""
+    import shutil
+
+    from metaug_core.store import Run
+
+    shutil.copytree(run.path, tmp_path / run.path.name, ignore=shutil.ignore_patterns("evaluation-*"))
+    of_gpu = Run(tmp_path / run.path.name, run.config.replace(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MetaugError, match="^device 'cuda' is not available on this machine"):
+        evaluate(of_gpu, measures=("knn",))
+    of_images = evaluate(of_gpu, measures=("knn",), splits=data.load(run.config))
+    pd.testing.assert_frame_equal(of_images, evaluate(of_gpu, measures=("knn",), device="cpu"))
+
+
 class Recording(nn.Module):
     """Networks with one BatchNorm of each kind that count the images they see."""
 
@@ -331,3 +354,67 @@ def test_embeddings_are_the_unit_features_of_z_then_of_the_mag(run):
     assert both.shape == (4, 60, 8)
     assert torch.equal(both[:2], z)
     torch.testing.assert_close(both.norm(dim=-1), torch.ones(4, 60))
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "alternate"])
+def test_z_tilde_at_evaluation_is_the_function_that_was_trained(tiny, monkeypatch, schedule):
+    """What `evaluate` measures: beside it the MAG with the statistics of the minibatch, on the same z of evaluation mode."""
+    run = fit(tiny(schedule=schedule, epochs=8, mag_lr=0.01), lambda progress: None)
+    splits, seen = data.load(run.config), []
+    monkeypatch.setattr(evaluation, "measure", lambda train, *rest: seen.append(train.x) or {"knn": 0.0})
+    evaluate(run, augmented=True, splits=splits, measures=("knn",), representations=())
+    z, found = seen[0].unflatten(1, (2, 2, 8)).permute(1, 2, 0, 3)  # z or z~, view, image
+    _, mag = load_networks(run.config, 4, run.encoder_files()[-1])
+    assert mag is not None
+    with torch.no_grad():
+        trained = mag.train()(z)
+    assert F.cosine_similarity(found, trained, dim=-1).mean() > 0.999
+
+
+def test_settling_a_mag_leaves_weights_and_encoders_alone(run):
+    splits = data.load(run.config)
+    networks, mag = load_networks(run.config, 4, run.encoder_files()[-1])
+    assert mag is not None
+    before = {name: t.clone() for module in (networks, mag) for name, t in module.state_dict().items()}
+    settle_mag(networks, mag, splits.train, run.config)
+    after = {name: t for module in (networks, mag) for name, t in module.state_dict().items()}
+    changed = {name for name, t in after.items() if not torch.equal(t, before[name])}
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed <= {f"{norm}_norm.{kind}" for norm in ("first", "second") for kind in kinds}
+    assert {"first_norm.running_mean", "second_norm.running_var"} <= changed
+    assert networks.training
+    assert mag.training
+
+
+class Noisy(nn.Sequential):
+    """An encoder with BatchNorm that draws random numbers in training mode."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Flatten(), nn.Linear(channels * 256, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
+
+
+def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "noisy", lambda channels, config: Noisy(channels))
+    config = tiny(encoder="noisy")
+    splits: Any = data.load(config)
+    s = state.create(config, splits, "cpu")
+    before = {name: t.clone() for name, t in s.networks.state_dict().items()}
+    drawn = s.random.clone()
+    with state.own_random_numbers(s):
+        found = session.knn_monitor(s, splits)
+    assert s.networks.training
+    assert all(torch.equal(t, before[name]) for name, t in s.networks.state_dict().items())
+    assert torch.equal(s.random, drawn)
+    settle_statistics(s.networks, splits.train, config)
+    train, val = (features(s.networks, images, config) for images in (splits.train, splits.val))
+    assert found == knn(train, splits.train.labels, val, splits.val.labels, 4)
+
+
+def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):
+    """Over several seeds: with unset statistics some of so few validation images fall to another class."""
+    readings, floors = [], []
+    for seed in range(8):
+        run = fit(tiny(method="cmc", epochs=1, seed=seed, val_fraction=0.4), lambda progress: None)
+        readings.append(run.metrics["knn_val"].dropna().iloc[0])
+        floors.append(evaluate(run, "val", measures=("knn",), representations=("untrained",)).loc["untrained", "knn"])
+    assert readings == floors
