@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from metaug_core.config import Config
-from metaug_core.methods.base import named
 from metaug_core.registry import METHODS
 
 BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # around the table in the README
@@ -29,10 +28,10 @@ def entries() -> list[Entry]:
 
 def entry(name: str) -> Entry:
     """What one method, or composition by name, says about itself."""
-    method, config = METHODS[name], Config(method=name)
+    about, config = METHODS[name].description, Config(method=name)
     views = ", ".join(config.views) + (", each of its own crop" if config.independent else "")
-    defaults = ", ".join(f"{key} {shown(value)}" for key, value in method.defaults.items() if key not in ELSEWHERE)
-    return Entry(name, named(method), method.paper, views, method.objective, method.remembers, defaults or "-")
+    defaults = ", ".join(f"{key} {shown(value)}" for key, value in about.defaults.items() if key not in ELSEWHERE)
+    return Entry(name, about.title, about.paper, views, about.objective, about.remembers, defaults or "-")
 
 
 def shown(value: object) -> str:

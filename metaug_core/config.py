@@ -80,8 +80,9 @@ class Config(ObjectiveSettings):
     """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper."""
     feature_dim: Positive = 128
     """d, the dimension of the features z that are contrasted."""
-    head: Literal["linear", "mlp", "mlp-bn"] = "linear"
-    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR)."""
+    head: Literal["linear", "mlp", "mlp-bn", "alexnet"] = "linear"
+    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR);
+    alexnet: what follows in the split AlexNet (Appendix B.1), fc6, fc7 and fc8 on `conv`, fc8 on any other."""
     mag_hidden: Positive = 2048
     """Units of the two hidden layers of the MAG."""
 
@@ -104,8 +105,8 @@ class Config(ObjectiveSettings):
     """L2 penalty on encoders and heads."""
     mag_optimiser: Literal["adam", "sgd"] = "adam"
     """For the MAG."""
-    mag_lr: Size = 1e-3
-    """l' of eq. 6, learning rate of the MAG."""
+    mag_lr: Rate = 1e-3
+    """l' of eq. 6, learning rate of the MAG; 0: the MAG stays as it was drawn (a control)."""
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
     """How both learning rates change over the epochs."""
     lr_steps: tuple[Positive, ...] = ()
@@ -150,7 +151,7 @@ class Config(ObjectiveSettings):
         """A method's own defaults stand where the user said nothing (SimCLR: two independent RGB crops)."""
         name = values.get("method", cls.model_fields["method"].default)
         method = registry.METHODS.get(name) if isinstance(name, str) else None
-        return {**getattr(method, "defaults", {}), **values}
+        return {**(method.description.defaults if method else {}), **values}
 
     @field_validator("*", mode="before")
     @classmethod

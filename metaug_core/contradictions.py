@@ -81,6 +81,8 @@ def _objective(config: Any) -> Iterator[str]:
         yield f"oucl_lambda is of eq7 and eq8, got oucl {config.oucl!r}"
     if config.schedule == "epoch" and config.look_ahead == "fresh":
         yield "look_ahead is of schedule 'alternate'; schedule 'epoch' always leaves from the updated theta"
+    if config.mag_objective == "scaled" and config.delta == 0:
+        yield "mag_objective 'scaled' divides eq. 6 by delta, got delta 0; 'literal' takes 0"
 
 
 def _epochs(config: Any) -> Iterator[str]:

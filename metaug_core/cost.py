@@ -9,7 +9,8 @@ from metaug_core.store import Run
 # On these the time of an epoch depends; runs that differ otherwise (seed, rates, weights) cost the same.
 SHAPE = (
     *engine.SHARED, "method", "encoder", "stem", "views", "independent", "width", "feature_dim", "head", "mag_hidden", "batch_size",
-    "negatives", "bank_negatives", "bank_draw", "schedule", "look_ahead", "meta", "augmented_sets", "precision", "randaugment",
+    "negatives", "bank_negatives", "bank_draw", "schedule", "look_ahead", "look_ahead_update", "look_ahead_batch", "mag_gradient",
+    "meta", "augmented_sets", "precision", "randaugment",
 )  # fmt: skip
 
 

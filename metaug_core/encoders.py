@@ -49,10 +49,17 @@ def conv(channels: int, config: Config) -> nn.Sequential:
 def fc(channels: int, config: Config) -> nn.Sequential:
     """`conv` and the two fully connected layers of the split AlexNet."""
     layers = conv(channels, config)
+    return layers.extend(connected(output_dim(layers, channels, config), config))
+
+
+def connected(inputs: int, config: Config) -> list[nn.Module]:
+    """fc6 and fc7 of the split AlexNet, (B, inputs) -> (B, hidden), BatchNorm and ReLU after each."""
     hidden = max(1, round(HIDDEN * config.width))
-    for inputs in (output_dim(layers, channels, config), hidden):
-        layers.extend([nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()])
-    return layers
+    return [
+        layer
+        for size in (inputs, hidden)
+        for layer in (nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU())
+    ]
 
 
 def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Module]:
@@ -136,7 +143,10 @@ def head(inputs: int, config: Config) -> nn.Module:
     """Projection head g: (B, D) -> (B, d), linear (CMC), with one hidden layer (MoCo v2), or that with BatchNorm after both layers
     as in SimCLR's code, here with the statistics of each view, there of both crops together. Without the last, which centres each
     view, SimCLR on L and ab stays at chance: its negatives are the features of one view, which lie close together (LOG.md)."""
-    if config.head == "linear":
+    if config.head == "alexnet" and config.encoder == "conv":
+        layers = connected(inputs, config)
+        return nn.Sequential(*layers, nn.Linear(layers[0].out_features, config.feature_dim))
+    if config.head in ("linear", "alexnet"):
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)
     if config.head == "mlp-bn":

@@ -91,7 +91,7 @@ def one_data_set(configs: Sequence[Config]) -> None:
     for config in configs:
         if config.batch_size % shards.started():
             raise ConfigError(f"batch_size {config.batch_size} cannot be divided among {shards.started()} processes")
-        if shards.started() > 1 and not METHODS[config.method].divided:
+        if shards.started() > 1 and not METHODS[config.method].description.divided:
             raise ConfigError(f"method {config.method!r} trains in one process only, got {shards.started()}")
 
 

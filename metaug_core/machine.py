@@ -3,10 +3,10 @@
 import ctypes
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas"
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, machine and commit, for whoever wants to repeat the run."""
+    """Versions of the `PACKAGES` that are installed, machine and commit, for whoever wants to repeat the run."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
@@ -29,7 +29,7 @@ def environment(device: str) -> dict[str, Any]:
     except OSError:  # no git on this machine
         commit, changed = None, None
     return {
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": installed(PACKAGES) | {"python": platform.python_version()},
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name() if device == "cuda" else cpu(),
         "device": device,
@@ -38,6 +38,15 @@ def environment(device: str) -> dict[str, Any]:
         "uncommitted_changes": changed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Their versions. One that is not installed is left out: training needs no papermill, only notebooks do."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def pick_device(wanted: str) -> str:

@@ -1,22 +1,25 @@
 """The look-ahead and the meta-gradient (eq. 2, 3, 6): exact, and without double backward through the encoder.
 
-theta' = theta - lr grad_theta L(theta, omega), and omega descends on L'(theta'(omega), omega). omega enters L only through the
-features' loss: z(theta) does not depend on it. So with v = grad_theta' L',
+theta' = theta - P grad_theta L(theta, omega) (less what an optimiser adds), and omega descends on L'(theta'(omega), omega). P is
+a rate or a diagonal (`descent`). omega enters L only through the features' loss: z(theta) does not depend on it. So with
+v = grad_theta' L',
 
-    dL'/d omega = partial L'/partial omega - lr d/d omega <z_dot, dL/dz (z, omega)>,   z_dot = J_z(theta) v,
+    dL'/d omega = partial L'/partial omega - d/d omega <z_dot, dL/dz (z, omega)>,   z_dot = J_z(theta) P v,
 
 where z_dot is one forward-mode pass. The second derivative then touches the loss and the MAG alone, never a convolution. It is a
 reverse-over-forward mixed partial cut at the feature layer (related: Pearlmutter's R-operator, MixFlow-MG, GradCache).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from metaug_core import shards
-from metaug_core.products import put_off
+from metaug_core.descent import Rule, as_rule
+from metaug_core.products import Products, put_off
 from metaug_core.tangents import Params, Recorded, tangent
 
 Features = Callable[[Params], Tensor]  # theta -> z, any shape
@@ -30,6 +33,7 @@ class LookAhead(NamedTuple):
     features: Tensor  # z at theta
     features_ahead: Tensor  # z at theta'
     loss_ahead: Tensor  # outer_loss at theta'
+    mixed_share: Tensor | None = None  # |mixed| / (|direct| + |mixed|), the two parts of the gradient; None: not measured
 
 
 class Regular(NamedTuple):
@@ -68,9 +72,14 @@ def _sum(like: Tensor, *parts: Tensor | None) -> Tensor:
     return first
 
 
-def step(theta: Params, gradient: Params, lr: float | Tensor) -> Params:
-    """theta - lr gradient (eq. 3), without history."""
-    return {name: p.detach() - lr * gradient[name] for name, p in theta.items()}
+def _formed(omega: Params, parts: Sequence[Tensor | None], products: Products) -> list[Tensor]:
+    """Each part with the products of its weight that were put off."""
+    return [_sum(p, part, products.gradient(p)) for p, part in zip(omega.values(), parts, strict=True)]
+
+
+def step(theta: Params, gradient: Params, update: float | Tensor | Rule) -> Params:
+    """theta' (eq. 3), without history. update: a rate, or the rule of a step (`descent`)."""
+    return as_rule(update)(gradient).apply(theta, gradient)
 
 
 def look_ahead(
@@ -78,14 +87,20 @@ def look_ahead(
     loss: Loss,
     theta: Params,
     omega: Params,
-    lr: float | Tensor,
+    update: float | Tensor | Rule,
     outer_loss: Loss | None = None,
     regular: Regular | None = None,
+    *,
+    outer_features: Features | None = None,
+    mixed: bool = True,
+    measure: bool = False,
 ) -> LookAhead:
     """The meta-gradient by one tangent pass (see the module's text), with what a training step wants to log.
 
-    outer_loss: L' where it differs from loss (eq. 6 adds alpha R_sigma). regular: what the regular step has at hand.
-    Cost in encoder passes, forward = 1 and backward = 2: 3 (0 if shared) + 3 + 3 (2 if recorded).
+    update: the rate l of eq. 3, or the rule of the step (`descent.next_step`). outer_loss: L' where it differs from loss (eq. 6
+    adds alpha R_sigma). regular: what the regular step has at hand. outer_features: of the minibatch that L' is of, where that is
+    not the inner one. mixed False: the direct part alone, at theta'. measure: `mixed_share` as well.
+    Cost in encoder passes, forward = 1 and backward = 2: 3 (0 if shared) + 3 + 3 (2 if recorded; 0 if not mixed).
     """
     own = _leaves(omega)
     through = omega
@@ -95,27 +110,44 @@ def look_ahead(
         leaf = cut(z)
         (pull,) = torch.autograd.grad(loss(leaf, own), leaf, create_graph=True)
         regular = Regular(pulled_back(z, leaves, pull), pull)
-    ahead = _leaves(step(theta, regular.gradient, lr))
-    z = features(ahead)
+    descent = as_rule(update)(regular.gradient)
+    ahead = _leaves(descent.apply(theta, regular.gradient))
+    z = (outer_features or features)(ahead)
     z_ahead = cut(z)
     value = (outer_loss or loss)(z_ahead, own)
     with put_off() as products:
         # One backward through the loss gives the direct part (omega) and, through the encoders, the direction of the mixed part.
         *direct, pull = torch.autograd.grad(value, [*own.values(), z_ahead], allow_unused=True)
+        if not mixed:
+            gradient = dict(zip(omega, _formed(omega, direct, products), strict=True))
+            with torch.no_grad():
+                z = shards.gather(features(theta), 1)
+            return LookAhead(gradient, z, z_ahead.detach(), value.detach())
+        if measure:
+            direct = _formed(omega, direct, products)
         direction = pulled_back(z, ahead, torch.zeros_like(z_ahead) if pull is None else pull)
+        factor = -1.0
+        if isinstance(descent.scale, dict):
+            direction = {name: descent.scale[name] * v for name, v in direction.items()}
+        else:  # a rate goes in at the features, the smallest place
+            factor = -descent.scale
         z, z_dot = (shards.gather(t, 1) for t in tangent(features, theta, direction, regular.recorded))
         pull = regular.pull
         if pull is None:
             z, through = z.detach().requires_grad_(), own
             (pull,) = torch.autograd.grad(loss(z, own), z, create_graph=True)
-        mixed = [None] * len(omega)
-        if pull.requires_grad:  # -lr goes in at the features, the smallest place
-            mixed = torch.autograd.grad((-lr * z_dot * pull).sum(), [*through.values()], allow_unused=True)
-    found = {
-        name: _sum(p, *parts, products.gradient(p))
-        for (name, p), *parts in zip(omega.items(), direct, mixed, strict=True)
+        parts = [None] * len(omega)
+        if pull.requires_grad:
+            parts = torch.autograd.grad((factor * z_dot * pull).sum(), [*through.values()], allow_unused=True)
+    share = None
+    if measure:
+        parts = _formed(omega, parts, products)
+        sizes = get_total_norm(direct), get_total_norm(parts)
+        share = sizes[1] / (sizes[0] + sizes[1])
+    gradient = {
+        name: _sum(p, *both, products.gradient(p)) for (name, p), *both in zip(omega.items(), direct, parts, strict=True)
     }
-    return LookAhead(found, z.detach(), z_ahead.detach(), value.detach())
+    return LookAhead(gradient, z.detach(), z_ahead.detach(), value.detach(), share)
 
 
 def meta_gradient(
@@ -123,17 +155,18 @@ def meta_gradient(
     loss: Loss,
     theta: Params,
     omega: Params,
-    lr: float | Tensor,
+    update: float | Tensor | Rule,
     outer_loss: Loss | None = None,
     regular: Regular | None = None,
+    **options: Any,
 ) -> Params:
-    """omega's gradient of outer_loss(features(theta'), omega), theta' = theta - lr grad_theta loss(features(theta), omega).
+    """omega's gradient of outer_loss(features(theta'), omega), theta' = theta - P grad_theta loss(features(theta), omega).
 
     features(theta) -> z (any shape) must not depend on omega nor write buffers (`frozen_statistics`); loss(z, omega) -> scalar
-    must be twice differentiable. theta and omega are dicts of tensors; lr is any real number or scalar tensor. Exact: equal to
-    `meta_gradient_reference` up to rounding. outer_loss defaults to loss; regular as in `look_ahead`.
+    must be twice differentiable. theta and omega are dicts of tensors. Exact: equal to `meta_gradient_reference` up to rounding.
+    update, outer_loss (default loss), regular and options as in `look_ahead`.
     """
-    return look_ahead(features, loss, theta, omega, lr, outer_loss, regular).gradient
+    return look_ahead(features, loss, theta, omega, update, outer_loss, regular, **options).gradient
 
 
 def look_ahead_reference(
@@ -141,9 +174,13 @@ def look_ahead_reference(
     loss: Loss,
     theta: Params,
     omega: Params,
-    lr: float | Tensor,
+    update: float | Tensor | Rule,
     outer_loss: Loss | None = None,
     regular: Regular | None = None,
+    *,
+    outer_features: Features | None = None,
+    mixed: bool = True,
+    measure: bool = False,
 ) -> LookAhead:
     """`look_ahead` by double backward, to the letter of eq. 2-3 (a retained graph of theta). Slow and plain: the yardstick.
 
@@ -153,9 +190,17 @@ def look_ahead_reference(
     theta, omega = _leaves(theta), _leaves(omega)
     z = features(theta)
     inner = gradients(loss(z, omega), theta, create_graph=True)
-    z_ahead = features({name: p - lr * inner[name] for name, p in theta.items()})
+    ahead = as_rule(update)({name: g.detach() for name, g in inner.items()}).apply(theta, inner)
+    apart = _leaves(ahead)  # theta' as a constant: what L' says of omega there is the direct part
+    outer = outer_features or features
+    z_ahead = outer(ahead if mixed else apart)
     value = (outer_loss or loss)(z_ahead, omega)
-    return LookAhead(gradients(value, omega), z.detach(), z_ahead.detach(), value.detach())
+    share, gradient = None, gradients(value, omega, retain_graph=measure)
+    if measure:
+        direct = gradients((outer_loss or loss)(outer(apart), omega), omega)
+        sizes = [get_total_norm(part) for part in ([*direct.values()], [gradient[n] - direct[n] for n in omega])]
+        share = sizes[1] / (sizes[0] + sizes[1])
+    return LookAhead(gradient, z.detach(), z_ahead.detach(), value.detach(), share)
 
 
 def meta_gradient_reference(
@@ -163,9 +208,10 @@ def meta_gradient_reference(
     loss: Loss,
     theta: Params,
     omega: Params,
-    lr: float | Tensor,
+    update: float | Tensor | Rule,
     outer_loss: Loss | None = None,
     regular: Regular | None = None,
+    **options: Any,
 ) -> Params:
     """`meta_gradient` by double backward (see `look_ahead_reference`); the gradient is taken to omega only."""
-    return look_ahead_reference(features, loss, theta, omega, lr, outer_loss, regular).gradient
+    return look_ahead_reference(features, loss, theta, omega, update, outer_loss, regular, **options).gradient

@@ -4,7 +4,7 @@ A set of features is (V, B, d), a row for each view; z and z~ stacked are two se
 DIFFERENT views (section 3.1): of the same image it is a positive, of different images a negative.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,11 +34,42 @@ class Pairs:
         self.views, self.past, self.drawn = views, negatives, drawn
         self.stacks: list[tuple[Tensor, tuple[Tensor, ...]]] = []
         self.found: dict[tuple, tuple[Tensor, tuple]] = {}
+        self.original: list[tuple[Tensor, Sequence[bool]]] = []
 
     def stack(self, *sets: Tensor) -> Tensor:
         """Sets (V, B, d) as one tensor, which this object will know by its parts."""
         self.stacks.append((torch.cat(sets), sets))
         return self.stacks[-1][0]
+
+    def mark(self, features: Tensor, original: Sequence[bool]) -> None:
+        """Which rows of a set (V, B, d) hold original features; of a set that is not marked all do."""
+        self.original.append((features, original))
+
+    def pull_of_originals(self, value: Tensor, z: Tensor) -> Tensor:
+        """The part of d value / dz that comes through pairs of two original features (past ones are), whatever sets they stand in.
+
+        z (V, B, d): the original features; value: a loss of similarities from here. Keeps the graph.
+        """
+        blocks, originals = [], []
+        for (name, *_), (block, operands) in self.found.items():
+            if name in BLOCKS and block.requires_grad:
+                blocks.append(block)
+                originals.append([self._originals(features) for features in operands])
+        if not blocks:
+            return torch.zeros_like(z)
+        gradients = torch.autograd.grad(value, blocks, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for gradient, (anchors, *targets) in zip(gradients, originals, strict=True):
+            for v in range(self.views):
+                others = [u for u in range(self.views) if u != v]
+                for place, u in enumerate(others):
+                    if not (anchors[v] and all(rows[u] for rows in targets)):
+                        gradient[v, :, place].zero_()
+        (pull,) = torch.autograd.grad(blocks, z, gradients, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return pull
+
+    def _originals(self, features: Tensor) -> Sequence[bool]:
+        known = [rows for marked, rows in self.original if marked is features]
+        return known[0] if known else [True] * len(features)
 
     def __call__(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> tuple[Tensor, Tensor]:
         """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor.
@@ -83,6 +114,9 @@ class Pairs:
         assert self.past is not None
         found = _similarities(anchors, self.past)
         return found if self.drawn is None else _take(found, self.drawn)
+
+
+BLOCKS = ("_positives", "_others", "_past")  # what gives similarities (V, B, V - 1, ...) of one set with another
 
 
 def _positives(anchors: Tensor, targets: Tensor) -> Tensor:

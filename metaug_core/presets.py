@@ -126,4 +126,4 @@ def preset(name: str = "quick", **changes: Any) -> Config:
     if stored := STORED_SIZE.get(dataset):
         values["stored_size"] = stored
     method = registry.METHODS.get(method)
-    return Config(**{**values, **getattr(method, "defaults", {}), **changes})
+    return Config(**{**values, **(method.description.defaults if method else {}), **changes})

@@ -114,6 +114,7 @@ class Session:
         s, batch, config = self.s, self.config.batch_size, self.config
         if s.order is None:
             s.order = torch.randperm(len(s.images), generator=s.generators["order"])
+            s.begin_pass()
         whole = len(s.images) // batch
         rows = s.order[: whole * batch].view(whole, batch).repeat(s.steps_per_epoch // whole, 1)[s.position :]
         images = iter(s.images.batches(shards.own(rows, 1)))
@@ -145,7 +146,10 @@ class Session:
     def end_epoch(self) -> None:
         s, config = self.s, self.config
         check_finite(self.pending, self.run)
+        mag_update = s.mag_update()
         s.epoch, s.position, s.order = s.epoch + 1, 0, None
+        if mag_update is not None:
+            self.log({"mag_update": mag_update})
         if s.epoch % config.monitor_every == 0 or s.epoch == config.epochs:
             self.log_monitor()
         if s.epoch > config.epochs - config.keep_last and self.first:

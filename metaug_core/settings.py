@@ -30,7 +30,7 @@ class ObjectiveSettings(BaseModel):
     oucl_lambda: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """lambda, the margin of eq. 7 and 8."""
     phi_dec: Size = 1.0
-    """Attenuation of Gamma in eq. 9 (section 4.4; the paper's best is 6); 1: none."""
+    """Attenuation of Gamma in eq. 9 (section 4.4; the paper's best is 6, and its tables are of 6); 1: none."""
     gamma_detached: bool = False
     """eq. 9: take the weights Gamma as constants, as the authors' code does."""
     attenuate: Literal["weight", "similarity"] = "weight"
@@ -102,8 +102,8 @@ class ObjectiveSettings(BaseModel):
     """LooC: augmentations that one head each stays sensitive to."""
 
     # --- meta feature augmentation (used by methods with a MAG)
-    delta: Rate = 1e-7
-    """delta of eq. 11: weight of the loss that includes augmented features."""
+    delta: Rate = 1e-5
+    """delta of eq. 11: weight of the loss that includes augmented features (the paper's tables are of 1e-5: its Table 5)."""
     alpha: Rate = 1e-13
     """alpha of eq. 6: weight of R_sigma in the MAG update."""
     margin: Literal["large", "medium", "small", "none"] = "large"
@@ -122,7 +122,20 @@ class ObjectiveSettings(BaseModel):
     """MAG step after each regular one on the same minibatch, or a pass of each in turn (Algorithm 1)."""
     look_ahead: Literal["shared", "fresh"] = "shared"
     """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
+    look_ahead_update: Literal["sgd", "optimiser"] = "sgd"
+    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`descent.next_step`)."""
     inner_lr: Rate | None = None
     """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
+    look_ahead_loss: Literal["whole", "original"] = "whole"
+    """What omega descends on at theta' (beside alpha R_sigma): eq. 11, or L_ori alone, so that only the mixed part is left."""
+    look_ahead_batch: Literal["same", "previous"] = "same"
+    """Minibatch of the loss at theta': that of the inner step (paper), or the one before (meta-learning usually takes another)."""
+    mag_objective: Literal["literal", "scaled"] = "literal"
+    """omega descends on eq. 6 as it stands, whose gradient is of the size of delta, or on eq. 6 divided by delta: the same minimum,
+    but Adam's eps (1e-8) then hides nothing of it."""
+    mag_direction: Literal["descend", "ascend"] = "descend"
+    """omega lowers the loss at theta' (paper), or raises it, an adversary; R_sigma is lowered by both."""
+    mag_gradient: Literal["whole", "direct"] = "whole"
+    """The gradient of eq. 6, or its direct part alone: what z~ itself does to the loss at theta', no second derivative."""
     meta: Literal["forward", "double-backward"] = "forward"
     """How the meta-gradient is computed; both are exact, the second is the slow reference."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
@@ -39,6 +40,8 @@ class TrainState:
     position: int = 0  # steps done of the pass under way
     step: int = 0  # steps done in all
     order: Tensor | None = None  # (N,) the images in the order of the pass under way
+    omega_before: list[Tensor] | None = None  # the MAG's weights at the start of the pass under way
+    previous: tuple[Tensor, Tensor] | None = None  # pixels and indices of the minibatch before, with look_ahead_batch previous
 
     @property
     def theta(self) -> Params:
@@ -49,9 +52,34 @@ class TrainState:
         return dict(self.mag.named_parameters()) if self.mag is not None else {}
 
     @property
+    def trains_mag(self) -> bool:
+        """Whether there is a MAG that moves."""
+        return self.mag is not None and self.config.mag_lr > 0
+
+    def begin_pass(self) -> None:
+        """Note what `mag_update` compares with."""
+        self.omega_before = [p.detach().clone() for p in self.omega.values()] or None
+
+    def mag_update(self) -> float | None:
+        """How far the MAG's weights have moved since the pass began, relative to their norm then; None without a MAG."""
+        if self.omega_before is None:
+            return None
+        moved = torch._foreach_sub([p.detach() for p in self.omega.values()], self.omega_before)
+        return float(get_total_norm(moved) / get_total_norm(self.omega_before))
+
+    def swap_previous(self, pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The minibatch before this one (the first is its own), which takes its place; in its memory, for captured steps."""
+        if self.previous is None:
+            self.previous = pixels.clone(), indices.clone()
+        before = self.previous[0].clone(), self.previous[1].clone()
+        self.previous[0].copy_(pixels)
+        self.previous[1].copy_(indices)
+        return before
+
+    @property
     def mag_pass(self) -> bool:
         """Whether the next step is of the MAG's pass (Algorithm 1: after the pass of the encoders)."""
-        return self.mag is not None and self.config.schedule == "epoch" and self.position >= self.steps_per_epoch // 2
+        return self.trains_mag and self.config.schedule == "epoch" and self.position >= self.steps_per_epoch // 2
 
     @property
     def device_generators(self) -> list[torch.Generator]:
@@ -61,7 +89,7 @@ class TrainState:
     @property
     def steps_per_epoch(self) -> int:
         """Minibatches of a pass (the last, incomplete one is left out), twice if a MAG pass follows each (Algorithm 1)."""
-        passes = 2 if self.mag is not None and self.config.schedule == "epoch" else 1
+        passes = 2 if self.trains_mag and self.config.schedule == "epoch" else 1
         return passes * (len(self.images) // self.config.batch_size)
 
 
@@ -71,7 +99,7 @@ def optimiser(
     lr: float,
     config: Config,
     weight_decay: float = 0.0,
-    betas: tuple[float, float] = Method.betas,
+    betas: tuple[float, float] = Method.description.betas,
 ) -> torch.optim.Optimizer:
     """Adam, or SGD with config.momentum; fused where the device has it, and on CUDA with the rate in a tensor, for capture."""
     device = parameters[0].device.type
@@ -95,7 +123,7 @@ def set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 def create(config: Config, splits: Splits, device: str) -> TrainState:
     """The state before the first step. ConfigError if the method cannot train on these images."""
     method = methods.build(config)
-    images = splits.train if method.labelled else splits.pretrain
+    images = splits.train if method.description.labelled else splits.pretrain
     if len(images) < config.batch_size:
         raise ConfigError(
             f"batch_size {config.batch_size} is more than the {len(images)} training images of {config.dataset}"
@@ -112,7 +140,7 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
     memory = method.memory(networks, len(images), generators["draw"])
     return TrainState(
         config, method, images, device, networks, mag, memory,
-        optimiser(config.optimiser, list(networks.parameters()), config.lr, config, config.weight_decay, method.betas),
+        optimiser(config.optimiser, list(networks.parameters()), config.lr, config, config.weight_decay, method.description.betas),
         optimiser(config.mag_optimiser, list(mag.parameters()), config.mag_lr, config) if mag is not None else None,
         generators,
         torch.Generator().manual_seed(config.seed).get_state(),
@@ -155,6 +183,10 @@ def save(state: TrainState, path: Path) -> None:
     tensors |= {f"generator.{role}": g.get_state() for role, g in state.generators.items()}
     if state.order is not None:
         tensors["order"] = state.order
+    if state.omega_before is not None:
+        tensors |= {f"omega_before.{number}": p for number, p in enumerate(state.omega_before)}
+    if state.previous is not None:
+        tensors |= dict(zip(("previous.pixels", "previous.indices"), state.previous, strict=True))
     tensors["generator.global"] = (
         state.random if state.device == "cpu" else getattr(torch, state.device).get_rng_state()
     )
@@ -204,6 +236,10 @@ def restore(state: TrainState, path: Path) -> None:
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from None
     state.order = tensors.get("order")
+    if "omega_before.0" in tensors:
+        state.omega_before = [tensors[f"omega_before.{number}"].to(state.device) for number in range(len(state.omega))]
+    if "previous.pixels" in tensors:
+        state.previous = tensors["previous.pixels"].to(state.device), tensors["previous.indices"].to(state.device)
 
 
 def _load_optimiser(o: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.utils import get_total_norm
 
 from metaug_core import monitor, shards
 from metaug_core.config import Config
+from metaug_core.descent import next_step
 from metaug_core.meta import Regular, cut, look_ahead, look_ahead_reference, pulled_back
 from metaug_core.methods.base import Context
 from metaug_core.recomputing import lean
@@ -31,15 +34,23 @@ def lr_factor(config: Config, epochs_done: float) -> float:
     return 1.0
 
 
+class Seen(NamedTuple):
+    """A minibatch as the networks and the loss are given it."""
+
+    views: list[Tensor]
+    context: Context
+
+
 def regular_step(
     s: TrainState, views: list[Tensor], context: Context, log: bool, share: bool
 ) -> tuple[Regular, dict[str, Tensor], Tensor]:
     """grad_theta of eq. 11, the terms of the loss, and z (detached). Nothing is moved yet.
 
     Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So dL/dz is at hand
-    for the look-ahead, and with log the share of the encoders' gradient that comes from augmented features is one more backward.
-    share: keep for the look-ahead what it would compute again.
+    for the look-ahead, and with log the share of the encoders' gradient that comes through pairs that hold an augmented feature is
+    one more backward. share: keep for the look-ahead what it would compute again.
     """
+    context = replace(context, shared=context.pairs(len(s.config.views)))
     recorded = Recorded() if share else None
     with shards.whole_batch(), recorded or nullcontext():
         z = s.networks(views)
@@ -50,10 +61,11 @@ def regular_step(
     gradient = pulled_back(z, theta, pull, retain_graph=log)
     found = {name: term.detach() for name, term in terms.items()}
     if log:
-        (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=share)
+        (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=True)
+        augmented_pull -= context.pairs(len(s.config.views)).pull_of_originals(terms["loss_augmented"], leaf)
         augmented = pulled_back(z, theta, augmented_pull)
-        part = monitor.norm([*augmented.values()])
-        rest = monitor.norm([gradient[name] - augmented[name] for name in theta])
+        part = get_total_norm(augmented.values())
+        rest = get_total_norm(gradient[name] - augmented[name] for name in theta)
         found["augmented_gradient_share"] = part / (part + rest)
     return Regular(gradient, pull if share else None, recorded), found, leaf.detach()
 
@@ -64,33 +76,54 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 
 def mag_step(
-    s: TrainState, views: list[Tensor], context: Context, log: bool, regular: Regular | None = None
+    s: TrainState, views: list[Tensor], context: Context, log: bool, regular: Regular | None = None, outer: Seen | None = None
 ) -> dict[str, Tensor]:
-    """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it."""
+    """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it. outer: the minibatch of
+    the loss at theta', where it is another."""
     config, method, mag, optimiser = s.config, s.method, s.mag, s.mag_optimiser
     assert mag is not None
     assert optimiser is not None
     lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
     compute = look_ahead if config.meta == "forward" else look_ahead_reference
 
-    def features(theta: Params) -> Tensor:
+    update = next_step(s.optimiser, s.theta, lr) if config.look_ahead_update == "optimiser" else lr
+    outer_views, outer_context = outer or (views, context)
+
+    def features(views: list[Tensor], theta: Params) -> Tensor:
         with shards.whole_batch(), lean(config.meta == "forward" and shards.count() == 1):
             return functional_call(s.networks, theta, (views,))
 
-    def loss(terms: Callable, z: Tensor, omega: Params) -> Tensor:
+    def loss(terms: Callable, context: Context, z: Tensor, omega: Params) -> Tensor:
         return total(terms(z, context, lambda x: functional_call(mag, omega, (x,))))
 
-    inner, outer = partial(loss, method.terms), partial(loss, method.outer_terms)
+    outer_loss = partial(loss, method.outer_terms, outer_context)
+    outer_features = partial(features, outer_views) if outer else None
     with frozen_statistics(s.networks, s.mag):
-        found = compute(features, inner, s.theta, s.omega, lr, outer, regular)
+        found = compute(
+            partial(features, views), partial(loss, method.terms, context), s.theta, s.omega, update, outer_loss, regular,
+            outer_features=outer_features, mixed=config.mag_gradient == "whole", measure=log,
+        )  # fmt: skip
+        before = log_before(s, outer_features, outer_loss, found.features) if log else {}
+    if config.mag_objective == "scaled":
+        torch._foreach_mul_([*found.gradient.values()], 1 / config.delta)
     descend(optimiser, s.omega, found.gradient)
     if config.bank_writes == "every-pass":
         for z in (found.features, found.features_ahead):
             method.remember(s.memory, s.networks, z, context)
-    metrics = {"loss_ahead": found.loss_ahead.detach()}
+    metrics = {"loss_ahead": found.loss_ahead.detach()} | before
     if log:  # reads all of the gradient, 14 million numbers of the paper's MAG
-        metrics["mag_gradient_norm"] = monitor.norm([*found.gradient.values()]).detach()
+        metrics["mag_gradient_norm"] = get_total_norm(found.gradient.values())
+    if found.mixed_share is not None:
+        metrics["mixed_gradient_share"] = found.mixed_share
     return metrics
+
+
+@torch.no_grad()
+def log_before(s: TrainState, outer_features: Callable | None, outer_loss: Callable, z: Tensor) -> dict[str, Tensor]:
+    """What omega descends on at theta, beside `loss_ahead`, which is the same at theta'. z: the features at theta."""
+    if outer_features is not None:
+        z = shards.gather(outer_features(s.theta), 1)
+    return {"loss_before": outer_loss(z, s.omega)}
 
 
 def descend(optimiser: torch.optim.Optimizer, parameters: Params, gradient: Params) -> None:
@@ -115,27 +148,35 @@ def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
     Of several processes each has its own part of the pixels, and all indices.
     """
     config = s.config
-    with torch.no_grad():
-        views = s.method.views(pixels, s.generators["views"])
-        context = s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"])
+    views, context = draw(s, pixels, indices)
+    outer = None
+    if s.trains_mag and config.look_ahead_batch == "previous":
+        outer = draw(s, *s.swap_previous(pixels, indices))
     if s.mag_pass:
-        return Update(mag_step(s, views, context, log), None, context)
-    alternate = s.mag is not None and config.schedule == "alternate"
+        return Update(mag_step(s, views, context, log, outer=outer), None, context)
+    alternate = s.trains_mag and config.schedule == "alternate"
     share = alternate and config.look_ahead == "shared"
     regular, found, z = regular_step(s, views, context, log, share and config.meta == "forward")
     if share:  # at the theta of the gradient, so before it moves
-        found |= mag_step(s, views, context, log, regular)
+        found |= mag_step(s, views, context, log, regular, outer)
     descend(s.optimiser, s.theta, regular.gradient)
     s.method.remember(s.memory, s.networks, z, context)
     if alternate and not share:
-        found |= mag_step(s, views, context, log)
+        found |= mag_step(s, views, context, log, outer=outer)
     return Update(found, z, context)
+
+
+@torch.no_grad()
+def draw(s: TrainState, pixels: Tensor, indices: Tensor) -> Seen:
+    """Views of uint8 pixels (B, 3, H, W), and what the loss of these images takes from memory."""
+    views = s.method.views(pixels, s.generators["views"])
+    return Seen(views, s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"]))
 
 
 @torch.no_grad()
 def describe(s: TrainState, seen: Update) -> dict[str, Tensor]:
     """What `monitor` says of unit features of a step; nothing if they are not finite (then the loss says so)."""
-    if seen.z is None or not s.method.unit_features or not torch.isfinite(seen.z).all():
+    if seen.z is None or not s.method.description.unit_features or not torch.isfinite(seen.z).all():
         return {}
     views = len(s.config.views)  # what follows the features of the views are predictions
     with frozen_statistics(s.mag):

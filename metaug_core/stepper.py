@@ -48,7 +48,7 @@ def not_captured_because(states: Sequence[TrainState]) -> str | None:
     if any(s.config.meta == "double-backward" for s in states):
         return "meta double-backward is the plain reference"
     for s in states:
-        if not s.method.captured:
+        if not s.method.description.captured:
             return f"method {s.config.method!r} waits for the device within a step"
     return None
 

@@ -443,7 +443,7 @@ def test_a_methods_file_is_short_and_knows_no_data_set(file):
 def test_a_method_says_what_it_is():
     for entry in catalogue.entries():
         assert all(entry), entry
-        assert METHODS[entry.name].title
+        assert METHODS[entry.name].description.title
         remembers_nothing = getattr(build(config(entry.name)).memory, "__func__", None) is Method.memory
         assert (entry.state == "nothing") == remembers_nothing, entry
     assert {"simclr", "cmc+hard", "metaug", "metaug-nnclr"} <= {entry.name for entry in catalogue.entries()}

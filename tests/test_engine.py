@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +31,11 @@ from metaug_core import (
 )
 from metaug_core.engine import pick_device
 from metaug_core.methods import base
+from metaug_core.pairs import Pairs, similarity
 from metaug_core.progress import Progress
 from metaug_core.step import lr_factor, train_step
 from metaug_core.store import Run, read_tensors
+from metaug_core.tangents import frozen_statistics
 from metaug_core.views import make_views
 
 
@@ -262,11 +265,11 @@ def test_sharing_the_regular_step_is_exact(monkeypatch):
     seen: list[Any] = []
     look_ahead: Any = meta.look_ahead
 
-    def spy(*arguments: Any):
+    def spy(*arguments: Any, **options: Any):
         *others, shared = arguments
         assert shared is not None
-        found = look_ahead(*others, shared)
-        seen.append((found, look_ahead(*others, None)))
+        found = look_ahead(*others, shared, **options)
+        seen.append((found, look_ahead(*others, None, **options)))
         return found
 
     monkeypatch.setattr(step, "look_ahead", spy)
@@ -282,8 +285,23 @@ def test_sharing_the_regular_step_is_exact(monkeypatch):
         torch.testing.assert_close(one.features_ahead, other.features_ahead)
 
 
+class HoldsOriginals(Pairs):
+    """Pairs of z and z~ stacked, computed one by one, in which similarities of two original features are constants."""
+
+    def rows(self, anchors, targets, by_view=False):
+        assert not by_view
+        rows = []
+        for w, anchor in enumerate(anchors):
+            original, others = w < self.views, [u for u in range(len(targets)) if u % self.views != w % self.views]
+            positives = [similarity((anchor * targets[u]).sum(-1)) for u in others]
+            positives = [p.detach() if original and u < self.views else p for p, u in zip(positives, others, strict=True)]
+            negatives = similarity(anchor @ self.past[w % self.views].flatten(0, 1).T)
+            rows.append((torch.stack(positives, -1), negatives.detach() if original else negatives))
+        return [tuple(torch.cat(side) for side in zip(*rows, strict=True))]
+
+
 def test_gradient_and_share_of_the_augmented_by_hand():
-    """Of eq. 11: SGD with rate 1 moves theta by the gradient; the share is |g~| / (|g - g~| + |g~|)."""
+    """Of eq. 11: SGD with rate 1 moves theta by the gradient; the share is |g~| / (|g - g~| + |g~|), g~ through pairs with a z~."""
     s = started(delta=0.3, loss_scale=2.0, optimiser="sgd", lr=1.0)
     rows, before = batch(), {role: g.get_state() for role, g in s.generators.items()}
     with torch.no_grad():
@@ -298,7 +316,10 @@ def test_gradient_and_share_of_the_augmented_by_hand():
     original = 2.0 * loss(features, context)
     including = 2.0 * 0.3 * loss(torch.cat([features, mag(features)]), context)
     of_both = torch.autograd.grad(original + including, list(leaves.values()), retain_graph=True)
-    of_augmented = torch.autograd.grad(including, list(leaves.values()))
+    stand_in = replace(context, shared=HoldsOriginals(len(features), context.negatives))
+    held = 2.0 * 0.3 * loss(torch.cat([features, mag(features)]), stand_in)
+    torch.testing.assert_close(held, including)
+    of_augmented = torch.autograd.grad(held, list(leaves.values()))
     part = torch.cat([g.flatten() for g in of_augmented]).norm()
     rest = torch.cat([(g - a).flatten() for g, a in zip(of_both, of_augmented, strict=True)]).norm()
     found = train_step(s, s.images.pixels[rows], rows, True)
@@ -327,6 +348,86 @@ def test_inner_learning_rate_is_the_encoders_unless_given():
     assert norms[0] != pytest.approx(norms[2], rel=1e-3)
 
 
+def test_the_optimisers_look_ahead_is_where_the_next_step_leads():
+    """theta' of the MAG step is theta after the step: the features there are the same."""
+    for optimiser in ("adam", "sgd"):
+        s = started(look_ahead_update="optimiser", optimiser=optimiser, lr=0.01, weight_decay=0.05, bank_writes="every-pass")
+        steps(s, 3)
+        seen: list[torch.Tensor] = []
+        s.method.remember = lambda memory, networks, z, context, seen=seen: seen.append(z)
+        rows = batch(3)
+        state_of_views = s.generators["views"].get_state()
+        train_step(s, s.images.pixels[rows], rows, False)
+        s.generators["views"].set_state(state_of_views)
+        views = make_views(s.images.pixels[rows], s.config, s.generators["views"])
+        with frozen_statistics(s.networks), torch.no_grad():
+            after = s.networks(views)
+        torch.testing.assert_close(seen[1], after, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(seen[0], after, atol=1e-3)
+
+
+def test_scaled_is_the_literal_gradient_divided_by_delta():
+    found = {}
+    for objective in ("literal", "scaled"):
+        s = started(delta=0.01, mag_objective=objective, mag_optimiser="sgd", mag_lr=0.1, momentum=0.0)
+        before = weights(s.mag)
+        (metrics,) = steps(s, 1, log=True)
+        found[objective] = metrics, {n: p - before[n] for n, p in weights(s.mag).items()}
+    for name, moved in found["literal"][1].items():
+        torch.testing.assert_close(found["scaled"][1][name], 100 * moved, rtol=0.01, atol=1e-4)
+    scaled, literal = (found[name][0]["mag_gradient_norm"] for name in ("scaled", "literal"))
+    torch.testing.assert_close(scaled, 100 * literal)
+
+
+@pytest.mark.parametrize("delta", [1e-7, 1e-5, 0.1])
+def test_a_scaled_mag_trains_at_any_delta(delta):
+    """Adam's step does not depend on the size of the gradient, so the MAG moves as far at every delta."""
+    s = started(delta=delta, alpha=0.0, mag_objective="scaled", mag_lr=1e-2, look_ahead_update="optimiser")
+    s.begin_pass()
+    steps(s, 5)
+    assert s.mag_update() > 0.1
+
+
+def test_a_frozen_mag_stays_and_is_no_part_of_the_schedule():
+    s = started(mag_lr=0.0, schedule="epoch", delta=1.0)
+    before = weights(s.mag)
+    found = steps(s, 6, log=True)
+    assert same(weights(s.mag), before)
+    assert s.steps_per_epoch == 5
+    assert all("loss_ahead" not in metrics and "loss_augmented" in metrics for metrics in found)
+
+
+def test_an_adversary_ascends_and_the_direct_part_leaves_out_the_mixed():
+    gradients = {}
+    for name, changes in {"descend": {}, "ascend": {"mag_direction": "ascend"}, "direct": {"mag_gradient": "direct"},
+                          "none": {"inner_lr": 0.0}}.items():  # fmt: skip
+        s = started(delta=0.5, alpha=0.0, mag_optimiser="sgd", momentum=0.0, mag_lr=1.0, **{"inner_lr": 0.5, **changes})
+        before = weights(s.mag)
+        steps(s, 1)
+        gradients[name] = {n: before[n] - p for n, p in weights(s.mag).items()}
+    size = max(float(g.abs().max()) for g in gradients["descend"].values())
+    for name, g in gradients["descend"].items():
+        torch.testing.assert_close(gradients["ascend"][name], -g, rtol=1e-3, atol=1e-4 * size)
+    assert not all(torch.allclose(g, gradients["direct"][n], atol=0.01 * size) for n, g in gradients["descend"].items())
+
+
+def test_the_loss_on_originals_alone_has_no_direct_part():
+    """At l = 0 nothing of omega is left in L_ori(theta'), and only R_sigma moves the MAG."""
+    s = started(look_ahead_loss="original", inner_lr=0.0, alpha=0.0, delta=0.5, mag_optimiser="sgd", mag_lr=1.0)
+    before = weights(s.mag)
+    steps(s, 2)
+    assert same(weights(s.mag), before)
+
+
+def test_the_loss_at_theta_ahead_can_be_of_the_minibatch_before():
+    """The first minibatch is its own; then L' is of the one before, with its images' bank entries and its own views."""
+    s = started(look_ahead_batch="previous", delta=0.5)
+    seen, outer_terms = [], s.method.outer_terms
+    s.method.outer_terms = lambda z, context, augment: seen.append(context.indices) or outer_terms(z, context, augment)
+    steps(s, 3)
+    assert [int(indices[0]) for indices in seen] == [0, 0, 16]
+
+
 # --- a run
 
 
@@ -334,7 +435,8 @@ RANGES = {
     "knn_val": (0, 1), "positive_similarity": (0, 1), "negative_similarity": (0, 1), "sigma_plus": (0, 1),
     "sigma_minus": (0, 1), "augmented_similarity": (0, 1), "augmented_gradient_share": (0, 1), "effective_rank": (1, 8.001),
     "alignment": (0, 4), "uniformity": (-8, 0), "mag_gradient_norm": (0, 1e3), "loss_original": (0, 1e3),
-    "loss_augmented": (0, 1e3), "loss_ahead": (0, 1e3), "lr": (1e-9, 3e-3), "step": (0, 10), "epoch": (0, 2),
+    "loss_augmented": (0, 1e3), "loss_ahead": (0, 1e3), "loss_before": (0, 1e3), "mixed_gradient_share": (0, 1),
+    "mag_update": (1e-6, 1e3), "lr": (1e-9, 3e-3), "step": (0, 10), "epoch": (0, 2),
 }  # fmt: skip
 
 
@@ -345,7 +447,7 @@ def test_metrics_are_what_a_reader_wants(tiny):
     assert set(metrics.columns) == set(RANGES)
     for name, (low, high) in RANGES.items():
         values = metrics[name].dropna()
-        assert len(values) >= 3
+        assert len(values) >= 2
         assert values.between(low, high).all(), (name, values.tolist())
     assert (metrics["sigma_plus"].dropna() <= metrics["sigma_minus"].dropna()).all()  # large
     logged = metrics[metrics["loss_original"].notna()]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import metaug_core
 from metaug_core import meta, tangents
 from metaug_core.bank import Bank
+from metaug_core.descent import next_step
 from metaug_core.methods import build
 from metaug_core.tangents import Recorded, frozen_statistics, tangent
 
@@ -54,6 +55,79 @@ def test_equals_double_backward(encoder, method):
         slow = meta.meta_gradient_reference(features, loss, theta, omega, 0.3, outer)
     assert fast.keys() == omega.keys()
     assert difference(fast, slow) < 1e-10
+
+
+def trained(theta, features, loss, omega, optimiser, steps=2):
+    """An optimiser of theta's own tensors that has made some steps, and theta after them."""
+    leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
+    optimiser = optimiser([*leaves.values()])
+    for _ in range(steps):
+        for name, g in meta.gradients(loss(features(leaves), omega), leaves).items():
+            leaves[name].grad = g
+        optimiser.step()
+    return leaves, optimiser
+
+
+OPTIMISERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=1e-3),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("encoder", ["conv", "fc", "resnet18"])
+def test_the_optimisers_own_step_equals_double_backward(encoder, kind):
+    features, loss, outer, theta, omega, modules = problem(encoder)
+    with frozen_statistics(*modules):
+        theta, optimiser = trained(theta, features, loss, omega, OPTIMISERS[kind])
+        rule = next_step(optimiser, theta, 0.01)
+        fast = meta.look_ahead(features, loss, theta, omega, rule, outer, measure=True)
+        slow = meta.look_ahead_reference(features, loss, theta, omega, rule, outer, measure=True)
+        direct = meta.meta_gradient(features, loss, theta, omega, rule, outer, mixed=False)
+        literal = meta.meta_gradient_reference(features, loss, theta, omega, rule, outer, mixed=False)
+    assert difference(fast.gradient, slow.gradient) < 1e-10
+    assert difference(direct, literal) < 1e-10
+    assert difference(direct, slow.gradient) > 1e-4
+    assert float(fast.mixed_share) == pytest.approx(float(slow.mixed_share), rel=1e-8)
+    assert 0.001 < float(fast.mixed_share) < 1
+
+
+def test_the_optimisers_own_step_agrees_with_finite_differences_in_omega():
+    """The preconditioner is held: it is a constant by definition, and so is R_sigma's margin (alpha 0)."""
+    features, loss, outer, theta, omega, modules = problem(alpha=0.0)
+    generator = torch.Generator().manual_seed(3)
+    direction = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in omega.items()}
+    with frozen_statistics(*modules):
+        theta, optimiser = trained(theta, features, loss, omega, OPTIMISERS["adam"])
+        held = next_step(optimiser, theta, 0.01)(meta.gradients(loss(features(theta), omega), theta))
+
+        def ahead(size):
+            moved = {n: p + size * direction[n] for n, p in omega.items()}
+            leaves = {n: p.detach().requires_grad_() for n, p in theta.items()}
+            inner = meta.gradients(loss(features(leaves), moved), leaves)
+            with torch.no_grad():
+                return float(outer(features(meta.step(theta, inner, lambda _: held)), moved))
+
+        found = meta.meta_gradient(features, loss, theta, omega, next_step(optimiser, theta, 0.01), outer)
+        wanted = (ahead(1e-7) - ahead(-1e-7)) / 2e-7
+    got = float(sum((found[n] * direction[n]).sum() for n in omega))
+    assert got == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_outer_minibatch_of_its_own_equals_double_backward():
+    features, loss, outer, theta, omega, modules = problem()
+    generator = torch.Generator().manual_seed(5)
+    others = [torch.randn(6, channels, 16, 16, dtype=torch.float64, generator=generator) for channels in (1, 2)]
+
+    def elsewhere(theta):
+        return functional_call(modules[0], theta, (others,))
+
+    with frozen_statistics(*modules):
+        fast = meta.meta_gradient(features, loss, theta, omega, 0.3, outer, outer_features=elsewhere)
+        slow = meta.meta_gradient_reference(features, loss, theta, omega, 0.3, outer, outer_features=elsewhere)
+        same = meta.meta_gradient(features, loss, theta, omega, 0.3, outer)
+    assert difference(fast, slow) < 1e-10
+    assert difference(same, slow) > 1e-3
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-3, 5.0, torch.tensor(0.2, dtype=torch.float64)])

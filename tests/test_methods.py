@@ -1,5 +1,6 @@
 """The seam: every method trains through it, and a user's own method, views, encoder and data set take a few lines."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -152,9 +153,59 @@ def test_with_mag_is_the_base_method_but_for_the_loss():
     other = build(config.replace(method="metaug-only-mag"))
     assert isinstance(other, MetAug)
     assert isinstance(other.base, CMC)
-    assert with_mag(Mine).defaults is Mine.defaults
+    assert with_mag(Mine).description.defaults == Mine.defaults
     with pytest.raises(MetaugError, match="^fully supervised has no features that a MAG could augment$"):
         with_mag(METHODS["supervised"])
+
+
+class OneView(Method):
+    """Of a single view; unit features, and what a composition could lose of the rest."""
+
+    minimum_views = 1
+    captured = divided = False
+    betas = (0.5, 0.9)
+    defaults = {"views": ("RGB",), "negatives": "batch"}
+
+    def loss(self, z, context):
+        return uniformity(z[0])
+
+
+@pytest.mark.parametrize("name", ["barlow", "nnclr", "bigan", "supervised", "metaug", "nnclr+oucl+mag"])
+def test_a_class_its_compositions_and_their_instances_say_the_same(name):
+    method = METHODS[name]
+    assert dataclasses.is_dataclass(method.description)
+    assert build(Config(method=name)).description == method.description
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.description.parts = 3
+    composed = dataclasses.asdict(METHODS[f"{name}+randaugment"].description)
+    differing = {key for key, value in dataclasses.asdict(method.description).items() if composed[key] != value}
+    assert differing == {"title", "paper", "objective", "defaults"}
+
+
+def test_a_class_says_what_its_base_class_says_but_for_its_own_name():
+    class Louder(OneView):
+        betas = (0.1, 0.9)
+
+    assert OneView.description.title == "OneView"
+    assert Louder.description == dataclasses.replace(OneView.description, title="Louder", betas=(0.1, 0.9))
+
+
+def test_of_features_that_are_not_unit_no_similarity_is_logged_with_a_mag_either(tiny):
+    small = {"feature_dim": 8, "head_hidden": 16, "epochs": 1}
+    metrics = fit(tiny(method="barlow+mag", **small), quiet).metrics
+    assert "loss_ahead" in metrics
+    assert "positive_similarity" not in metrics
+    assert fit(tiny(method="simclr+mag", epochs=1), quiet).metrics["positive_similarity"].max() <= 1
+
+
+def test_a_method_of_one_view_takes_a_mag(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "one", OneView)
+    method = build(Config(method="one+mag"))
+    assert isinstance(method, MetAug)
+    for name in ("minimum_views", "captured", "divided", "betas", "defaults", "parts", "labelled"):
+        assert getattr(method.description, name) == getattr(OneView.description, name), name
+    run = fit(tiny(method="one+mag", views=("RGB",), epochs=1), quiet)
+    assert run.metrics["loss_ahead"].notna().any()
 
 
 def unit(*shape, seed=0):

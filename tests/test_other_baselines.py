@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -455,9 +456,9 @@ def test_adam_has_the_betas_of_the_method(tmp_path):
     for method, betas in (("bigan", (0.0, 0.99)), ("nat", (0.9, 0.999))):
         config = settings(method, runs_dir=tmp_path)
         assert state.create(config, data.load(config, "cpu"), "cpu").optimiser.param_groups[0]["betas"] == betas
-    base: Any = build(settings("simclr"))
-    base.betas = (0.5, 0.9)
-    assert MetAug(base.config, base).betas == (0.5, 0.9)
+    base = build(settings("simclr"))
+    base.description = replace(base.description, betas=(0.5, 0.9))
+    assert MetAug(base.config, base).description.betas == (0.5, 0.9)
 
 
 # --- InfoMin Aug.
@@ -566,4 +567,4 @@ def test_looc_remembers_for_each_head_its_own_key():
 
 def test_none_is_for_a_mag():
     for name in set(NAMES) - {"infomin"}:
-        assert not METHODS[name].augmentable
+        assert not METHODS[name].description.augmentable

@@ -75,8 +75,9 @@ METHODS |= {name: METHODS[name] for name in COMPOSED}
 def build(config: Config) -> Method:
     """The method that config names. ConfigError if its views are too few."""
     method = METHODS[config.method](config)
-    if len(config.views) < method.minimum_views:
+    least = method.description.minimum_views
+    if len(config.views) < least:
         raise ConfigError(
-            f"method {config.method!r} contrasts at least {method.minimum_views} views, got {', '.join(config.views)}"
+            f"method {config.method!r} contrasts at least {least} views, got {', '.join(config.views)}"
         )
     return method

@@ -14,13 +14,14 @@ A method of your own:
     METHODS["mine"] = Mine                     # "mine+mag" is then the same method on augmented features as well (eq. 11)
 
 What stands between steps (bank, queue, averaged networks) is `memory`; what a step needs of it without a gradient is drawn by
-`context` and handed to `loss`; after the step `remember` writes. A method says about itself what `metaug methods` prints.
+`context` and handed to `loss`; after the step `remember` writes. What a method says about itself, as class attributes with the names
+of `Description`'s fields, is read from its `description`, which a composition takes over from its base and changes where it differs.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,27 +64,36 @@ class Context:
         return self.shared or Pairs(views, self.negatives, self.drawn)
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a method says about itself, to tables and to the engine."""
+
+    title: str = ""  # as a table names it; a class that gives none has its own name
+    paper: str = ""  # authors and year
+    objective: str = ""  # the loss in one line of plain text
+    remembers: str = "nothing"  # what `memory` holds
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # settings that stand where the user gave none
+    labelled: bool = False  # trains on labels (then unlabelled images are left out)
+    minimum_views: int = 2
+    parts: int = 1  # z has so many rows for each view: 2 where predictions (V, B, d) follow the features
+    unit_features: bool = True  # the first V rows of z are features of unit norm; else nothing is said of them
+    augmentable: bool = True  # z (parts V, B, d) is of features alone, so that a MAG can augment them
+    contrasts: bool = False  # the loss calls `contrast`, so that `debiased` and `hard` can weigh its negatives
+    captured: bool = True  # a step never waits for the device, so that CUDA can capture it
+    divided: bool = True  # several processes can train one run together and give the numbers of one
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's, for theta
+
+
 class Method(ABC):
     """A contrastive method. Subclasses are final; only `loss` must be given."""
 
-    title: ClassVar[str] = ""  # as a table names it; "": the registered name
-    paper: ClassVar[str] = ""  # authors and year
-    objective: ClassVar[str] = ""  # the loss in one line of plain text
-    remembers: ClassVar[str] = "nothing"  # what `memory` holds
-    defaults: ClassVar[dict[str, Any]] = {}  # settings that stand where the user gave none
-    labelled: ClassVar[bool] = False  # trains on labels (then unlabelled images are left out)
-    minimum_views: ClassVar[int] = 2
-    parts: ClassVar[int] = 1  # z has so many rows for each view: 2 where predictions (V, B, d) follow the features
-    unit_features: ClassVar[bool] = (
-        True  # the first V rows of z are features of unit norm; else nothing is said of them
-    )
-    augmentable: ClassVar[bool] = True  # z (parts V, B, d) is of features alone, so that a MAG can augment them
-    contrasts: ClassVar[bool] = (
-        False  # the loss calls `contrast`, so that `debiased` and `hard` can weigh its negatives
-    )
-    captured: ClassVar[bool] = True  # a step never waits for the device, so that CUDA can capture it
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam's, for theta
-    divided: ClassVar[bool] = True  # several processes can train one run together and give the numbers of one
+    description: Description = Description()
+
+    def __init_subclass__(cls, **keywords: Any):
+        """Freeze what the class says about itself; what it leaves out is as its base class has it."""
+        super().__init_subclass__(**keywords)
+        said = {one.name: vars(cls)[one.name] for one in fields(Description) if one.name in vars(cls)}
+        cls.description = replace(cls.description, **{"title": cls.__name__} | said)
 
     def __init__(self, config: Config):
         self.config = config
@@ -109,7 +119,7 @@ class Method(ABC):
 
     def part(self, z: Tensor, number: int) -> Tensor:
         """Of z (k parts V, B, d), k sets of features and what follows them, one part of every set: (k V, B, d)."""
-        return z.unflatten(0, (-1, self.parts, len(self.config.views)))[:, number].flatten(0, 1)
+        return z.unflatten(0, (-1, self.description.parts, len(self.config.views)))[:, number].flatten(0, 1)
 
     def across(self, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each row (B, d) of first with each of second that is of another view; row w is of view w % V."""
@@ -147,31 +157,31 @@ class Method(ABC):
 class Composition:
     """A method and a modifier on it, which stands wherever a method class does: METHODS["cmc+hard"] = hard(CMC).
 
-    It says of itself what the base says, and what the modifier adds. defaults: settings that stand on top of the base's own.
+    It says of itself what the base says, with the modifier's title, paper and objective after it, and what `changes` says otherwise.
+    defaults: settings that stand on top of the base's own.
     """
 
     def __init__(self, base: "type[Method] | Composition", modify: Callable[[Method], Method], title: str, paper: str,
-                 objective: str, contrasts: bool = True, defaults: Mapping[str, Any] | None = None):  # fmt: skip
-        self.base, self.modify = base, modify
-        self.title, self.paper = f"{named(base)} + {title}", f"{base.paper}; {paper}".removeprefix("; ")
-        self.objective, self.remembers = f"{base.objective}; {objective}", base.remembers
-        self.defaults: dict[str, Any] = {**base.defaults, **defaults} if defaults else base.defaults
-        self.labelled, self.minimum_views, self.parts = base.labelled, base.minimum_views, base.parts
-        self.unit_features, self.augmentable = base.unit_features, base.augmentable
-        self.contrasts, self.captured, self.divided = base.contrasts and contrasts, base.captured, base.divided
+                 objective: str, defaults: Mapping[str, Any] | None = None, **changes: Any):  # fmt: skip
+        self.base, self.modify, of_base = base, modify, base.description
+        self.description = replace(
+            of_base,
+            title=f"{of_base.title} + {title}",
+            paper=f"{of_base.paper}; {paper}".removeprefix("; "),
+            objective=f"{of_base.objective}; {objective}".removeprefix("; "),
+            defaults={**of_base.defaults, **(defaults or {})},
+            **changes,
+        )
 
     def __call__(self, config: Config) -> Method:
-        return self.modify(self.base(config))
+        method = self.modify(self.base(config))
+        method.description = self.description
+        return method
 
     def entitled(self, title: str, paper: str) -> "Composition":
         """The same under the name that its authors gave it."""
-        self.title, self.paper = title, paper
+        self.description = replace(self.description, title=title, paper=paper)
         return self
-
-
-def named(method: type[Method] | Composition) -> str:
-    """The title of a method or composition."""
-    return method.title or getattr(method, "__name__", "")
 
 
 def unified(positives: Tensor, negatives: Tensor, config: Config,

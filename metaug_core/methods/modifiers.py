@@ -7,7 +7,7 @@ objective of the same similarities in its place; RandAugment changes the picture
 from functools import partial
 
 from metaug_core.config import ConfigError
-from metaug_core.methods.base import Composition, Method, named, unified
+from metaug_core.methods.base import Composition, Method, unified
 from metaug_core.registry import MetaugError
 
 Base = type[Method] | Composition
@@ -21,7 +21,8 @@ def debiased(base: Base) -> Composition:
         return method
 
     check(base, "debiased")
-    return Composition(base, modify, "Debiased", "Chuang et al. 2020", "sum over negatives debiased by tau_plus", False)
+    how = "sum over negatives debiased by tau_plus"
+    return Composition(base, modify, "Debiased", "Chuang et al. 2020", how, contrasts=False)
 
 
 def hard(base: Base) -> Composition:
@@ -33,7 +34,7 @@ def hard(base: Base) -> Composition:
 
     check(base, "hard")
     how = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
-    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, False)
+    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, contrasts=False)
 
 
 def oucl(base: Base) -> Composition:
@@ -44,9 +45,10 @@ def oucl(base: Base) -> Composition:
         return method
 
     check(base, "oucl")
-    if not base.augmentable:
-        raise MetaugError(f"modifier 'oucl' needs pairs of features, and {named(base)} has none")
-    return Composition(base, modify, "OUCL", "Li et al. 2022", "OUCL of the same pairs in the place of InfoNCE", False)
+    if not base.description.augmentable:
+        raise MetaugError(f"modifier 'oucl' needs pairs of features, and {base.description.title} has none")
+    how = "OUCL of the same pairs in the place of InfoNCE"
+    return Composition(base, modify, "OUCL", "Li et al. 2022", how, contrasts=False)
 
 
 def randaugment(base: Base) -> Composition:
@@ -68,5 +70,5 @@ def owner(method: Method) -> Method:
 
 def check(base: Base, name: str) -> None:
     """MetaugError if the method has no InfoNCE (or no longer a plain one) that the modifier could change."""
-    if not base.contrasts:
-        raise MetaugError(f"modifier {name!r} changes a plain InfoNCE, and {named(base)} has none")
+    if not base.description.contrasts:
+        raise MetaugError(f"modifier {name!r} changes a plain InfoNCE, and {base.description.title} has none")
