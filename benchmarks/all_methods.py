@@ -96,7 +96,7 @@ def table(rows: pd.DataFrame) -> str:
         by = {name: part.set_index("seed") for name, part in group.groupby("representation")}
         gains = 100 * (by["trained"].probe_paper - by["untrained"].probe_paper)
         first, seconds = group.iloc[0], group.seconds_per_epoch.median()
-        cells = [METHODS[method].title, first.views, first.epochs, f"{seconds:.1f}"]
+        cells = [METHODS[method].description.title, first.views, first.epochs, f"{seconds:.1f}"]
         cells += [shown(by[name].probe_paper) for name in ("untrained", "trained")]
         cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
         lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= MARGIN else 'no'} |")

@@ -77,7 +77,5 @@ def build(config: Config) -> Method:
     method = METHODS[config.method](config)
     least = method.description.minimum_views
     if len(config.views) < least:
-        raise ConfigError(
-            f"method {config.method!r} contrasts at least {least} views, got {', '.join(config.views)}"
-        )
+        raise ConfigError(f"method {config.method!r} contrasts at least {least} views, got {', '.join(config.views)}")
     return method

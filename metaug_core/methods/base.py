@@ -14,8 +14,8 @@ A method of your own:
     METHODS["mine"] = Mine                     # "mine+mag" is then the same method on augmented features as well (eq. 11)
 
 What stands between steps (bank, queue, averaged networks) is `memory`; what a step needs of it without a gradient is drawn by
-`context` and handed to `loss`; after the step `remember` writes. What a method says about itself, as class attributes with the names
-of `Description`'s fields, is read from its `description`, which a composition takes over from its base and changes where it differs.
+`context` and handed to `loss`; after the step `remember` writes. What a method says about itself it writes as class attributes with
+the names of `Description`'s fields; everybody reads its `description`, which a composition takes over from its base.
 """
 
 from abc import ABC, abstractmethod
@@ -157,8 +157,8 @@ class Method(ABC):
 class Composition:
     """A method and a modifier on it, which stands wherever a method class does: METHODS["cmc+hard"] = hard(CMC).
 
-    It says of itself what the base says, with the modifier's title, paper and objective after it, and what `changes` says otherwise.
-    defaults: settings that stand on top of the base's own.
+    It says of itself what the base says, with the modifier's title, paper and objective after the base's. defaults: settings that
+    stand on top of the base's own; changes: what else it says differently.
     """
 
     def __init__(self, base: "type[Method] | Composition", modify: Callable[[Method], Method], title: str, paper: str,
