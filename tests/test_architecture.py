@@ -77,7 +77,7 @@ RANK: dict[str, float] = {
     "": 9,  # metaug_core/__init__.py may import anything
 }
 PACKAGES = {ROOT, f"{ROOT}.methods"}
-MAX_MODULE, MAX_FUNCTION = 250, 60
+MAX_MODULE, MAX_FUNCTION = 400, 80
 UNPICKLER_ROOM = f"{ROOT}.formats"  # the one room that may restrict an unpickler: CIFAR's files are pickles
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "jsonpickle"}
 BANNED = {"torch.load", "torch.save", "torch.serialization.load", "joblib.load", "pandas.read_pickle"}
