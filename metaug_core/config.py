@@ -7,34 +7,28 @@ A named set of settings (`quick`, `paper`, `authors`) comes from `presets.preset
 import hashlib
 import json
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import to_jsonable_python
 
-from metaug_core import registry, sources
+from metaug_core import registry
 from metaug_core.contradictions import contradictions, one_sentence, surprise
 from metaug_core.registry import MetaugError
-from metaug_core.settings import MagSettings, ObjectiveSettings, Positive, Rate, Share, Size
+from metaug_core.settings import ObjectiveSettings, Positive, Rate, Share, Size
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
-ENGINE_VERSION = "1"  # to be raised when the same settings give other numbers, or a default is another
-# Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name.
-NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every"}
-IN_EVERY_IDENTITY = {"dataset", "data_dir", "method", "encoder", "seed"}
-SOME_METHODS_USE = ObjectiveSettings.model_fields.keys() | MagSettings.model_fields.keys()
-ONLY_WITH = dict.fromkeys(("bank_negatives", "bank_draw", "bank_momentum", "positives"), ("negatives", "bank"))
+# Where and how fast a run is computed, not what it computes: these do not enter a run's name.
+NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard"}
 
 
 class ConfigError(MetaugError):
     """A setting is unknown, ill-typed, out of range or contradicts another."""
 
 
-class Config(MagSettings, ObjectiveSettings):
+class Config(ObjectiveSettings):
     """A run's settings. Raises `ConfigError` (one sentence) for anything it does not accept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
@@ -84,12 +78,17 @@ class Config(MagSettings, ObjectiveSettings):
     """First layer: the paper's 11x11/4 (needs >= 64 px), or a small one for small images; auto: paper from 128 px."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper."""
+    feature_dim: Positive = 128
+    """d, the dimension of the features z that are contrasted."""
+    head: Literal["linear", "mlp", "mlp-bn", "alexnet"] = "linear"
+    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR);
+    alexnet: what follows in the split AlexNet (Appendix B.1), fc6, fc7 and fc8 on `conv`, fc8 on any other."""
+    mag_hidden: Positive = 2048
+    """Units of the two hidden layers of the MAG."""
 
-    # --- objective: the settings of single methods are those of `ObjectiveSettings` and `MagSettings`
+    # --- objective: its settings are those of `ObjectiveSettings`
     method: str = "metaug"
     """A name in METHODS: metaug, metaug-only-oucl, metaug-only-mag, cmc, simclr, supervised, or a registered one."""
-    loss_scale: Size = 1.0
-    """The loss is multiplied by this constant (the authors' code has one)."""
 
     # --- optimisation
     epochs: Positive = 200
@@ -104,6 +103,10 @@ class Config(MagSettings, ObjectiveSettings):
     """Of SGD."""
     weight_decay: Rate = 0.0
     """L2 penalty on encoders and heads."""
+    mag_optimiser: Literal["adam", "sgd"] = "adam"
+    """For the MAG."""
+    mag_lr: Rate = 1e-3
+    """l' of eq. 6, learning rate of the MAG; 0: the MAG stays as it was drawn (a control)."""
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
     """How both learning rates change over the epochs."""
     lr_steps: tuple[Positive, ...] = ()
@@ -176,30 +179,12 @@ class Config(MagSettings, ObjectiveSettings):
         """A copy with these settings changed and everything checked again."""
         return Config(**{**self.model_dump(), **changes})
 
-    def settings(self) -> dict[str, Any]:
-        """The settings that the method uses and that decide the result, JSON-ready; the place of an image folder is one of them."""
-        unused = SOME_METHODS_USE - registry.METHODS[self.method].description.uses
-        idle = {name for name, (other, value) in ONLY_WITH.items() if getattr(self, other) != value}
-        values = self.model_dump(mode="json", exclude=NOT_IDENTITY | unused | idle)
-        return values | ({"data_dir": str(self.data_dir.resolve())} if self.dataset == "folder" else {})
-
     def identity(self) -> dict[str, Any]:
-        """What decides the result and is not as the method has it by default, JSON-ready: settings, the engine's version, and a hash
-        of the source of a data set, view, encoder or method that is not this package's own."""
-        usual = {name: field.default for name, field in Config.model_fields.items()}
-        usual = to_jsonable_python({**usual, **registry.METHODS[self.method].description.defaults})
-        differing = {k: v for k, v in self.settings().items() if k in IN_EVERY_IDENTITY or v != usual[k]}
-        tables = [(registry.DATASETS, self.dataset), (registry.ENCODERS, self.encoder), (registry.METHODS, self.method)]
-        tables += [(registry.VIEWS, view) for view in self.views]
-        added = [entry for table, name in tables for entry in table.added(name)]
-        return {"engine": ENGINE_VERSION, **differing, **({"source": sources.digest(added)} if added else {})}
+        """The settings that decide the result, JSON-ready; the place of an image folder is one of them."""
+        values = self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        return values | ({"data_dir": str(self.data_dir.resolve())} if self.dataset == "folder" else {})
 
     def name(self) -> str:
         """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""
-        return self._settled_name
-
-    @cached_property
-    def _settled_name(self) -> str:
-        # Once for a config: a run keeps its name though a global of the user's method changes while it trains.
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.dataset}-{self.method}-{self.encoder}-s{self.seed}-{digest}"

@@ -69,7 +69,9 @@ def _next_sgd(group: dict, states: list[dict], gradients: list[Tensor], decay: l
     return lr, None if shift is None else torch._foreach_mul(shift, lr)
 
 
-def _next_adam(group: dict, states: list[dict], gradients: list[Tensor], decay: list[Tensor] | None, lr: float | Tensor):
+def _next_adam(
+    group: dict, states: list[dict], gradients: list[Tensor], decay: list[Tensor] | None, lr: float | Tensor
+):
     """lr / (1 - b1^t) * first / (sqrt(second / (1 - b2^t)) + eps), where first = b1 * kept + (1 - b1) * (decay + gradient)."""
     b1, b2 = group["betas"]
     whole = gradients if decay is None else torch._foreach_add(gradients, decay)

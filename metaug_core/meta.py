@@ -33,7 +33,9 @@ class LookAhead(NamedTuple):
     features: Tensor  # z at theta
     features_ahead: Tensor  # z at theta'
     loss_ahead: Tensor  # outer_loss at theta'
-    mixed_share: Tensor | None = None  # |mixed| / (|direct| + |mixed|), the two parts of the gradient; None: not measured
+    mixed_share: Tensor | None = (
+        None  # |mixed| / (|direct| + |mixed|), the two parts of the gradient; None: not measured
+    )
 
 
 class Regular(NamedTuple):
@@ -145,7 +147,8 @@ def look_ahead(
         sizes = get_total_norm(direct), get_total_norm(parts)
         share = sizes[1] / (sizes[0] + sizes[1])
     gradient = {
-        name: _sum(p, *both, products.gradient(p)) for (name, p), *both in zip(omega.items(), direct, parts, strict=True)
+        name: _sum(p, *both, products.gradient(p))
+        for (name, p), *both in zip(omega.items(), direct, parts, strict=True)
     }
     return LookAhead(gradient, z.detach(), z_ahead.detach(), value.detach(), share)
 

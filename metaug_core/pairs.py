@@ -64,7 +64,9 @@ class Pairs:
                 for place, u in enumerate(others):
                     if not (anchors[v] and all(rows[u] for rows in targets)):
                         gradient[v, :, place].zero_()
-        (pull,) = torch.autograd.grad(blocks, z, gradients, retain_graph=True, allow_unused=True, materialize_grads=True)
+        (pull,) = torch.autograd.grad(
+            blocks, z, gradients, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         return pull
 
     def _originals(self, features: Tensor) -> Sequence[bool]:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from metaug_core import evaluation, methods, store
-from metaug_core.config import NOT_IDENTITY, Config
+from metaug_core.config import Config
 from metaug_core.evaluation import AUGMENTED, REPRESENTATIONS
 from metaug_core.probe import MEASURES
 from metaug_core.store import Run
@@ -43,12 +43,12 @@ MACHINE = [
 def row(run: Run, split: str = "test") -> dict[str, Any]:
     """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
 
-    Settings: all that decide a result, this run's or another's, under their names; a list as text, `L,ab`. Accuracies in [0, 1] as far as they are
+    Settings: all that decide the result, under their names; a list as text, `L,ab`. Accuracies in [0, 1] as far as they are
     evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn (pixels), augmented_knn (z and
     z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last
     epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions, images/s, device, commit.
     """
-    settings = run.config.model_dump(mode="json", exclude=NOT_IDENTITY)
+    settings = run.config.identity()
     state = "finished" if run.finished else "failed" if run.failure else "missing"
     found = {"run": run.path.name, "state": state, "failure": None if run.finished else run.failure}
     found |= {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}

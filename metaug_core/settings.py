@@ -1,7 +1,6 @@
-"""Settings that only some methods use, a part of `Config`: what a loss, the memory bank and the MAG are told.
+"""Settings of the objectives, a part of `Config`: what a loss, the memory bank and the MAG are told.
 
-Those of a method that does not use them are not in a run's identity. A setting that a single method brings stands here too, under
-that method's name: it is then checked and saved as all are.
+A setting that a single method brings stands here too, under that method's name: it is then checked, saved and hashed as all are.
 """
 
 from typing import Annotated, Literal
@@ -15,16 +14,9 @@ Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ObjectiveSettings(BaseModel):
-    """Settings that a method uses if it names them in `uses` (`methods.base.Description`)."""
+    """The objective's share of a run's settings; `Config` has the rest."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
-
-    # --- networks
-    feature_dim: Positive = 128
-    """d, the dimension of the features z that are contrasted."""
-    head: Literal["linear", "mlp", "mlp-bn", "alexnet"] = "linear"
-    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR);
-    alexnet: what follows in the split AlexNet (Appendix B.1), fc6, fc7 and fc8 on `conv`, fc8 on any other."""
 
     # --- contrast
     temperature: Size = 0.07
@@ -45,6 +37,8 @@ class ObjectiveSettings(BaseModel):
     """phi_dec divides Gamma x (d - margin) (paper), or the similarity inside it but not its margin (authors' code)."""
     scope: Literal["anchor", "minibatch"] = "anchor"
     """One OUCL per anchor, averaged, or one over all pairs of the minibatch."""
+    loss_scale: Size = 1.0
+    """The loss is multiplied by this constant (the authors' code has one)."""
     negatives: Literal["bank", "batch"] = "bank"
     """Negatives: past features from the memory bank, or the other images of the minibatch."""
     bank_negatives: Positive = 4096
@@ -55,6 +49,8 @@ class ObjectiveSettings(BaseModel):
     """Share of the old entry that stays when an image's entry is written; the result is renormalised."""
     positives: Literal["features", "bank"] = "features"
     """Positives: the other views' features, or their stale bank entries (authors' code)."""
+    bank_writes: Literal["step", "every-pass"] = "step"
+    """Write the bank once a step, or also from the look-ahead's two passes (authors' code)."""
 
     # --- modifiers debiased and hard
     tau_plus: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -105,18 +101,7 @@ class ObjectiveSettings(BaseModel):
     )
     """LooC: augmentations that one head each stays sensitive to."""
 
-
-class MagSettings(BaseModel):
-    """Settings of meta feature augmentation: a method uses them if it has a MAG."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    mag_hidden: Positive = 2048
-    """Units of the two hidden layers of the MAG."""
-    mag_optimiser: Literal["adam", "sgd"] = "adam"
-    """For the MAG."""
-    mag_lr: Rate = 1e-3
-    """l' of eq. 6, learning rate of the MAG; 0: the MAG stays as it was drawn (a control)."""
+    # --- meta feature augmentation (used by methods with a MAG)
     delta: Rate = 1e-5
     """delta of eq. 11: weight of the loss that includes augmented features (the paper's tables are of 1e-5: its Table 5)."""
     alpha: Rate = 1e-13
@@ -154,5 +139,3 @@ class MagSettings(BaseModel):
     """The gradient of eq. 6, or its direct part alone: what z~ itself does to the loss at theta', no second derivative."""
     meta: Literal["forward", "double-backward"] = "forward"
     """How the meta-gradient is computed; both are exact, the second is the slow reference."""
-    bank_writes: Literal["step", "every-pass"] = "step"
-    """Write the bank once a step, or also from the look-ahead's two passes (authors' code)."""

@@ -76,7 +76,12 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 
 def mag_step(
-    s: TrainState, views: list[Tensor], context: Context, log: bool, regular: Regular | None = None, outer: Seen | None = None
+    s: TrainState,
+    views: list[Tensor],
+    context: Context,
+    log: bool,
+    regular: Regular | None = None,
+    outer: Seen | None = None,
 ) -> dict[str, Tensor]:
     """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it. outer: the minibatch of
     the loss at theta', where it is another."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / ROOT
 
 # A room may import rooms of strictly lower rank. A new room needs a rank here.
 RANK: dict[str, float] = {
-    "registry": -1,
+    **dict.fromkeys(["registry", "sources"], -1),
     **dict.fromkeys(["contradictions", "settings"], -0.5),
     "config": 0,
     "children": 0.1,

@@ -294,7 +294,9 @@ class HoldsOriginals(Pairs):
         for w, anchor in enumerate(anchors):
             original, others = w < self.views, [u for u in range(len(targets)) if u % self.views != w % self.views]
             positives = [similarity((anchor * targets[u]).sum(-1)) for u in others]
-            positives = [p.detach() if original and u < self.views else p for p, u in zip(positives, others, strict=True)]
+            positives = [
+                p.detach() if original and u < self.views else p for p, u in zip(positives, others, strict=True)
+            ]
             negatives = similarity(anchor @ self.past[w % self.views].flatten(0, 1).T)
             rows.append((torch.stack(positives, -1), negatives.detach() if original else negatives))
         return [tuple(torch.cat(side) for side in zip(*rows, strict=True))]
@@ -351,7 +353,9 @@ def test_inner_learning_rate_is_the_encoders_unless_given():
 def test_the_optimisers_look_ahead_is_where_the_next_step_leads():
     """theta' of the MAG step is theta after the step: the features there are the same."""
     for optimiser in ("adam", "sgd"):
-        s = started(look_ahead_update="optimiser", optimiser=optimiser, lr=0.01, weight_decay=0.05, bank_writes="every-pass")
+        s = started(
+            look_ahead_update="optimiser", optimiser=optimiser, lr=0.01, weight_decay=0.05, bank_writes="every-pass"
+        )
         steps(s, 3)
         seen: list[torch.Tensor] = []
         s.method.remember = lambda memory, networks, z, context, seen=seen: seen.append(z)

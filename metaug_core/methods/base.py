@@ -19,7 +19,7 @@ the names of `Description`'s fields; everybody reads its `description`, which a 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -31,7 +31,6 @@ from metaug_core.bank import Bank
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.pairs import Pairs, other_views
-from metaug_core.settings import ObjectiveSettings
 from metaug_core.views import make_views
 
 TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one encoder, as most methods see it
@@ -42,8 +41,6 @@ TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one enc
     "grey": 0.2,
     "negatives": "batch",
 }
-PROJECTED = frozenset({"feature_dim", "head"})  # settings of features under `encoders.head`
-OF_OUCL = frozenset({"oucl", "beta", "gamma", "oucl_lambda", "phi_dec", "gamma_detached", "attenuate"})  # what `unified` reads
 Augment = Callable[[Tensor], Tensor]  # z (V, B, d) -> z~ (V, B, d)
 Contrast = Callable[[Tensor, Tensor], Tensor]  # similarities d of positives (A, P) and negatives (A, N) -> scalar
 
@@ -76,7 +73,6 @@ class Description:
     objective: str = ""  # the loss in one line of plain text
     remembers: str = "nothing"  # what `memory` holds
     defaults: Mapping[str, Any] = field(default_factory=dict)  # settings that stand where the user gave none
-    uses: Set[str] = frozenset(ObjectiveSettings.model_fields)  # of the settings that not all methods use; a class names its own
     labelled: bool = False  # trains on labels (then unlabelled images are left out)
     minimum_views: int = 2
     parts: int = 1  # z has so many rows for each view: 2 where predictions (V, B, d) follow the features
@@ -97,9 +93,7 @@ class Method(ABC):
         """Freeze what the class says about itself; what it leaves out is as its base class has it."""
         super().__init_subclass__(**keywords)
         said = {one.name: vars(cls)[one.name] for one in fields(Description) if one.name in vars(cls)}
-        # Not the base class's: what a class reads beyond it would be missing in a run's identity.
-        own = {"title": cls.__name__, "uses": Method.description.uses}
-        cls.description = replace(cls.description, **own | said)
+        cls.description = replace(cls.description, **{"title": cls.__name__} | said)
 
     def __init__(self, config: Config):
         self.config = config

@@ -10,7 +10,7 @@ from metaug_core import shards
 from metaug_core.bank import Averaged, Queue
 from metaug_core.config import Config
 from metaug_core.encoders import Encoders, head
-from metaug_core.methods.base import PROJECTED, TWO_CROPS, Context, Method, queue_fits
+from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
 from metaug_core.pairs import other_views
 from metaug_core.views import make_views
 
@@ -48,7 +48,6 @@ class InfoMin(Method):
     remembers = "averaged networks; queue of keys (V, K, d)"
     contrasts = True
     parts = 2
-    uses = PROJECTED | {"temperature", "ema_momentum", "queue_size", "jigsaw_grid", "jigsaw_weight"}
     defaults = {**TWO_CROPS, "jitter": 1.0, "randaugment": 10.0, "head": "mlp", "temperature": 0.15}
 
     def __init__(self, config: Config):

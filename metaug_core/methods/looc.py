@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from metaug_core.bank import Averaged, Queue
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Encoders, head
-from metaug_core.methods.base import PROJECTED, TWO_CROPS, Context, Method, queue_fits
+from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
 from metaug_core.pairs import similarity
 from metaug_core.views import draw, split, transform
 
@@ -54,7 +54,6 @@ class LooC(Method):
     minimum_views = 1
     unit_features = False  # rows of z are heads, not views
     augmentable = False
-    uses = PROJECTED | {"temperature", "ema_momentum", "queue_size", "looc_held"}
     defaults = {**TWO_CROPS, "views": ("RGB",), "rotation": 180.0, "head": "mlp", "temperature": 0.2}
 
     def __init__(self, config: Config):

@@ -22,7 +22,6 @@ from metaug_core.margins import margins
 from metaug_core.methods.base import Augment, Composition, Context, Method
 from metaug_core.pairs import Pairs
 from metaug_core.registry import MetaugError
-from metaug_core.settings import MagSettings
 
 
 class MetAug(Method):
@@ -97,5 +96,4 @@ def with_mag(base: type[Method] | Composition) -> Composition:
     if not base.description.augmentable:
         raise MetaugError(f"{base.description.title} has no features that a MAG could augment")
     objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"
-    uses = base.description.uses | MagSettings.model_fields.keys()
-    return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective, uses=uses)
+    return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective)

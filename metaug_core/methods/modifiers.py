@@ -7,7 +7,7 @@ objective of the same similarities in its place; RandAugment changes the picture
 from functools import partial
 
 from metaug_core.config import ConfigError
-from metaug_core.methods.base import OF_OUCL, Composition, Method, unified
+from metaug_core.methods.base import Composition, Method, unified
 from metaug_core.registry import MetaugError
 
 Base = type[Method] | Composition
@@ -22,8 +22,7 @@ def debiased(base: Base) -> Composition:
 
     check(base, "debiased")
     how = "sum over negatives debiased by tau_plus"
-    uses = base.description.uses | {"tau_plus"}
-    return Composition(base, modify, "Debiased", "Chuang et al. 2020", how, contrasts=False, uses=uses)
+    return Composition(base, modify, "Debiased", "Chuang et al. 2020", how, contrasts=False)
 
 
 def hard(base: Base) -> Composition:
@@ -35,8 +34,7 @@ def hard(base: Base) -> Composition:
 
     check(base, "hard")
     how = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
-    uses = base.description.uses | {"tau_plus", "hard_beta"}
-    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, contrasts=False, uses=uses)
+    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, contrasts=False)
 
 
 def oucl(base: Base) -> Composition:
@@ -50,8 +48,7 @@ def oucl(base: Base) -> Composition:
     if not base.description.augmentable:
         raise MetaugError(f"modifier 'oucl' needs pairs of features, and {base.description.title} has none")
     how = "OUCL of the same pairs in the place of InfoNCE"
-    uses = base.description.uses - {"temperature"} | OF_OUCL
-    return Composition(base, modify, "OUCL", "Li et al. 2022", how, contrasts=False, uses=uses)
+    return Composition(base, modify, "OUCL", "Li et al. 2022", how, contrasts=False)
 
 
 def randaugment(base: Base) -> Composition:

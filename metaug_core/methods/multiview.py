@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from metaug_core.bank import Bank
 from metaug_core.losses import log_sum_exp_square
-from metaug_core.methods.base import OF_OUCL, PROJECTED, Context, Method, bank_context, bank_memory, unified
+from metaug_core.methods.base import Context, Method, bank_context, bank_memory, unified
 from metaug_core.pairs import Pairs
 from metaug_core.registry import MetaugError
-
-USED = PROJECTED | {"negatives", "bank_negatives", "bank_draw", "bank_momentum", "positives"}  # by both
 
 
 class MultiView(Method):
@@ -48,7 +46,6 @@ class CMC(MultiView):
     objective = "mean over view pairs of -log softmax(z_v . z_u / t) against past features of view u"
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
     contrasts = True
-    uses = USED | {"temperature"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         _, rows = self.pairs(z, context, by_view=True)
@@ -62,7 +59,6 @@ class OUCL(MultiView):
     paper = "Li et al. 2022"
     objective = "(1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2)))"
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
-    uses = USED | OF_OUCL | {"scope"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         pairs, rows = self.pairs(z, context)

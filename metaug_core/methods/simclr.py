@@ -1,7 +1,7 @@
 """SimCLR: two random crops of an image attract, all other images of the minibatch repel."""
 
 from metaug_core import losses
-from metaug_core.methods.base import PROJECTED, Method
+from metaug_core.methods.base import Method
 
 
 class SimCLR(Method):
@@ -15,7 +15,6 @@ class SimCLR(Method):
     paper = "Chen et al. 2020"
     objective = "-log e^(z1.z2/t) / (e^(z1.z2/t) + sum over other images of e^(z1.z/t)), both ways"
     contrasts = True
-    uses = PROJECTED | {"temperature"}
     defaults = {
         "views": ("RGB", "RGB"),
         "independent": True,

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.losses import alignment
-from metaug_core.methods.base import PROJECTED, TWO_CROPS, Context, Method
+from metaug_core.methods.base import TWO_CROPS, Context, Method
 
 
 class WMSE(Method):
@@ -26,7 +26,6 @@ class WMSE(Method):
     objective = "|| w_u - w_v ||^2 of whitened positives w = W (z - mean z), W^T W = Cov(z)^-1, at unit norm"
     unit_features = False
     augmentable = False
-    uses = PROJECTED | {"whitening_size"}
     defaults = {**TWO_CROPS, "head": "mlp-bn", "feature_dim": 32}
 
     def __init__(self, config: Config):
