@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 """A gradient step as theta - shift - scale * gradient, elementwise: by a plain rate (eq. 3), or as an optimiser will take it.
 
 scale and shift are constants of the look-ahead: no gradient flows through them. So theta' depends on omega through the gradient

@@ -145,7 +145,7 @@ def head(inputs: int, config: Config) -> nn.Module:
     view, SimCLR on L and ab stays at chance: its negatives are the features of one view, which lie close together (LOG.md)."""
     if config.head == "alexnet" and config.encoder == "conv":
         layers = connected(inputs, config)
-        return nn.Sequential(*layers, nn.Linear(layers[0].out_features, config.feature_dim))
+        return nn.Sequential(*layers, nn.Linear(max(1, round(HIDDEN * config.width)), config.feature_dim))
     if config.head in ("linear", "alexnet"):
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """Everything that changes while a run trains, in one place: made from a config, saved whole, restored whole."""
 
 from collections.abc import Iterator

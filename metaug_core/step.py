@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """One training step: the regular update of theta, the look-ahead, the MAG's update. No disk, no clock, no printing."""
 
 import math
