@@ -233,7 +233,8 @@ OTHER = {
     "margin_everywhere": True, "margin_positive_weight": 0.5, "augmented_sets": "swapped", "schedule": "epoch",
     "look_ahead": "fresh", "inner_lr": 0.1, "look_ahead_update": "optimiser", "look_ahead_loss": "original",
 
-    "look_ahead_batch": "previous", "mag_objective": "scaled", "mag_direction": "ascend", "mag_gradient": "direct", "meta": "double-backward",
+    "look_ahead_batch": "previous", "mag_objective": "scaled", "mag_direction": "ascend", "mag_gradient": "direct",
+    "meta": "double-backward",
     "epochs": 3, "batch_size": 8, "optimiser": "sgd",
     "lr": 0.1, "momentum": 0.8, "weight_decay": 0.1, "mag_optimiser": "sgd", "mag_lr": 0.1, "lr_schedule": "cosine",
     "lr_steps": (1,), "lr_decay": 0.5, "warmup_epochs": 1, "precision": "bf16", "seed": 1, "log_every": 3, "monitor_every": 2,
