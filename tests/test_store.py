@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,21 @@ def test_the_environment_says_what_is_needed_to_repeat(tiny):
     cpuinfo = Path("/proc/cpuinfo")
     known = cpuinfo.exists() and "model name" in cpuinfo.read_text()
     assert f": {session['processor']}\n" in cpuinfo.read_text() if known else session["processor"]
+
+
+def test_a_run_begins_where_packages_of_the_notebooks_are_not_installed(tiny, monkeypatch):
+    known = metadata.Distribution.from_name
+
+    def without(name):
+        if name in ("papermill", "pandas"):
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", without)
+    run = request(tiny())
+    begin(run, 0, "cpu")
+    (session,) = read_json(run.path / "environment.json")
+    assert session["versions"].keys() == {"python", "torch", "torchvision", "numpy", "pydantic", "safetensors"}
 
 
 # --- names
