@@ -119,9 +119,9 @@ def train(experiments: list[str], shared: dict[str, Any], seeds: int, processes:
 def summary(found: pd.DataFrame) -> str:
     """Means and 95 % t-intervals over seeds, and the difference to only OUCL, paired by seed."""
     lines = []
-    for (experiment, variant), group in found.groupby(
-        ["experiment", "variant"], sort=False
-    ):  # in the order of their first rows
+    # In the order of their first rows.
+    for experiment, variant in found[["experiment", "variant"]].drop_duplicates().itertuples(index=False):
+        group = found[(found.experiment == experiment) & (found.variant == variant)]
         line: dict[str, Any] = {"experiment": experiment, "variant": variant, "n": len(group)}
         base = found[(found.experiment == experiment) & (found.variant == "only OUCL")].set_index("seed")
         for key in MEASURES:

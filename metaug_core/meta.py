@@ -75,8 +75,15 @@ def _sum(like: Tensor, *parts: Tensor | None) -> Tensor:
 
 
 def _formed(omega: Params, parts: Sequence[Tensor | None], products: Products) -> list[Tensor]:
-    """Each part with the products of its weight that were put off."""
-    return [_sum(p, part, products.gradient(p)) for p, part in zip(omega.values(), parts, strict=True)]
+    """Each part with the products of its weight that were put off; these stay, and so do the parts."""
+    parts = [None if part is None else part.clone() for part in parts]
+    return [_sum(p, part, products.gradient(p, keep=True)) for p, part in zip(omega.values(), parts, strict=True)]
+
+
+def _mixed_share(direct: list[Tensor], whole: list[Tensor]) -> Tensor:
+    """|mixed| / (|direct| + |mixed|) of the direct part and the sum of both."""
+    part, rest = get_total_norm(direct), get_total_norm([w - d for w, d in zip(whole, direct, strict=True)])
+    return rest / (part + rest)
 
 
 def step(theta: Params, gradient: Params, update: float | Tensor | Rule) -> Params:
@@ -125,8 +132,8 @@ def look_ahead(
             with torch.no_grad():
                 z = shards.gather(features(theta), 1)
             return LookAhead(gradient, z, z_ahead.detach(), value.detach())
-        if measure:
-            direct = _formed(omega, direct, products)
+        # Of copies, so that measuring does not change how the gradient itself is summed.
+        measured = _formed(omega, direct, products) if measure else None
         direction = pulled_back(z, ahead, torch.zeros_like(z_ahead) if pull is None else pull)
         factor = -1.0
         if isinstance(descent.scale, dict):
@@ -141,15 +148,11 @@ def look_ahead(
         parts = [None] * len(omega)
         if pull.requires_grad:
             parts = torch.autograd.grad((factor * z_dot * pull).sum(), [*through.values()], allow_unused=True)
-    share = None
-    if measure:
-        parts = _formed(omega, parts, products)
-        sizes = get_total_norm(direct), get_total_norm(parts)
-        share = sizes[1] / (sizes[0] + sizes[1])
     gradient = {
         name: _sum(p, *both, products.gradient(p))
         for (name, p), *both in zip(omega.items(), direct, parts, strict=True)
     }
+    share = _mixed_share(measured, [*gradient.values()]) if measured is not None else None
     return LookAhead(gradient, z.detach(), z_ahead.detach(), value.detach(), share)
 
 
@@ -201,8 +204,7 @@ def look_ahead_reference(
     share, gradient = None, gradients(value, omega, retain_graph=measure)
     if measure:
         direct = gradients((outer_loss or loss)(outer(apart), omega), omega)
-        sizes = [get_total_norm(part) for part in ([*direct.values()], [gradient[n] - direct[n] for n in omega])]
-        share = sizes[1] / (sizes[0] + sizes[1])
+        share = _mixed_share([*direct.values()], [*gradient.values()])
     return LookAhead(gradient, z.detach(), z_ahead.detach(), value.detach(), share)
 
 

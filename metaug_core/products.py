@@ -39,9 +39,9 @@ class Products:
         self.parts.setdefault(weight.data_ptr(), []).append((x, g))
 
     @torch.no_grad()
-    def gradient(self, weight: Tensor) -> Tensor | None:
-        """The sum of all parts, (V, in, out), in one product; None if there is none. Forgets them."""
-        parts = self.parts.pop(weight.data_ptr(), None)
+    def gradient(self, weight: Tensor, keep: bool = False) -> Tensor | None:
+        """The sum of all parts so far, (V, in, out), in one product; None if there is none. Forgets them unless keep."""
+        parts = self.parts.get(weight.data_ptr()) if keep else self.parts.pop(weight.data_ptr(), None)
         if parts is None:
             return None
         x, g = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))

@@ -146,7 +146,7 @@ class Session:
     def end_epoch(self) -> None:
         s, config = self.s, self.config
         check_finite(self.pending, self.run)
-        mag_update = s.mag_update()
+        mag_update, s.omega_before = s.mag_update(), None
         s.epoch, s.position, s.order = s.epoch + 1, 0, None
         if mag_update is not None:
             self.log({"mag_update": mag_update})
