@@ -85,8 +85,9 @@ def rows(experiment: str, name: str, shared: dict[str, Any], seeds: list[int]) -
     variants, split, first = EXPERIMENTS[experiment]
     configs = [preset("quick", **shared, **variants[name], seed=first + seed) for seed in seeds]
     device = pick_device(configs[0].device)
-    splits = _splits.setdefault("loaded", None) or data.load(configs[0], device)
-    _splits["loaded"] = splits
+    if "loaded" not in _splits:  # the images are the same for every variant
+        _splits["loaded"] = data.load(configs[0], device)
+    splits = _splits["loaded"]
     runs = fit_trials(configs, lambda _: None, splits)
     found = []
     for config, run in zip(configs, runs, strict=True):

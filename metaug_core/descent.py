@@ -1,17 +1,17 @@
-# pyright: reportPrivateImportUsage=false, reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportPrivateImportUsage=false
 """A gradient step as theta - shift - scale * gradient, elementwise: by a plain rate (eq. 3), or as an optimiser will take it.
 
 scale and shift are constants of the look-ahead: no gradient flows through them. So theta' depends on omega through the gradient
 alone, by a diagonal preconditioner, and the meta-gradient needs no other derivative than for a plain rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Params = dict[str, Tensor]
+from metaug_core.tangents import Params
 
 
 class Descent(NamedTuple):
@@ -60,7 +60,9 @@ def next_step(optimiser: torch.optim.Optimizer, theta: Params, lr: float | Tenso
     return rule
 
 
-def _next_sgd(group: dict, states: list[dict], gradients: list[Tensor], decay: list[Tensor] | None, lr: float | Tensor):
+def _next_sgd(
+    group: dict, states: list[dict], gradients: list[Tensor], decay: Sequence[Tensor] | None, lr: float | Tensor
+):
     """lr * (momentum * buffer + decay + gradient)."""
     del gradients
     shift = decay
@@ -71,7 +73,7 @@ def _next_sgd(group: dict, states: list[dict], gradients: list[Tensor], decay: l
 
 
 def _next_adam(
-    group: dict, states: list[dict], gradients: list[Tensor], decay: list[Tensor] | None, lr: float | Tensor
+    group: dict, states: list[dict], gradients: list[Tensor], decay: Sequence[Tensor] | None, lr: float | Tensor
 ):
     """lr / (1 - b1^t) * first / (sqrt(second / (1 - b2^t)) + eps), where first = b1 * kept + (1 - b1) * (decay + gradient)."""
     b1, b2 = group["betas"]

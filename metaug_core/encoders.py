@@ -49,17 +49,15 @@ def conv(channels: int, config: Config) -> nn.Sequential:
 def fc(channels: int, config: Config) -> nn.Sequential:
     """`conv` and the two fully connected layers of the split AlexNet."""
     layers = conv(channels, config)
-    return layers.extend(connected(output_dim(layers, channels, config), config))
+    hidden = hidden_units(config)
+    for inputs in (output_dim(layers, channels, config), hidden):
+        layers.extend([nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()])
+    return layers
 
 
-def connected(inputs: int, config: Config) -> list[nn.Module]:
-    """fc6 and fc7 of the split AlexNet, (B, inputs) -> (B, hidden), BatchNorm and ReLU after each."""
-    hidden = max(1, round(HIDDEN * config.width))
-    return [
-        layer
-        for size in (inputs, hidden)
-        for layer in (nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU())
-    ]
+def hidden_units(config: Config) -> int:
+    """Units of fc6 and of fc7 at this width."""
+    return max(1, round(HIDDEN * config.width))
 
 
 def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Module]:
@@ -144,8 +142,7 @@ def head(inputs: int, config: Config) -> nn.Module:
     as in SimCLR's code, here with the statistics of each view, there of both crops together. Without the last, which centres each
     view, SimCLR on L and ab stays at chance: its negatives are the features of one view, which lie close together (LOG.md)."""
     if config.head == "alexnet" and config.encoder == "conv":
-        layers = connected(inputs, config)
-        return nn.Sequential(*layers, nn.Linear(max(1, round(HIDDEN * config.width)), config.feature_dim))
+        return mlp(inputs, hidden_units(config), hidden_units(config), config.feature_dim)
     if config.head in ("linear", "alexnet"):
         return nn.Linear(inputs, config.feature_dim)
     hidden = min(inputs, HIDDEN)

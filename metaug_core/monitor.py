@@ -43,8 +43,3 @@ def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Conf
         found |= {"sigma_plus": sigma_plus.mean(), "sigma_minus": sigma_minus.mean()}
         found["augmented_similarity"] = similarity((z * augmented).sum(-1)).mean()
     return found
-
-
-def norm(values: list[Tensor]) -> Tensor:
-    """Euclidean norm of all values together."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v.float()) for v in values]))

@@ -42,9 +42,7 @@ class TrainState:
     step: int = 0  # steps done in all
     order: Tensor | None = None  # (N,) the images in the order of the pass under way
     omega_before: list[Tensor] | None = None  # the MAG's weights at the start of the pass under way
-    previous: tuple[Tensor, Tensor] | None = (
-        None  # pixels and indices of the minibatch before, with look_ahead_batch previous
-    )
+    previous: tuple[Tensor, Tensor] | None = None  # pixels and indices of the minibatch before, if a look-ahead asks
 
     @property
     def theta(self) -> Params:

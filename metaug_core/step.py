@@ -51,7 +51,8 @@ def regular_step(
     for the look-ahead, and with log the share of the encoders' gradient that comes through pairs that hold an augmented feature is
     one more backward. share: keep for the look-ahead what it would compute again.
     """
-    context = replace(context, shared=context.pairs(len(s.config.views)))
+    pairs = context.pairs(len(s.config.views))
+    context = replace(context, shared=pairs)
     recorded = Recorded() if share else None
     with shards.whole_batch(), recorded or nullcontext():
         z = s.networks(views)
@@ -63,7 +64,7 @@ def regular_step(
     found = {name: term.detach() for name, term in terms.items()}
     if log:
         (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=True)
-        augmented_pull -= context.pairs(len(s.config.views)).pull_of_originals(terms["loss_augmented"], leaf)
+        augmented_pull -= pairs.pull_of_originals(terms["loss_augmented"], leaf)
         augmented = pulled_back(z, theta, augmented_pull)
         part = get_total_norm(augmented.values())
         rest = get_total_norm(gradient[name] - augmented[name] for name in theta)

@@ -20,7 +20,8 @@ RANK: dict[str, float] = {
     **dict.fromkeys(["presets", "shapes", "formats", "machine", "formulas", "heads"], 0.5),
     "shards": 0.3,
     "colours": 0.3,
-    **dict.fromkeys(["tangents", "products", "recomputing", "branches", "descent"], 0.7),
+    **dict.fromkeys(["tangents", "products", "recomputing", "branches"], 0.7),
+    "descent": 0.8,
     **dict.fromkeys(
         ["losses", "margins", "pairs", "probe", "data", "views", "encoders", "generator", "bank", "meta"], 1
     ),
