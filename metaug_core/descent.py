@@ -5,7 +5,7 @@ scale and shift are constants of the look-ahead: no gradient flows through them.
 alone, by a diagonal preconditioner, and the meta-gradient needs no other derivative than for a plain rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ class Descent(NamedTuple):
         return ahead if shift is None else {name: p - shift[name] for name, p in ahead.items()}
 
 
+Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch's list operations take and give them
 Rule = Callable[[Params], Descent]  # from the gradient's values to the step
 
 
@@ -60,9 +61,7 @@ def next_step(optimiser: torch.optim.Optimizer, theta: Params, lr: float | Tenso
     return rule
 
 
-def _next_sgd(
-    group: dict, states: list[dict], gradients: list[Tensor], decay: Sequence[Tensor] | None, lr: float | Tensor
-):
+def _next_sgd(group: dict, states: list[dict], gradients: list[Tensor], decay: Tensors | None, lr: float | Tensor):
     """lr * (momentum * buffer + decay + gradient)."""
     del gradients
     shift = decay
@@ -72,9 +71,7 @@ def _next_sgd(
     return lr, None if shift is None else torch._foreach_mul(shift, lr)
 
 
-def _next_adam(
-    group: dict, states: list[dict], gradients: list[Tensor], decay: Sequence[Tensor] | None, lr: float | Tensor
-):
+def _next_adam(group: dict, states: list[dict], gradients: list[Tensor], decay: Tensors | None, lr: float | Tensor):
     """lr / (1 - b1^t) * first / (sqrt(second / (1 - b2^t)) + eps), where first = b1 * kept + (1 - b1) * (decay + gradient)."""
     b1, b2 = group["betas"]
     whole = gradients if decay is None else torch._foreach_add(gradients, decay)
