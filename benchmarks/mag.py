@@ -1,14 +1,15 @@
-"""Does a MAG that trains help? MetAug's variants beside only OUCL and the untrained encoder, on an image folder.
+"""Does a MAG that trains help? MetAug's variants beside only OUCL and the untrained encoder, on an image folder or on `shapes`.
 
-    python benchmarks/mag.py FOLDER [--experiments table choice copying heads] [--seeds 5] [--images 10000] [--epochs 4]
-                                    [--device auto] [--processes 1] [--out FILE.csv]
+    python benchmarks/mag.py [FOLDER] [--experiments table choice copying heads preset] [--seeds 5] [--images 10000] [--epochs 4]
+                                      [--device auto] [--processes 1] [--out FILE.csv]
 
-FOLDER holds train/CLASS/* and test/CLASS/*.
+FOLDER holds train/CLASS/* and test/CLASS/*; without one the images are those of `shapes`.
 
 table      untrained, only OUCL, MetAug literal, scaled (both look-aheads, three deltas) and with a frozen MAG; on the test split
 choice     quick's delta, look-ahead and alpha; on the validation split, with seeds of its own
 copying    at which alpha / delta does R_sigma keep z~ from copying z? on the validation split
 heads      the projection head under conv; on the validation split
+preset     quick as it is, beside only OUCL; on the validation split
 
 The seeds of a variant train side by side. A row of the CSV is a run: its accuracies in % and the last readings of its metrics.
 """
@@ -23,10 +24,12 @@ from typing import Any
 
 import pandas as pd
 from _results import table
+from torch.nn.utils import parameters_to_vector
 
 from metaug_core import data, evaluate, fit_trials, preset
 from metaug_core.engine import pick_device
-from metaug_core.evaluation import interval
+from metaug_core.evaluation import interval, load_networks
+from metaug_core.store import Run
 
 METAUG = {"method": "metaug", "mag_objective": "scaled", "look_ahead_update": "optimiser", "alpha": 0.0}
 ONLY = {"method": "metaug-only-oucl"}
@@ -61,23 +64,35 @@ CHOICE: dict[str, dict[str, Any]] = {
 COPYING: dict[str, dict[str, Any]] = {
     f"{part}, alpha/delta {ratio:g}": METAUG | {"delta": 0.1, "alpha": 0.1 * ratio, "mag_gradient": part}
     for part in ("direct", "whole")
-    for ratio in (0.0, 0.01, 0.1, 1.0, 10.0)
+    for ratio in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 }
 HEADS: dict[str, dict[str, Any]] = {
     f"{method}, head {head}": {"method": method, "head": head}
     for method in ("metaug-only-oucl", "cmc")
     for head in ("linear", "mlp", "mlp-bn", "alexnet")
 }
+PRESET: dict[str, dict[str, Any]] = {"only OUCL": ONLY, "quick": {"method": "metaug"}}
 EXPERIMENTS = {  # variants, split, first seed
     "table": (TABLE, "test", 0),
     "choice": (CHOICE, "val", 20),
     "copying": (COPYING, "val", 20),
     "heads": (HEADS, "val", 20),
+    "preset": (PRESET, "val", 20),
 }
 LAST = ("augmented_gradient_share", "mixed_gradient_share", "mag_update", "augmented_similarity", "loss_before", "loss_ahead",
         "mag_gradient_norm", "knn_val")  # fmt: skip
+SHARES = ("augmented_gradient_share", "mixed_gradient_share")  # also as means over the whole run
+RUN = (*(f"{key}_run" for key in SHARES), "mag_moved", "falls_early", "falls_late")
 MEASURES = ["probe_paper", "knn"]
 _splits: dict[str, Any] = {}
+
+
+def mag_moved(run: Run) -> float:
+    """How far training moved the MAG's weights, relative to their norm before."""
+    before, after = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
+    assert before is not None and after is not None
+    old, new = (parameters_to_vector(mag.parameters()) for mag in (before, after))
+    return float((new - old).norm() / old.norm())
 
 
 def rows(experiment: str, name: str, shared: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
@@ -95,6 +110,11 @@ def rows(experiment: str, name: str, shared: dict[str, Any], seeds: list[int]) -
         accuracies = evaluate(run, split, measures=MEASURES, representations=wanted, splits=splits, device=device)
         metrics = run.metrics
         last = {key: metrics[key].dropna().tail(5).mean() for key in LAST if key in metrics}
+        for key in SHARES:
+            if key in metrics:
+                last[f"{key}_run"] = metrics[key].mean()
+        if "mag_update" in metrics:
+            last["mag_moved"] = mag_moved(run)
         if "loss_before" in metrics:
             falls = (metrics["loss_before"] - metrics["loss_ahead"]).dropna()
             last["falls_early"], last["falls_late"] = falls.head(5).mean(), falls.tail(5).mean()
@@ -130,7 +150,7 @@ def summary(found: pd.DataFrame) -> str:
             if len(base):
                 paired = (group.set_index("seed")[key] - base[key]).dropna()
                 line[f"{key} - OUCL"] = "{:+.2f} ± {:.2f}".format(*interval(paired.tolist()))
-        others = [key for key in (*LAST, "falls_early", "falls_late") if key in group]
+        others = [key for key in (*LAST, *RUN) if key in group]
         lines.append(line | {key: f"{group[key].mean():.3g}" for key in others})
     columns = {key: f"{{{key}}}" for line in lines for key in line}
     return table(lines, **columns)
@@ -138,7 +158,7 @@ def summary(found: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="an image folder; without it: shapes")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=["table"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=10_000)
@@ -149,8 +169,9 @@ def main() -> None:
     args = parser.parse_args()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as runs:
-        shared = {"dataset": "folder", "data_dir": args.folder, "train_images": args.images, "epochs": args.epochs,
-                  "device": args.device, "runs_dir": Path(runs)}  # fmt: skip
+        shared = {"train_images": args.images, "epochs": args.epochs, "device": args.device, "runs_dir": Path(runs)}
+        if args.folder is not None:
+            shared |= {"dataset": "folder", "data_dir": args.folder}
         for more in train(args.experiments, shared, args.seeds, args.processes):
             found += more
             pd.DataFrame(found).to_csv(args.out, index=False)

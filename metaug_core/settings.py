@@ -26,7 +26,7 @@ class ObjectiveSettings(BaseModel):
     beta: Annotated[float, Field(gt=0, le=1024)] = 16.0
     """Temperature coefficient of OUCL (eq. 8-10)."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Margin of OUCL (eq. 10); the paper fixes 0.40 (Appendix A.4)."""
+    """Margin of OUCL (eq. 9 and 10); the paper fixes 0.40 (Appendix A.4)."""
     oucl_lambda: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """lambda, the margin of eq. 7 and 8."""
     phi_dec: Size = 1.0
