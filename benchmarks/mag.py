@@ -89,9 +89,8 @@ _splits: dict[str, Any] = {}
 
 def mag_moved(run: Run) -> float:
     """How far training moved the MAG's weights, relative to their norm before."""
-    before, after = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
-    assert before is not None and after is not None
-    old, new = (parameters_to_vector(mag.parameters()) for mag in (before, after))
+    mags = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
+    old, new = (parameters_to_vector(mag.parameters()) for mag in mags if mag is not None)
     return float((new - old).norm() / old.norm())
 
 
