@@ -20,6 +20,7 @@ from metaug_core.rehearsal import counted
 VARIANTS = {
     "plain (only OUCL)": {"method": "metaug-only-oucl"},
     "regular + meta": {"method": "metaug"},
+    "regular + meta, the optimiser's look-ahead": {"method": "metaug", "look_ahead_update": "optimiser"},
     "regular + meta, own gradient": {"method": "metaug", "look_ahead": "fresh"},
     "regular + double backward": {"method": "metaug", "meta": "double-backward"},
 }

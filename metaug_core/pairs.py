@@ -1,7 +1,8 @@
 """From features to the similarities of pairs: which features are positives and which negatives of an anchor.
 
 A set of features is (V, B, d), a row for each view; z and z~ stacked are two sets, (2V, B, d). A pair joins features of two
-DIFFERENT views (section 3.1): of the same image it is a positive, of different images a negative.
+DIFFERENT views: of the same image it is a positive, of different images a negative. That is our reading of section 3.1, which does
+not say whether its two views may be the same.
 """
 
 from collections.abc import Callable, Sequence

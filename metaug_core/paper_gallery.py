@@ -194,7 +194,7 @@ for real, dataset in (("", "`shapes`"), ("-real", "CIFAR-10, JPEG re-encoded, 10
         "margin term; delta = alpha = 1, one seed.",
         registered("03_similarity_histograms", command), similarities)  # fmt: skip
     FIGURES[f"03-similarities{real}-paper-weights"] = Entry(
-        f"The same on {dataset} with the paper's weights, delta = 1e-7 and alpha = 1e-13.",
+        f"The same on {dataset} with the paper's weights, delta = 1e-5 and alpha = 1e-13.",
         registered("03_similarity_histograms", command), similarities)  # fmt: skip
 FIGURES["04-gamma-attenuation"] = Entry(
     "Figure 3: accuracy by the attenuation of Gamma, and the gain over OUCL without Gamma beside the paper's at 6.",

@@ -80,7 +80,7 @@ AUTHORS: dict[str, Any] = {
     "oucl": "eq8",
     "beta": 16.0,
     "oucl_lambda": 0.0,
-    "loss_scale": 16.0,  # softplus(lse + lse) without the 1 / beta; the code's further constant is not recorded
+    "loss_scale": 16.0,  # their criterion divides by beta 16 and multiplies by 16
     "augmented_sets": "swapped",
     "margin_everywhere": True,
     "margin_positive_weight": 1e-4,

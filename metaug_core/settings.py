@@ -22,7 +22,7 @@ class ObjectiveSettings(BaseModel):
     temperature: Size = 0.07
     """t of InfoNCE (eq. 1) and NT-Xent."""
     oucl: Literal["eq7", "eq8", "eq9", "eq10"] = "eq10"
-    """Which form of OUCL: the hinge on sums, with a temperature, weighted by Gamma, or reduced to gamma alone."""
+    """Which form of OUCL: the hinge on sums, with a temperature, weighted by Gamma, or eq. 9 with phi_dec 1, which leaves gamma."""
     beta: Annotated[float, Field(gt=0, le=1024)] = 16.0
     """Temperature coefficient of OUCL (eq. 8-10)."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.4
