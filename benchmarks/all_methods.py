@@ -1,6 +1,7 @@
 """Every registered method at one small budget, beside its encoder untrained: on `shapes`, or on an image folder.
 
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
+    python benchmarks/all_methods.py RUNS --choose wmse [--times 1,2,3]
 
 RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread
 (`making.made`), so a run's seconds are those beside another. With --methods a part of the table is shown, and nothing put into
@@ -8,6 +9,10 @@ benchmarks/results. On `shapes` methods see L and ab, which share only the objec
 has its own views. A row learns if its probe on the test split is MARGIN points above the same encoder untrained in every seed. Each
 method has settings of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about
 this budget, and its column `epochs` who was given more, on `shapes` only.
+
+--choose says how many times the epochs a method needs on `shapes`, for `LONGER`: it trains with seeds of its own (`CHOICE_SEEDS`,
+none of which is reported) on as many images as a run of the table, measures on as many validation images, and takes the fewest
+epochs at which each seed learns. No test image is seen.
 """
 
 import argparse
@@ -62,15 +67,59 @@ ON_SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain", "wmse")
 LONGER = dict.fromkeys(SLOW, 3) | {"bigan": 24}  # times the epochs, on `shapes`
+CHOICE_SEEDS = range(20, 25)  # for choosing only
 
 
-def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:
-    """The run of one method and seed. On `shapes` the views and augmentation are shared, unless a method has its own."""
+def config_of(method: str, seed: int, args: argparse.Namespace, **changes: Any) -> Config:
+    """The run of one method and seed, with changes. On `shapes` views and augmentation are shared, unless a method has its own."""
     base = method.split("+")[0]
     views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
     epochs = args.epochs * (1 if args.folder else LONGER.get(base, 1))
-    return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), train_images=args.images,
-                  **{**BUDGET, "epochs": epochs, **OWN.get(base, {}), **views})  # fmt: skip
+    return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(),
+                  **{"train_images": args.images, **BUDGET, "epochs": epochs, **OWN.get(base, {}), **views, **changes})  # fmt: skip
+
+
+def choice_configs(method: str, args: argparse.Namespace) -> list[Config]:
+    """The runs to choose a method's epochs by: as many training images as in the table, and as many validation images. Each on
+    its own account of epochs, since the cosine schedule ends with the run."""
+    usual = config_of(method, 0, args)
+    images = 2 * round(args.images * (1 - usual.val_fraction))
+    changes = {"train_images": images, "val_fraction": 0.5, "monitor_every": 10_000}
+    return [config_of(method, seed, args, epochs=times * args.epochs, **changes)
+            for times in args.times for seed in CHOICE_SEEDS]  # fmt: skip
+
+
+def fewest_epochs(gains: pd.DataFrame) -> int:
+    """The fewest epochs at which every seed gains MARGIN points; if there are none, those with the largest mean gain.
+
+    gains: epochs, seed, gain in points on the validation split.
+    """
+    by_epochs = gains.groupby("epochs")["gain"]  # in rising order
+    enough = by_epochs.min() >= MARGIN
+    return int(enough.idxmax() if enough.any() else by_epochs.mean().idxmax())
+
+
+def choose(method: str, args: argparse.Namespace) -> None:
+    """Choose how many times the epochs a method needs, print it and keep the readings."""
+    configs = choice_configs(method, args)
+    runs = paper_figures.measured(made(configs, MEASURES, split="val"), MEASURES[0])
+    runs = runs.assign(gain=100 * (runs["accuracy"] - runs["untrained"]))
+    for epochs, group in runs.groupby("epochs"):
+        print(f"{epochs} epochs: gains {', '.join(f'{gain:.1f}' for gain in group['gain'])}")
+    chosen = fewest_epochs(runs)
+    print(f"{method}: {chosen} epochs, {chosen / args.epochs:g} times")
+    rows = runs[
+        ["epochs", "seed", "split", "n_eval", "probe_paper", "untrained_probe_paper", "knn", "untrained_knn", "gain"]
+    ]
+    asked = {"choose": method, "times": ",".join(map(str, args.times)), "images": args.images, "epochs": args.epochs}
+    write(
+        f"all_methods-choice-{method}",
+        "all_methods.py RUNS",
+        asked,
+        "cpu",
+        chosen_epochs=chosen,
+        rows=rows.to_dict("records"),
+    )
 
 
 def measured(config: Config) -> list[dict[str, Any]]:
@@ -116,10 +165,16 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--images", type=int, default=2200)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--choose", metavar="METHOD", help="choose its epochs on validation images of `shapes`")
+    parser.add_argument("--times", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 3],
+                        help="the epochs to choose from, as multiples of --epochs")  # fmt: skip
     parser.add_argument("--publish", action="store_true", help="put the figure into figures/")
     args = parser.parse_args()
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")
+        return
+    if args.choose:
+        choose(args.choose, args)
         return
     methods = args.methods.split(",")
     whole = set(methods) == set(METHODS)
@@ -136,7 +191,7 @@ def main() -> None:
     )
     print(table(pd.DataFrame(rows)))
     kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
-    asked = {name: value for name, value in vars(args).items() if name not in ("runs", "folder", "publish")}
+    asked = {name: value for name, value in vars(args).items() if name in ("seeds", "methods", "images", "epochs")}
     if whole:  # before the figure: the file says whether the commit was all there was
         write(
             f"all_methods-{kind}",
