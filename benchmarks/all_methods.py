@@ -4,11 +4,13 @@
     python benchmarks/all_methods.py RUNS --choose wmse [--times 1,2,3]
 
 RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread
-(`making.made`), so a run's seconds are those beside another. With --methods a part of the table is shown, and nothing put into
-benchmarks/results. On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each
-has its own views. A row learns if its probe on the test split is LEARNS points above the same encoder untrained in every seed. Each
-method has settings of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about
-this budget, and its column `epochs` who was given more, on `shapes` only.
+(`making.made`), so a run's seconds are those beside another. The table goes into benchmarks/results, and with --publish into the
+figure. With --methods a part of it is shown; with --publish its rows then take the place of the stored ones of these methods.
+
+On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each has its own views. A
+row learns if its probe on the test split is LEARNS points above the same encoder untrained in every seed. Each method has settings
+of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about this budget, and its
+column `epochs` who was given more, on `shapes` only.
 
 --choose says how many times the epochs a method needs on `shapes`, for `LONGER`: it trains with seeds of its own (`CHOICE_SEEDS`,
 none of which is reported) on as many images as a run of the table, measures on as many validation images, and takes the fewest
@@ -16,11 +18,12 @@ epochs at which each seed learns. No test image is seen.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _results import write
+from _results import FOLDER, write
 
 from metaug_core import (
     METHODS,
@@ -65,8 +68,8 @@ ON_SHAPES: dict[str, dict[str, Any]] = {
     "bigan": {"views": ("Sobel",)}, "cpc": RGB | {"crop_scale": (0.7, 1.0), "jitter": 1.0, "grey": 0.5},
     "looc": RGB | {"crop_scale": (0.2, 1.0), "rotation": 20.0, "jitter": 0.5, "grey": 0.2, "looc_held": ("flip", "crop")},
 }  # fmt: skip
-SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain", "wmse")
-LONGER = dict.fromkeys(SLOW, 3) | {"bigan": 24}  # times the epochs, on `shapes`
+SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain")
+LONGER = dict.fromkeys(SLOW, 3) | {"wmse": 2, "bigan": 24}  # times the epochs, on `shapes`
 CHOICE_SEEDS = range(20, 25)  # for choosing only
 
 
@@ -157,6 +160,31 @@ def figure_table(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.filter(items=["method", "seed", "epochs", "measure", "split", "accuracy", "untrained"])
 
 
+def keep(rows: list[dict[str, Any]], methods: list[str], args: argparse.Namespace) -> None:
+    """Write the rows, and the stored ones of other methods with the commands and machines that made them."""
+    kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
+    file, others = FOLDER / f"all_methods-{kind}.json", []
+    if set(methods) != set(METHODS):
+        stored = json.loads(file.read_text())
+        rows = [row for row in stored["rows"] if row["method"] not in methods] + rows
+        others = [{name: stored[name] for name in ("command", "machine")}, *stored.get("others", [])]
+    asked = {name: vars(args)[name] for name in ("seeds", "methods", "images", "epochs")}
+    script = "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder)
+    write(file.stem, script, asked, "cpu", rows=rows, **({"others": others} if others else {}))
+
+
+def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: str) -> None:
+    """Put the figure of these rows, and of the stored ones of other methods, into figures/. runs: where the rows are from."""
+    name, kept = f"09-all-methods-{kind}", None
+    if set(methods) != set(METHODS):
+        stored = results.load(gallery.FOLDER / "data" / name)
+        rows = pd.concat([stored[~stored["method"].isin(methods)], rows])
+        kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
+        mine = tuple(f"{kind}-{method}-conv-s" for method in methods)
+        kept |= {"runs": [run for run in kept["runs"] if not run.startswith(mine)]}
+    gallery.publish(name, rows, runs, kept=kept)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="?", help="folder that keeps the runs")
@@ -177,9 +205,6 @@ def main() -> None:
         choose(args.choose, args)
         return
     methods = args.methods.split(",")
-    whole = set(methods) == set(METHODS)
-    if args.publish and not whole:
-        parser.error("--publish is of the whole table, without --methods")
     if args.publish:
         gallery.refuse_changes()  # before hours of training, not after
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in methods]
@@ -194,18 +219,10 @@ def main() -> None:
     print(table(pd.DataFrame(rows)))
     small = pd.concat([figure_table(paper_figures.measured(runs, name)) for name in MEASURES])
     print(paper_figures.learning(small))
-    kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
-    asked = {name: value for name, value in vars(args).items() if name in ("seeds", "methods", "images", "epochs")}
-    if whole:  # before the figure: the file says whether the commit was all there was
-        write(
-            f"all_methods-{kind}",
-            "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder),
-            asked,
-            "cpu",
-            rows=rows,
-        )
+    if args.publish or set(methods) == set(METHODS):
+        keep(rows, methods, args)
     if args.publish:
-        gallery.publish(f"09-all-methods-{kind}", small, runs)
+        publish(small, runs, methods, "folder" if args.folder else "shapes")
 
 
 if __name__ == "__main__":

@@ -59,13 +59,25 @@ def numbers(runs: pd.DataFrame | Sequence[Run]) -> dict[str, Any]:
     names = sorted({row["run"] for row in rows})
     return {
         "runs": names,
-        "config_hashes": [found[1] for name in names if (found := RUN_NAME.fullmatch(name))],
+        "config_hashes": hashes(names),
         "seeds": sorted({int(row["seed"]) for row in rows}),
         "n": len(names),
         "commits": sorted({row["commit"] for row in rows if isinstance(row["commit"], str)}),
         "uncommitted_changes": any(row["uncommitted_changes"] is True for row in rows),
         "devices": sorted({row["device"] for row in rows}),
     }
+
+
+def hashes(names: Sequence[str]) -> list[str]:
+    """The config hashes in the names of runs; what was measured without a run has none."""
+    return [found[1] for name in names if (found := RUN_NAME.fullmatch(name))]
+
+
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """`numbers` of a table whose rows come from both."""
+    both = {key: sorted({*one[key], *other[key]}) for key in ("runs", "seeds", "commits", "devices")}
+    dirty = one["uncommitted_changes"] or other["uncommitted_changes"]
+    return both | {"n": len(both["runs"]), "config_hashes": hashes(both["runs"]), "uncommitted_changes": dirty}
 
 
 def provenance(command: str, origin: dict[str, Any] | None) -> dict[str, Any]:
@@ -100,11 +112,18 @@ def save(figure: Figure, path: Path, runs: pd.DataFrame | Sequence[Run], command
     store.write_json(path.with_name(f"{path.name}.json"), provenance(command, numbers(runs)))
 
 
-def publish(name: str, table: pd.DataFrame, runs: pd.DataFrame | Sequence[Run], folder: Path | None = None) -> None:
+def publish(
+    name: str,
+    table: pd.DataFrame,
+    runs: pd.DataFrame | Sequence[Run],
+    folder: Path | None = None,
+    kept: dict[str, Any] | None = None,
+) -> None:
     """Put a registered figure into the gallery: the table it is drawn from (small: only what it needs), provenance, PNG and SVG.
 
-    runs: as in `numbers`. folder: None for figures/. Raises MetaugError for a name that is not registered, StoreError, and for
-    figures/ PublishError if the tree or a run has changes that no commit holds.
+    runs: as in `numbers`. folder: None for figures/. kept: `numbers` of those rows that were published before. Raises MetaugError
+    for a name that is not registered, StoreError, and for figures/ PublishError if the tree or a run has changes that no commit
+    holds.
     """
     entry, folder, origin = FIGURES[name], folder or FOLDER, numbers(runs)
     if folder == FOLDER:
@@ -115,6 +134,7 @@ def publish(name: str, table: pd.DataFrame, runs: pd.DataFrame | Sequence[Run], 
                 "the commit, in another runs_dir (METAUG_RUNS), where they are not found"
             )
     store.write(folder / "data" / f"{name}.csv", table.to_csv(index=False).encode())
+    origin = origin if kept is None else joined(kept, origin)
     draw(name, results.load(folder / "data" / name), provenance(entry.command, origin), folder)
     store.write(folder / "README.md", page(folder, folder / "data").encode())
 

@@ -215,6 +215,20 @@ def test_a_table_that_differs_from_the_commit_is_not_drawn_again_and_a_drawing_k
     assert "a-line.png" in (tmp_path / "look" / "README.md").read_text()
 
 
+def test_numbers_of_rows_that_stay_and_of_new_ones_are_told_together(entry, checkout):
+    kept = gallery.numbers(CLEAN[:1]) | {"commits": ["decade"], "uncommitted_changes": True}
+    gallery.publish("a-line", TABLE, CLEAN[1:], kept=kept)
+    assert origin(gallery.FOLDER)["numbers"] == {
+        "runs": ["shapes-metaug-conv-s0-0123456789", "shapes-metaug-conv-s1-abcdefabcd"],
+        "config_hashes": ["0123456789", "abcdefabcd"],
+        "seeds": [0, 1],
+        "n": 2,
+        "commits": ["c0ffee", "decade"],
+        "uncommitted_changes": True,
+        "devices": ["cpu"],
+    }
+
+
 def test_a_notebook_that_publishes_refuses_before_it_trains(checkout):
     (checkout / "code.py").write_text("a = 2\n")
     with pytest.raises(PublishError, match=r"code\.py"):
