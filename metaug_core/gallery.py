@@ -126,7 +126,7 @@ def publish(
     holds.
     """
     entry, folder, origin = FIGURES[name], folder or FOLDER, numbers(runs)
-    if folder == FOLDER:
+    if folder.resolve() == FOLDER.resolve():
         refuse_changes()
         if origin["uncommitted_changes"]:
             raise PublishError(
@@ -150,7 +150,7 @@ def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out:
     wanted = [
         name for name in names or FIGURES if not FIGURES[name].table or (folder / "data" / f"{name}.csv").exists()
     ]
-    if out == FOLDER:
+    if out.resolve() == FOLDER.resolve():
         refuse_changes(wanted)
     for name in wanted:
         entry, file = FIGURES[name], folder / f"{name}.json"
@@ -187,9 +187,10 @@ def page(folder: Path, tables: Path) -> str:
 
 
 def told(origin: dict[str, Any]) -> str:
-    """How many runs and seeds stand behind a figure, and whether a commit holds what made them."""
+    """How many runs and seeds stand behind a figure, of how many commits, and whether these hold what made them."""
     found = origin["numbers"]
     if found is None:
         return ""
+    commits = f", of {len(found['commits'])} commits" if len(found["commits"]) > 1 else ""
     dirty = ", numbers of a tree with uncommitted changes" if found["uncommitted_changes"] else ""
-    return f"{found['n']} runs, seeds {', '.join(map(str, found['seeds']))}{dirty}: "
+    return f"{found['n']} runs, seeds {', '.join(map(str, found['seeds']))}{commits}{dirty}: "

@@ -127,12 +127,15 @@ def origin(folder: Path, name: str = "a-line") -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_figures_refuses_changed_code_in_a_sentence_and_other_folders_take_it(entry, checkout, tmp_path):
+def test_figures_refuses_changed_code_in_a_sentence_and_other_folders_take_it(entry, checkout, tmp_path, monkeypatch):
     (checkout / "code.py").write_text("a = 2\n")
     with pytest.raises(
         PublishError, match=r"publish: figures/ names the commit .*\(code\.py\): commit them first, or draw elsewhere"
     ):
         gallery.publish("a-line", TABLE, CLEAN)
+    monkeypatch.chdir(checkout)
+    with pytest.raises(PublishError):
+        gallery.publish("a-line", TABLE, CLEAN, Path("figures"))  # by another name
     assert [path.name for path in gallery.FOLDER.iterdir()] == ["README.md"]
     gallery.publish("a-line", TABLE, RUNS, tmp_path / "runs" / "figures")
     assert origin(tmp_path / "runs" / "figures")["uncommitted_changes"] is True
@@ -227,6 +230,8 @@ def test_numbers_of_rows_that_stay_and_of_new_ones_are_told_together(entry, chec
         "uncommitted_changes": True,
         "devices": ["cpu"],
     }
+    page = (gallery.FOLDER / "README.md").read_text()
+    assert "(2 runs, seeds 0, 1, of 2 commits, numbers of a tree with uncommitted changes: " in page
 
 
 def test_a_notebook_that_publishes_refuses_before_it_trains(checkout):
