@@ -1,21 +1,29 @@
 """Every registered method at one small budget, beside its encoder untrained: on `shapes`, or on an image folder.
 
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
+    python benchmarks/all_methods.py RUNS --choose wmse [--times 1,2,3]
 
 RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread
-(`making.made`), so a run's seconds are those beside another. With --methods a part of the table is shown, and nothing put into
-benchmarks/results. On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each
-has its own views. A row learns if its probe on the test split is MARGIN points above the same encoder untrained in every seed. Each
-method has settings of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about
-this budget, and its column `epochs` who was given more, on `shapes` only.
+(`making.made`), so a run's seconds are those beside another. The table goes into benchmarks/results, and with --publish into the
+figure. With --methods a part of it is shown; with --publish its rows then take the place of the stored ones of these methods.
+
+On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each has its own views. A
+row learns if its probe on the test split is LEARNS points above the same encoder untrained in every seed. Each method has settings
+of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about this budget, and its
+column `epochs` who was given more, on `shapes` only.
+
+--choose says how many times the epochs a method needs on `shapes`, for `LONGER`: it trains with seeds of its own (`CHOICE_SEEDS`,
+none of which is reported) on as many images as a run of the table, measures on as many validation images, and takes the fewest
+epochs at which each seed learns. No test image is seen.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _results import write
+from _results import FOLDER, write
 
 from metaug_core import (
     METHODS,
@@ -30,8 +38,8 @@ from metaug_core import (
 )
 from metaug_core.evaluation import interval
 from metaug_core.making import made
+from metaug_core.paper_figures import LEARNS
 
-MARGIN = 5.0  # points
 MEASURES = ("probe_paper", "knn")
 BUDGET: dict[str, Any] = {"feature_dim": 128, "head_hidden": 256, "predictor_hidden": 128, "queue_size": 512, "prototypes": 64,
                           "ema_momentum": 0.97, "dim_units": 256, "monitor_every": 2, "lr": 1e-3}  # fmt: skip
@@ -60,17 +68,61 @@ ON_SHAPES: dict[str, dict[str, Any]] = {
     "bigan": {"views": ("Sobel",)}, "cpc": RGB | {"crop_scale": (0.7, 1.0), "jitter": 1.0, "grey": 0.5},
     "looc": RGB | {"crop_scale": (0.2, 1.0), "rotation": 20.0, "jitter": 0.5, "grey": 0.2, "looc_held": ("flip", "crop")},
 }  # fmt: skip
-SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain", "wmse")
-LONGER = dict.fromkeys(SLOW, 3) | {"bigan": 24}  # times the epochs, on `shapes`
+SLOW = ("nnclr", "metaug-nnclr", "swav", "looc", "nat", "splitbrain")
+LONGER = dict.fromkeys(SLOW, 3) | {"wmse": 2, "bigan": 24}  # times the epochs, on `shapes`
+CHOICE_SEEDS = range(20, 25)  # for choosing only
 
 
-def config_of(method: str, seed: int, args: argparse.Namespace) -> Config:
-    """The run of one method and seed. On `shapes` the views and augmentation are shared, unless a method has its own."""
+def config_of(method: str, seed: int, args: argparse.Namespace, **changes: Any) -> Config:
+    """The run of one method and seed, with changes. On `shapes` views and augmentation are shared, unless a method has its own."""
     base = method.split("+")[0]
     views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
     epochs = args.epochs * (1 if args.folder else LONGER.get(base, 1))
-    return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), train_images=args.images,
-                  **{**BUDGET, "epochs": epochs, **OWN.get(base, {}), **views})  # fmt: skip
+    return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(),
+                  **{"train_images": args.images, **BUDGET, "epochs": epochs, **OWN.get(base, {}), **views, **changes})  # fmt: skip
+
+
+def choice_configs(method: str, args: argparse.Namespace) -> list[Config]:
+    """The runs to choose a method's epochs by: as many training images as in the table, and as many validation images. Each on
+    its own account of epochs, since the cosine schedule ends with the run."""
+    usual = config_of(method, 0, args)
+    images = 2 * round(args.images * (1 - usual.val_fraction))
+    changes = {"train_images": images, "val_fraction": 0.5, "monitor_every": 10_000}
+    return [config_of(method, seed, args, epochs=times * args.epochs, **changes)
+            for times in args.times for seed in CHOICE_SEEDS]  # fmt: skip
+
+
+def fewest_epochs(gains: pd.DataFrame) -> int:
+    """The fewest epochs at which every seed gains LEARNS points; if there are none, those with the largest mean gain.
+
+    gains: epochs, seed, gain in points on the validation split.
+    """
+    by_epochs = gains.groupby("epochs")["gain"]  # in rising order
+    enough = by_epochs.min() >= LEARNS
+    return int(enough.idxmax() if enough.any() else by_epochs.mean().idxmax())
+
+
+def choose(method: str, args: argparse.Namespace) -> None:
+    """Choose how many times the epochs a method needs, print it and keep the readings."""
+    configs = choice_configs(method, args)
+    runs = paper_figures.measured(made(configs, MEASURES, split="val"), MEASURES[0])
+    runs = runs.assign(gain=100 * (runs["accuracy"] - runs["untrained"]))
+    for epochs, group in runs.groupby("epochs"):
+        print(f"{epochs} epochs: gains {', '.join(f'{gain:.1f}' for gain in group['gain'])}")
+    chosen = fewest_epochs(runs)
+    print(f"{method}: {chosen} epochs, {chosen / args.epochs:g} times")
+    rows = runs[
+        ["epochs", "seed", "split", "n_eval", "probe_paper", "untrained_probe_paper", "knn", "untrained_knn", "gain"]
+    ]
+    asked = {"choose": method, "times": ",".join(map(str, args.times)), "images": args.images, "epochs": args.epochs}
+    write(
+        f"all_methods-choice-{method}",
+        "all_methods.py RUNS",
+        asked,
+        "cpu",
+        chosen_epochs=chosen,
+        rows=rows.to_dict("records"),
+    )
 
 
 def measured(config: Config) -> list[dict[str, Any]]:
@@ -99,13 +151,38 @@ def table(rows: pd.DataFrame) -> str:
         cells = [METHODS[method].description.title, first.views, first.epochs, f"{seconds:.1f}"]
         cells += [shown(by[name].probe_paper) for name in ("untrained", "trained")]
         cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
-        lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= MARGIN else 'no'} |")
+        lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= LEARNS else 'no'} |")
     return "\n".join(lines)
 
 
-def small(runs: pd.DataFrame) -> pd.DataFrame:
+def figure_table(runs: pd.DataFrame) -> pd.DataFrame:
     """What the figure needs of a table of runs."""
     return runs.filter(items=["method", "seed", "epochs", "measure", "split", "accuracy", "untrained"])
+
+
+def keep(rows: list[dict[str, Any]], methods: list[str], args: argparse.Namespace) -> None:
+    """Write the rows, and the stored ones of other methods with the commands and machines that made them."""
+    kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
+    file, others = FOLDER / f"all_methods-{kind}.json", []
+    if set(methods) != set(METHODS):
+        stored = json.loads(file.read_text())
+        rows = [row for row in stored["rows"] if row["method"] not in methods] + rows
+        others = [{name: stored[name] for name in ("command", "machine")}, *stored.get("others", [])]
+    asked = {name: vars(args)[name] for name in ("seeds", "methods", "images", "epochs")}
+    script = "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder)
+    write(file.stem, script, asked, "cpu", rows=rows, **({"others": others} if others else {}))
+
+
+def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: str) -> None:
+    """Put the figure of these rows, and of the stored ones of other methods, into figures/. runs: where the rows are from."""
+    name, kept = f"09-all-methods-{kind}", None
+    if set(methods) != set(METHODS):
+        stored = results.load(gallery.FOLDER / "data" / name)
+        rows = pd.concat([stored[~stored["method"].isin(methods)], rows])
+        kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
+        mine = tuple(f"{kind}-{method}-conv-s" for method in methods)
+        kept |= {"runs": [run for run in kept["runs"] if not run.startswith(mine)]}
+    gallery.publish(name, rows, runs, kept=kept)
 
 
 def main() -> None:
@@ -116,15 +193,20 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--images", type=int, default=2200)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--choose", metavar="METHOD", help="choose its epochs on validation images of `shapes`")
+    parser.add_argument("--times", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 3],
+                        help="the epochs to choose from, as multiples of --epochs")  # fmt: skip
     parser.add_argument("--publish", action="store_true", help="put the figure into figures/")
     args = parser.parse_args()
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")
         return
+    if args.choose:
+        choose(args.choose, args)
+        return
     methods = args.methods.split(",")
-    whole = set(methods) == set(METHODS)
-    if args.publish and not whole:
-        parser.error("--publish is of the whole table, without --methods")
+    if args.publish:
+        gallery.refuse_changes()  # before hours of training, not after
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in methods]
     runs = made(configs, MEASURES)
     failures = runs["failure"].dropna()
@@ -132,23 +214,15 @@ def main() -> None:
         parser.exit(1, f"{len(failures)} of {len(configs)} runs failed, the first: {failures.iloc[0]}\n")
     rows = [row for config in configs for row in measured(config)]
     print(
-        f"n = {args.seeds} seed(s), 95 % t-intervals, test accuracy in %; learns: at least {MARGIN:g} points in each seed"
+        f"n = {args.seeds} seed(s), 95 % t-intervals, test accuracy in %; learns: at least {LEARNS:g} points in each seed"
     )
     print(table(pd.DataFrame(rows)))
-    kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
-    asked = {name: value for name, value in vars(args).items() if name not in ("runs", "folder", "publish")}
-    if whole:  # before the figure: the file says whether the commit was all there was
-        write(
-            f"all_methods-{kind}",
-            "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder),
-            asked,
-            "cpu",
-            rows=rows,
-        )
+    small = pd.concat([figure_table(paper_figures.measured(runs, name)) for name in MEASURES])
+    print(paper_figures.learning(small))
+    if args.publish or set(methods) == set(METHODS):
+        keep(rows, methods, args)
     if args.publish:
-        gallery.publish(
-            f"09-all-methods-{kind}", pd.concat([small(paper_figures.measured(runs, name)) for name in MEASURES]), runs
-        )
+        publish(small, runs, methods, "folder" if args.folder else "shapes")
 
 
 if __name__ == "__main__":

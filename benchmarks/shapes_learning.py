@@ -1,8 +1,9 @@
 """What the default run learns: raw pixels, the untrained and the trained encoder on the test split of `shapes`, over seeds.
 
-    python benchmarks/shapes_learning.py [--seeds 3] [--method metaug]
+    python benchmarks/shapes_learning.py [--seeds 3] [--method metaug] [--publish]
 
-The seed decides weights, order and augmentation; the images are the same. Runs go to a folder that is thrown away.
+The seed decides weights, order and augmentation; the images are the same. Runs go to a folder that is thrown away. --publish puts
+the figure first-run, with a map of the first seed's features, into figures/.
 """
 
 import argparse
@@ -10,25 +11,58 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 from _results import write
 
-from metaug_core import evaluate, fit, preset
+from metaug_core import (
+    evaluate,
+    evaluation,
+    figures,
+    fit,
+    gallery,
+    notebooks,
+    paper_gallery,  # noqa: F401  (it enters the figure)
+    preset,
+)
 from metaug_core.evaluation import over_seeds
+from metaug_core.store import Run
+
+IMAGES = 1000  # of the map
+
+
+def points(run: Run) -> pd.DataFrame:
+    """Test images in the plane by t-SNE, before and after training: panel, label, name of the class, x, y."""
+    splits, found = notebooks.load(run.config), []
+    images = notebooks.sample(splits.test, IMAGES)
+    labels = images.labels.tolist()
+    for panel, trained in (("before", False), ("after", True)):
+        features = evaluation.features(notebooks.networks(run, splits, trained), images, run.config)
+        plane = pd.DataFrame(figures.project(features), columns=["x", "y"]).round(2)
+        found.append(plane.assign(panel=panel, label=labels, name=[images.classes[label] for label in labels]))
+    return pd.concat(found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--method", default="metaug")
+    parser.add_argument("--publish", action="store_true", help="put the figure into figures/")
     args = parser.parse_args()
-    tables, seconds = [], []
+    if args.publish and args.method != "metaug":
+        parser.error("--publish is of the default run, without --method")
+    if args.publish:
+        gallery.refuse_changes()
+    runs, tables, seconds = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             start = time.monotonic()
             run = fit(preset("quick", method=args.method, seed=seed, runs_dir=Path(folder)))
             seconds.append(time.monotonic() - start)
             tables.append(evaluate(run))
-    summary = over_seeds(tables)
+            runs.append(run)
+        summary = over_seeds(tables)
+        if args.publish:
+            gallery.publish("first-run", pd.concat([summary.assign(panel="accuracy"), points(runs[0])]), runs)
     print(
         f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s"
     )
@@ -41,7 +75,7 @@ def main() -> None:
     gains = [100 * (t.loc["trained", "probe_paper"] - t.loc["untrained", "probe_paper"]) for t in tables]
     print("trained over untrained, probe_paper, points by seed:", ", ".join(f"{g:.1f}" for g in gains))
     write(
-        f"shapes_learning-{args.method}", "shapes_learning.py", vars(args), "cpu",
+        f"shapes_learning-{args.method}", "shapes_learning.py", {"seeds": args.seeds, "method": args.method}, "cpu",
         train_seconds=seconds, gain_points_by_seed=gains, summary=summary.to_dict("records"),
         by_seed=[table.reset_index().to_dict("records") for table in tables],
     )  # fmt: skip

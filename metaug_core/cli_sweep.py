@@ -13,15 +13,21 @@ LOG_SECONDS = 10.0  # between two drawings of the bar where it is not drawn in p
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="The gallery; default: figures/.")
-def figures(names: tuple[str, ...], folder: Path | None) -> None:
-    """Draw the figures of the gallery again from their stored tables (only NAME..., if given), and write its page."""
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Draw there, and leave the gallery as it is."
+)
+def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
+    """Draw the figures of the gallery again from their stored tables (only NAME..., if given), and write its page.
+
+    figures/ takes only what a commit can draw again; --out any state of the code.
+    """
     from metaug_core import (
         gallery,
         paper_gallery,  # noqa: F401  (it enters the paper's figures)
     )
 
-    place = folder or gallery.FOLDER
-    drawn = gallery.rebuild(place, names or None)
+    drawn = gallery.rebuild(folder, names or None, out)
+    place = out or folder or gallery.FOLDER
     click.echo(f"drawn: {', '.join(drawn) or 'nothing'}; see {shown(place / 'README.md')}")
 
 

@@ -1,6 +1,7 @@
 """The machine a run is computed on: its memory, and what it is (versions, device, commit)."""
 
 import ctypes
+import json
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -15,29 +16,67 @@ import torch
 from metaug_core.config import ROOT, ConfigError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas", "papermill")
+PRODUCTS = ("figures/", "benchmarks/results/")  # what publishing and measuring write; they make no numbers
 
 
 def environment(device: str) -> dict[str, Any]:
     """Versions of the `PACKAGES` that are installed, machine and commit, for whoever wants to repeat the run."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except OSError:  # no git on this machine
-        commit, changed = None, None
+    named, changed = tree()
     return {
         "versions": installed(PACKAGES) | {"python": platform.python_version()},
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name() if device == "cuda" else cpu(),
         "device": device,
         "threads": torch.get_num_threads(),
-        "commit": commit,
+        "commit": named,
         "uncommitted_changes": changed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def git(*words: str) -> str | None:
+    """What git says of the workbook's own files; None without git or outside a repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8", check=False)
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def commit() -> str | None:
+    """The commit that is checked out, or None."""
+    found = git("rev-parse", "HEAD")
+    return found and found.strip()
+
+
+def differing() -> list[str] | None:
+    """The tracked files that differ from the commit, relative to the workbook; None without one. A notebook whose outputs alone
+    differ is not among them."""
+    found = git("diff", "--name-only", "--no-renames", "--relative", "-z", "HEAD", "--", ".")
+    if found is None:
+        return None
+    return [name for name in found.split("\0") if name and not (name.endswith(".ipynb") and only_outputs_differ(name))]
+
+
+def only_outputs_differ(name: str) -> bool:
+    """Whether a notebook has the cells of its commit, but for what executing it writes into them."""
+    try:
+        now, then = (ROOT / name).read_text(encoding="utf-8"), git("show", f"HEAD:./{name}")
+        return then is not None and cells(now) == cells(then)
+    except (OSError, ValueError, KeyError):  # deleted, or no notebook
+        return False
+
+
+def cells(notebook: str) -> list[tuple[str, str, list[str]]]:
+    """Kind, source and tags of each cell. Raises ValueError or KeyError if the text is no notebook."""
+    found = json.loads(notebook)["cells"]
+    return [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in found]
+
+
+def tree() -> tuple[str | None, bool | None]:
+    """The commit, and whether tracked files other than the `PRODUCTS` differ from it; None each without git."""
+    changed = differing()
+    return commit(), None if changed is None else any(not name.startswith(PRODUCTS) for name in changed)
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

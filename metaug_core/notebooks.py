@@ -11,7 +11,7 @@ from IPython.core.getipython import get_ipython
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metaug_core import data, engine, evaluation, extensions, making, methods
+from metaug_core import data, engine, evaluation, extensions, gallery, making, methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.grid import build as build
 from metaug_core.live_view import LiveRuns, live
@@ -67,11 +67,13 @@ def check_own(own: Mapping[str, Any]) -> None:
 def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
     """The Config of a notebook. settings: `preset` and settings of Config, None for the preset's own. own: parameters of the
     notebook that are not settings. Settings that are no parameters come as `injected`. Raises ConfigError (one sentence) for an
-    unknown name or a wrong value, injected ones too.
+    unknown name or a wrong value, injected ones too, and PublishError if `publish` is asked for what may not be published.
     """
     own = own or {}
     further, imports = injected([*settings, *own])
     check_own(own)
+    if own.get("publish"):
+        gallery.refuse_changes()  # before hours of training, not after
     for file in imports:
         extensions.load(file)
     return build({**settings, **further})

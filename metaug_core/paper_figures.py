@@ -17,6 +17,7 @@ from metaug_core.tables import summary
 
 Table = Any  # a DataFrame: the type stubs of pandas take a column for anything but a Series
 MEASURE_NAMES = {"probe_paper": "linear probe, paper's", "probe_fast": "linear probe, fast", "knn": "kNN"}
+LEARNS = 5.0  # points above the same encoder untrained, with every seed
 PAPERS: dict[str, Any] = {"markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 8, "zorder": 5}
 
 
@@ -218,3 +219,23 @@ def gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
     told = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds, 95 % intervals")
     caption = f"| untrained; {told}; right: gain"
     return dress(ax, title, axis_name(table).replace("\n", ": "), "", caption)
+
+
+def learners(table: Table) -> dict[str, set[str]]:
+    """The methods that gain at least `LEARNS` points with every seed, by measure in the order of the table. table: as `gain_rows`,
+    and measure."""
+    gains = table.assign(gain=100 * (table["accuracy"] - table["untrained"]))
+    least = gains.groupby(["measure", "method"], sort=False)["gain"].min()
+    return {measure: {method for (_, method), gain in rows.items() if gain >= LEARNS - 1e-9}
+            for measure, rows in least.groupby("measure", sort=False)}  # fmt: skip
+
+
+def learning(table: Table) -> str:
+    """How many methods learn by the linear probe, and how many of them nearest neighbours confirm, counted from the table."""
+    learn, seeds, methods = learners(table), table["seed"].nunique(), table["method"].nunique()
+    by_probe = learn["probe_paper"]
+    each = f"each of {seeds} seeds" if seeds > 1 else "one seed"
+    return (
+        f"Whether a method learns is judged by the linear probe: {len(by_probe)} of {methods} gain at least {LEARNS:g} points with "
+        f"{each}; of these {len(by_probe)}, kNN confirms {len(by_probe & learn['knn'])}."
+    )

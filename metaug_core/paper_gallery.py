@@ -1,12 +1,14 @@
-"""The paper's figures whole: table -> Figure, as a notebook shows them and the gallery draws them again from their small tables."""
+"""The gallery's figures whole: table -> Figure, as a notebook shows them and the gallery draws them from their small tables."""
 
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from metaug_core import paper
+from metaug_core import diagram, paper
 from metaug_core.anatomy import gradient_shares, similarity_panel, step_costs
+from metaug_core.figures import accuracy_bars, feature_map
 from metaug_core.gallery import FIGURES, Entry
 from metaug_core.paper_figures import (
     MEASURE_NAMES,
@@ -15,10 +17,11 @@ from metaug_core.paper_figures import (
     differences,
     gain_rows,
     heat_map,
+    learning,
     level,
     method_rows,
 )
-from metaug_core.style import panels
+from metaug_core.style import mosaic, panels
 from metaug_core.tables import paired, summary
 
 CONTROL, REFERENCE = 0.0, -1.0  # values of `weight` in the table of `delta_question`
@@ -148,13 +151,14 @@ def benchmark(table: Table) -> Figure:
 
 
 def all_methods(table: Table) -> Figure:
-    """Every method at one small budget, the largest gain in the first protocol above. table: method, seed, measure, accuracy,
-    untrained."""
+    """Every method at one small budget, the largest gain in the first protocol above; below, what `learning` counts. table: method,
+    seed, measure (probe_paper, knn), accuracy, untrained."""
     figure, axes = panels(2, 5.0, 7.0)
     first = table[table["measure"] == table["measure"].iloc[0]].groupby("method")[["accuracy", "untrained"]].mean()
     order = (first["accuracy"] - first["untrained"]).sort_values(ascending=False).index
     for ax, (measure, rows) in zip(axes, table.groupby("measure", sort=False), strict=True):
         gain_rows(rows, ax, MEASURE_NAMES[measure], list(order))
+    figure.supxlabel(learning(table), fontsize=8.5, color="0.35")
     return figure
 
 
@@ -179,6 +183,20 @@ def costs(table: Table) -> Figure:
     return figure
 
 
+def first_run(table: Table) -> Figure:
+    """What the default run learns. table: rows with `panel` accuracy (as `evaluation.over_seeds`), and rows with panel `before` or
+    `after`: a test image of one run in the plane (x, y), its label and the name of its class."""
+    points = table[table["panel"] != "accuracy"]
+    classes = points.drop_duplicates("label").sort_values("label")["name"].tolist()
+    figure, axes = mosaic([["accuracy", "accuracy"], ["before", "after"]], 9.2, 6.9)
+    accuracy_bars(table[table["panel"] == "accuracy"], axes["accuracy"], chance=1 / len(classes))
+    for panel, title in (("before", "Before training"), ("after", "After training")):
+        rows = points[points["panel"] == panel]
+        places, labels = rows[["x", "y"]].to_numpy(float), torch.tensor(rows["label"].to_numpy(int))
+        feature_map(places, labels, classes, axes[panel], title, legend=panel == "after")
+    return figure
+
+
 def registered(notebook: str, options: str = "") -> str:
     return f"metaug run {notebook} -p publish True{' ' if options else ''}{options}"
 
@@ -187,6 +205,13 @@ def seeded(notebook: str, seeds: int = 3) -> str:
     return registered(notebook, f"-p seeds {seeds}")
 
 
+FIGURES["first-run"] = Entry(
+    "What the default run learns: accuracies on raw pixels, the untrained and the trained encoder (`shapes`, three seeds), and a "
+    "t-SNE map of the test features before and after training (the first seed).",
+    "python benchmarks/shapes_learning.py --publish", first_run)  # fmt: skip
+FIGURES["architecture"] = Entry(
+    "The architecture of MetAug, after the paper's Figure 1.",
+    "metaug figures architecture", lambda _: diagram.figure(), table=False)  # fmt: skip
 for real, dataset in (("", "`shapes`"), ("-real", "CIFAR-10, JPEG re-encoded, 10,000 images")):
     command = "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000 -p images 1000" if real else ""
     FIGURES[f"03-similarities{real}"] = Entry(
@@ -212,7 +237,7 @@ FIGURES["08-augmentations"] = Entry(
 FIGURES["09-benchmarks"] = Entry(
     "Table 1: every method, ours and the paper's.", seeded("09_benchmarks"), benchmark)  # fmt: skip
 for kind, what, option in (
-    ("shapes", "`shapes`, 2,200 images, 8 epochs, for some 24 and for BiGAN 192, three seeds", ""),
+    ("shapes", "`shapes`, 2,200 images, 8 epochs, for W-MSE 16, for some 24 and for BiGAN 192, three seeds", ""),
     (
         "folder",
         "CIFAR-10, JPEG re-encoded, 10,000 images, 2 epochs, one seed",
@@ -222,7 +247,7 @@ for kind, what, option in (
     FIGURES[f"09-all-methods-{kind}"] = Entry(
         f"Every method at one small budget with settings of its own, from the untrained encoder to the trained one ({what}). Views "
         "differ, and with them the untrained encoders: a gain says that a method learns, not which method is best.",
-        f"python benchmarks/all_methods.py RUNS {option}--publish", all_methods)  # fmt: skip
+        f"python benchmarks/all_methods.py RUNS {option}--publish", all_methods, learning)  # fmt: skip
 FIGURES["10-meta-gradient"] = Entry(
     "What a step with the meta-gradient costs, exact by one tangent pass and by double backward.",
     registered("10_meta_gradient"), costs)  # fmt: skip

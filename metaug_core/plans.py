@@ -75,9 +75,7 @@ def drawn(name: str, table: Table, runs: Table | None, publish: bool, columns: S
     small = table[[*dict.fromkeys([*columns, *(c for c in KEPT if c in table)])]] if columns else table
     folder = gallery.FOLDER if publish else Config.model_fields["runs_dir"].default / "figures"
     gallery.publish(name, small, here() if runs is None else runs, folder)
-    draw = paper_gallery.FIGURES[name].draw
-    assert draw is not None
-    return draw(small)
+    return paper_gallery.FIGURES[name].draw(small)
 
 
 def here() -> pd.DataFrame:

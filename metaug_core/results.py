@@ -78,9 +78,8 @@ def machine(run: Run) -> dict[str, Any]:
     return {
         "seconds": sum(row["seconds"] for row in [*ended, *timing[-1:]]),
         "images_per_second": timing[-1]["images_per_second"] if timing else float("nan"),
-        **{
-            name: sessions[-1].get(name) for name in ("device", "processor", "commit", "uncommitted_changes", "started")
-        },
+        **{name: sessions[-1].get(name) for name in ("device", "processor", "commit", "started")},
+        "uncommitted_changes": any(session["uncommitted_changes"] for session in sessions),
         "sessions": len(sessions),
     }
 

@@ -78,6 +78,13 @@ def panels(columns: int = 1, width: float = 4.2, height: float = 3.1) -> tuple[F
     return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
 
 
+def mosaic(rows: list[Any], width: float, height: float) -> tuple[Figure, Any]:
+    """A figure in the workbook's style and its axes by name. rows: lists of names, of which one that stands twice is one panel;
+    width and height: of the whole, in inches."""
+    rcParams.update(STYLE)
+    return plt.subplot_mosaic(rows, figsize=(width, height), layout="constrained")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write path.png and path.svg, each whole or not at all. Raises StoreError (full disk, no permission)."""
     kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}

@@ -1,17 +1,24 @@
 """What the benchmarks count and how they take turns; their times are nobody's test."""
 
+import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import all_methods
 from _measure import CPU_WARM_STEPS, ratio, turns
-from _results import table
+from _results import FOLDER, table
 
+from metaug_core import METHODS, paper_figures
 from metaug_core.rehearsal import Work, counted
+
+HERE = Path(__file__).resolve().parents[1]
 
 
 def test_work_by_hand():
@@ -81,3 +88,66 @@ def test_the_rivals_lab_is_ours(image_mode: str):
     theirs = rivals.to_lab(picture)
     pixels = torch.tensor(picture.getpixel((0, 0)), dtype=torch.uint8)[None, :, None, None].expand(1, 3, 4, 4)
     torch.testing.assert_close(theirs, split(plain(pixels), ["Lab"])[0][0], rtol=1e-3, atol=1e-3)
+
+
+# --- every method at one small budget
+def gains(**by_epochs):
+    """Rows of `fewest_epochs` of e8=[...] and so on, a gain for each seed."""
+    rows = [(int(name[1:]), seed, gain) for name, found in by_epochs.items() for seed, gain in enumerate(found)]
+    return pd.DataFrame(rows, columns=["epochs", "seed", "gain"])
+
+
+def test_the_fewest_epochs_are_taken_at_which_every_seed_gains_five_points():
+    assert all_methods.fewest_epochs(gains(e8=[4.9, 30], e16=[5.0, 6], e24=[20, 20])) == 16
+    assert all_methods.fewest_epochs(gains(e24=[20, 20], e8=[5, 5])) == 8  # in whatever order they were made
+    assert all_methods.fewest_epochs(gains(e8=[4, 5], e16=[4, 9], e24=[2, 3])) == 16  # none: the largest mean
+
+
+def test_a_methods_epochs_are_chosen_on_validation_images_and_with_seeds_that_are_not_reported(tmp_path):
+    args = Namespace(runs=tmp_path, folder=None, images=2200, epochs=8, times=[1, 2, 3])
+    found = all_methods.choice_configs("wmse", args)
+    assert [(c.epochs, c.seed) for c in found] == [(epochs, seed) for epochs in (8, 16, 24) for seed in range(20, 25)]
+    reported = all_methods.config_of("wmse", 0, args)
+    assert {c.train_images * (1 - c.val_fraction) for c in found} == {
+        reported.train_images * (1 - reported.val_fraction)
+    }
+    stored = json.loads((FOLDER / "all_methods-choice-wmse.json").read_text())
+    assert {(row["split"], row["seed"] in range(20, 25)) for row in stored["rows"]} == {("val", True)}
+    assert stored["chosen_epochs"] == all_methods.fewest_epochs(pd.DataFrame(stored["rows"])) == reported.epochs
+
+
+HAND = pd.DataFrame(
+    [("a", "probe_paper", 0, 0.50, 0.40), ("a", "probe_paper", 1, 0.45, 0.40),  # 10 and 5 points: learns
+     ("b", "probe_paper", 0, 0.90, 0.40), ("b", "probe_paper", 1, 0.44, 0.40),  # 4 with one seed: does not
+     ("c", "probe_paper", 0, 0.60, 0.40), ("c", "probe_paper", 1, 0.70, 0.40),
+     ("a", "knn", 0, 0.60, 0.30), ("a", "knn", 1, 0.60, 0.30),  # confirmed
+     ("b", "knn", 0, 0.60, 0.30), ("b", "knn", 1, 0.60, 0.30),  # by kNN alone, which is not asked
+     ("c", "knn", 0, 0.60, 0.30), ("c", "knn", 1, 0.20, 0.30)],
+    columns=["method", "measure", "seed", "accuracy", "untrained"],
+)  # fmt: skip
+
+
+def test_who_learns_by_the_probe_and_whom_knn_confirms_is_counted():
+    assert paper_figures.learners(HAND) == {"probe_paper": {"a", "c"}, "knn": {"a", "b"}}
+    count = "2 of 3 gain at least 5 points with each of 2 seeds; of these 2, kNN confirms 1."
+    assert paper_figures.learning(HAND) == f"Whether a method learns is judged by the linear probe: {count}"
+    one = paper_figures.learning(HAND[HAND["seed"] == 1])
+    assert one.endswith(": 2 of 3 gain at least 5 points with one seed; of these 2, kNN confirms 1.")
+
+
+@pytest.mark.parametrize("kind", ["shapes", "folder"])
+def test_the_results_and_the_figures_table_are_of_the_same_runs_and_of_every_method(kind):
+    rows = pd.DataFrame(json.loads((FOLDER / f"all_methods-{kind}.json").read_text())["rows"])
+    wide = rows.pivot(index=["method", "seed"], columns="representation", values=["probe_paper", "knn"])
+    drawn = pd.read_csv(HERE / "figures" / "data" / f"09-all-methods-{kind}.csv")
+    assert set(drawn["method"]) == set(METHODS)
+    for measure, group in drawn.groupby("measure"):
+        found = group.set_index(["method", "seed"]).sort_index()
+        assert found["accuracy"].tolist() == pytest.approx(wide[measure]["trained"].sort_index().tolist())
+        assert found["untrained"].tolist() == pytest.approx(wide[measure]["untrained"].sort_index().tolist())
+
+
+def test_the_readme_says_what_the_table_counts():
+    drawn = pd.read_csv(HERE / "figures" / "data" / "09-all-methods-shapes.csv")
+    text = " ".join((HERE / "README.md").read_text(encoding="utf-8").split())
+    assert paper_figures.learning(drawn) in text

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, git
 from matplotlib import pyplot as plt
 
-from metaug_core import METHODS, Config, data, evaluation, experiments, gallery, meta, paper, plans, rehearsal, standing
+from metaug_core import METHODS, Config, data, evaluation, experiments, meta, paper, plans, rehearsal, standing
 from metaug_core.anatomy import binned
 from metaug_core.config import ConfigError
 from metaug_core.presets import preset
@@ -144,16 +144,16 @@ def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours
     assert again["untrained"].iloc[2] == table["untrained"].iloc[0]  # the same encoder before training
 
 
-def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "FOLDER", tmp_path / "figures")
+def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, checkout):
     table = plans.collected([tiny(method="metaug-only-oucl", gamma=gamma) for gamma in (0.2, 0.4)], 1.0, "knn")
     plt.close(plans.drawn("07-gamma", table, table, True, ["gamma"]))
-    kept = pd.read_csv(tmp_path / "figures" / "data" / "07-gamma.csv")
+    kept = pd.read_csv(checkout / "figures" / "data" / "07-gamma.csv")
     assert kept["gamma"].tolist() == [0.2, 0.4]
     assert kept["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
-    origin = json.loads((tmp_path / "figures" / "07-gamma.json").read_text())
-    assert origin["runs"] == sorted(table["run"])
-    assert (tmp_path / "figures" / "07-gamma.svg").exists()
+    origin = json.loads((checkout / "figures" / "07-gamma.json").read_text())
+    assert origin["numbers"]["runs"] == sorted(table["run"])
+    assert origin["numbers"]["commits"] == [git(checkout, "rev-parse", "HEAD")]
+    assert (checkout / "figures" / "07-gamma.svg").exists()
 
 
 def test_histograms_of_figure_2_are_of_both_kinds_of_pairs(tiny):
