@@ -11,13 +11,18 @@ import torch
 from metaug_core import data, shards, state, store
 from metaug_core.config import Config, ConfigError
 from metaug_core.machine import freed_memory_kept, pick_device
+from metaug_core.precision import arithmetic
 from metaug_core.progress import Reporter, TerminalBar
 from metaug_core.registry import METHODS, MetaugError
 from metaug_core.session import DivergedError, Session
 from metaug_core.stepper import Stepper
 
-# What trials side by side must have in common: the images, and where they lie.
+# Settings of which images there are, and where they lie.
 SHARED = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction", "storage", "device")
+TOGETHER = (
+    *SHARED,
+    "precision",
+)  # what trials side by side must have in common: torch's switches are the whole process's
 
 
 @contextmanager
@@ -74,6 +79,7 @@ def fit_trials(
             return runs
         stack.enter_context(torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []))
         stack.enter_context(freed_memory_kept())
+        stack.enter_context(arithmetic(configs[0].precision))
         drive(opened(todo, splits or data.load(todo[0].config, device), device, report or TerminalBar()))
     return runs
 
@@ -84,10 +90,10 @@ def unfinished(runs: Sequence[store.Run]) -> list[store.Run]:
 
 
 def one_data_set(configs: Sequence[Config]) -> None:
-    """ConfigError if trials do not share images and device, or cannot be divided among the processes."""
-    for name in SHARED:
+    """ConfigError if trials do not share images, device and precision, or cannot be divided among the processes."""
+    for name in TOGETHER:
         if len({getattr(config, name) for config in configs}) > 1:
-            raise ConfigError(f"trials share images and device, but differ in {name}")
+            raise ConfigError(f"trials share images, device and precision, but differ in {name}")
     for config in configs:
         if config.batch_size % shards.started():
             raise ConfigError(f"batch_size {config.batch_size} cannot be divided among {shards.started()} processes")

@@ -126,11 +126,16 @@ def images_key(config: Config) -> tuple[Any, ...]:
     return tuple(getattr(config, name) for name in engine.SHARED)
 
 
+def common_key(config: Config) -> tuple[Any, ...]:
+    """What runs must share to be trained side by side."""
+    return tuple(getattr(config, name) for name in engine.TOGETHER)
+
+
 def batches(runs: Iterable[Run], size: int) -> Iterator[list[Run]]:
-    """Runs of the same images together, at most so many at a time; else in order."""
+    """Runs that may be trained side by side together, at most so many at a time; else in order."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        groups.setdefault(images_key(run.config), []).append(run)
+        groups.setdefault(common_key(run.config), []).append(run)
     for group in groups.values():
         yield from (group[k : k + size] for k in range(0, len(group), size))
 

@@ -81,7 +81,9 @@ def test_one_that_diverges_does_not_stop_the_others(tiny):
 
 @pytest.mark.parametrize("change", [{"image_size": 24}, {"train_images": 50}, {"dataset": "shapes"}])
 def test_trials_of_different_images_are_refused(tiny, change):
-    with pytest.raises(ConfigError, match=f"trials share images and device, but differ in {next(iter(change))}"):
+    with pytest.raises(
+        ConfigError, match=f"trials share images, device and precision, but differ in {next(iter(change))}"
+    ):
         fit_trials([tiny(), tiny(**change)], quiet)
 
 
@@ -106,7 +108,8 @@ import sys
 sys.path.insert(0, {here!r})
 from conftest import TINY
 from metaug_core import Config, fit_trials
-fit_trials([Config(**{{**TINY, "runs_dir": {runs!r}, "epochs": 30, "seed": seed}}) for seed in (0, 1, 2)], lambda _: None)
+often = {{**TINY, "runs_dir": {runs!r}, "epochs": 30, "checkpoint_minutes": 1e-4}}
+fit_trials([Config(**often, seed=seed) for seed in (0, 1, 2)], lambda _: None)
 """
 
 
