@@ -157,7 +157,7 @@ def evaluate(
     The trained row is the mean over the kept epochs. device: None is where splits lie, else the run's own. measures and
     representations: fewer are cheaper; the paper's probe and raw pixels cost most. The result is stored in the run's folder and
     found there: a call computes only what no earlier one did. Products have the run's own `precision`.
-    Raises MetaugError if the run is not finished, the split is empty or a name is unknown.
+    Raises MetaugError if the run is not finished, the split is empty, a name is unknown, or splits are of other images.
     """
     if not run.finished:
         raise MetaugError(f"run {run.path.name} is not finished: finish it with `metaug resume {run.path.name}`")
@@ -170,6 +170,8 @@ def evaluate(
     stored = read_json(file) if file.exists() else {}
     wanted = [*representations] + [AUGMENTED] * augmented
     gaps = {name: [one for one in measures if one not in stored.get(name, {})] for name in wanted}
+    if splits is not None:
+        data.refuse_foreign(splits, run.config)
     if any(gaps.values()):
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
         splits = splits or data.load(run.config, device)

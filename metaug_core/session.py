@@ -200,8 +200,13 @@ class Session:
         store.append(self.run.path / "timing.jsonl", [row | {"images_per_second": speed, "seconds_left": left}])
         self.report(Progress(self.run, self.s.epoch, self.s.step, self.steps, loss, speed, left))
 
+    def note_eager(self, reason: str | None) -> None:
+        if self.first and reason is not None:
+            store.note_eager(self.run, reason)
+
     def fail(self, error: MetaugError) -> None:
-        if self.first:
+        """Keep the sentence of a run that diverged; whatever else went wrong may go well another time."""
+        if self.first and isinstance(error, DivergedError):
             store.write_json(self.run.path / "failed.json", {"error": str(error), "step": self.s.step})
 
     def finish(self) -> None:

@@ -224,7 +224,10 @@ def test_killed_with_no_checkpoint_but_those_of_interrupts(driver, whole, tmp_pa
     run = request(config)
     for number in [signal.SIGTERM, signal.SIGKILL] * 4:
         before = run.checkpoint.read_bytes() if run.checkpoint.exists() else b""
-        ends.append(driver.run(config, moment=13 + moments.randrange(12), number=number))
+        moment = 17 + moments.randrange(
+            8
+        )  # in the steps: before the first of them an interrupt ends the process at once
+        ends.append(driver.run(config, moment=moment, number=number))
         assert ends[-1] in (0, 130 if number == signal.SIGTERM else -signal.SIGKILL), driver.said()
         if ends[-1] == -signal.SIGKILL:
             assert run.checkpoint.read_bytes() == before
@@ -428,7 +431,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(driver, whole, small_disk, 
     assert driver.run(config, moment=22) == -signal.SIGKILL
     run = request(config)
     good, filler = run.checkpoint.read_bytes(), small_disk / "filler"
-    shutil.rmtree(small_disk / "lost", ignore_errors=True)
+    for left_over in run.path.rglob(
+        ".writing-*"
+    ):  # on a slow machine 22 is within a checkpoint; its space would be free again
+        left_over.unlink()
     filler.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
     assert driver.run(config) == 3
     assert_one_sentence(driver.said(), f"cannot write {run.path}", "No space left on device")
