@@ -22,6 +22,7 @@ from metaug_core import Config, state
 from metaug_core.data import Images, Splits
 from metaug_core.engine import pick_device
 from metaug_core.machine import freed_memory_kept
+from metaug_core.precision import arithmetic
 from metaug_core.rehearsal import Way, noise
 from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
 
@@ -42,7 +43,8 @@ class Steps:
 
     def __call__(self, pixels: Tensor | None = None) -> object:
         pixels = self.images.pixels[self.rows] if pixels is None else pixels
-        return self.stepper({n: Batch(pixels, self.rows, False) for n in range(len(self.stepper.states))})
+        with arithmetic(self.stepper.states[0].config.precision):
+            return self.stepper({n: Batch(pixels, self.rows, False) for n in range(len(self.stepper.states))})
 
 
 # --- time
@@ -125,23 +127,25 @@ class Limits:
 
 
 def limits(device: str, precision: str) -> Limits:
-    """precision: float32 or bf16, of matmul and convolution; float32 on CUDA with TF32, which is what torch takes for convolutions
-    there. Both, because they come from two libraries: on an AMD processor oneDNN's convolution is a third faster than MKL's matmul.
-    """
+    """precision: of matmul and convolution, as `Config` has it. Both, because they come from two libraries: on an AMD processor
+    oneDNN's convolution is a third faster than MKL's matmul."""
     side, size, images = (8192, 2**30, (256, 512, 32, 32)) if device == "cuda" else (2048, 2**26, (16, 192, 32, 32))
     made = {"device": device, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     a, x, w = (torch.randn(shape, **made) for shape in ((side, side), images, (images[1], images[1], 5, 5)))
     x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
     out, source = torch.empty_like(a), torch.empty(size, dtype=torch.uint8, device=device)
-    goal, before = torch.empty_like(source), torch.get_float32_matmul_precision()
+    goal = torch.empty_like(source)
 
     def multiply() -> None:
-        torch.set_float32_matmul_precision("high" if device == "cuda" else before)
-        torch.mm(a, a, out=out)
-        torch.set_float32_matmul_precision(before)
+        with arithmetic(precision):
+            torch.mm(a, a, out=out)
+
+    def convolve() -> None:
+        with arithmetic(precision):
+            F.conv2d(x, w, padding=2)
 
     return Limits(
-        {"matmul": multiply, "convolution": lambda: F.conv2d(x, w, padding=2), "copy": lambda: goal.copy_(source)},
+        {"matmul": multiply, "convolution": convolve, "copy": lambda: goal.copy_(source)},
         {"matmul": 2 * side**3, "convolution": 2 * x.numel() * w[0].numel(), "copy": 2 * size},
     )
 

@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+")
     parser.add_argument("--sizes", nargs="+", type=int)
     parser.add_argument("--batches", nargs="+", type=int)
-    parser.add_argument("--precisions", nargs="+", choices=("float32", "bf16"))
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32", "bf16"))
     parser.add_argument("--seconds", type=float, help="of timing for each cell of the grid")
     parser.add_argument("--trials", nargs="+", type=int, help="the first is what the others are compared with")
     parser.add_argument("--steps", type=int, help="that the projection is made from")

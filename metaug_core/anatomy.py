@@ -5,10 +5,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from metaug_core.paper_figures import Table, said
+from metaug_core.precision import computed_in, unit_roundoff
 from metaug_core.style import BLUE, RED, dress, nothing
 from metaug_core.tables import summary
-
-FLOAT32_ROUNDING = 2.0**-24  # half a unit in the last place of 1: what a smaller share adds is mostly lost in the sum
 
 
 def binned(same: np.ndarray, different: np.ndarray, bins: int = 50) -> pd.DataFrame:
@@ -50,8 +49,10 @@ def similarity_panel(table: Table, ax: Axes, title: str) -> Axes:
 
 
 def gradient_shares(table: Table, ax: Axes) -> Axes:
-    """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; the dotted line is where
-    float32 begins to lose it."""
+    """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; a dotted line where the runs'
+    format begins to lose it (`precision.unit_roundoff`).
+
+    table: delta, augmented_gradient_share, and precision and device where they are not float32 on a CPU."""
     title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"
     kept = table.dropna(subset=[measure]) if measure in table else table.head(0)
     if kept.empty:
@@ -60,11 +61,20 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     low, high = kept.groupby("delta")[measure].min(), kept.groupby("delta")[measure].max()
     ax.plot(points["delta"], points["mean"], color=BLUE, marker="o", label="measured")
     ax.fill_between(low.index, low, high, color=BLUE, alpha=0.18, linewidth=0)
-    ax.axhline(FLOAT32_ROUNDING, color="0.3", linestyle=":", label="rounding of float32")
+    for precision, device in sorted(computing(kept)):
+        rounding = unit_roundoff(precision, device)
+        ax.axhline(rounding, color="0.3", linestyle=":", label=f"rounding of {computed_in(precision, device)}")
     ax.set(xscale="log", yscale="log")
     ax.legend(fontsize=8)
     caption = f"mean of {said(points['n']).split('n = ')[-1].split(' a point')[0]}, band: least and greatest"
     return dress(ax, title, r"$\delta$", "share (1 = all of it)", caption)
+
+
+def computing(table: Table) -> set[tuple[str, str]]:
+    """Precision and device of the runs in the table, once for each format."""
+    defaults = {"precision": "float32", "device": "cpu"}
+    given = [table[name].fillna(value) if name in table else [value] * len(table) for name, value in defaults.items()]
+    return set({computed_in(*pair): pair for pair in zip(*given, strict=True)}.values())
 
 
 def step_costs(table: Table, ax: Axes) -> Axes:

@@ -115,8 +115,9 @@ class Config(ObjectiveSettings):
     """Factor of `step`."""
     warmup_epochs: Rate = 0.0
     """Linear rise of the learning rates from 0."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast in the encoders; BatchNorm statistics, features and loss stay float32."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of products, in training and evaluation. float32; tf32: TF32 on CUDA, float32 elsewhere; bf16: autocast in the encoders;
+    BatchNorm statistics, features and loss stay float32. torch's own switches are set by it for the time, and set back."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, order, augmentation and draws. The data set and its splits do not depend on it."""
 
@@ -135,7 +136,7 @@ class Config(ObjectiveSettings):
     keep_last: Positive = 1
     """Encoders kept from the last so many epochs; evaluation is their mean (paper: 20)."""
     checkpoint_minutes: Size = 5.0
-    """A checkpoint at least this often, besides one at the end of every epoch."""
+    """Minutes between two checkpoints; besides, one is made when a run is stopped and one at its end."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events (needs the tensorboard package)."""
 

@@ -9,7 +9,7 @@ images and labels and, if you like, class names; images are uint8 (N, 3, H, W) o
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import download_and_extract_archive
 
 from metaug_core import formats, shapes
-from metaug_core.config import Config
+from metaug_core.config import Config, ConfigError
 from metaug_core.images import DataError, Files, Images, Rows, StreamedImages, filled, said, told
 from metaug_core.registry import DATASETS
 
@@ -47,6 +47,10 @@ class RawSplits(NamedTuple):
     classes: Sequence[str] | None = None  # names by label; None: the numbers
 
 
+# Settings that decide which images there are.
+IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction")
+
+
 @dataclass(frozen=True)
 class Splits:
     """The images of a run. No image of `val` or `test` is in another split."""
@@ -55,6 +59,17 @@ class Splits:
     train: Images | StreamedImages  # labelled, for the probe
     val: Images | StreamedImages | None  # held out of the labelled training images; None: val_fraction 0
     test: Images | StreamedImages
+    of: Mapping[str, Any] | None = None  # the settings `IMAGES` of the config they were loaded for; None: made by hand
+
+
+def refuse_foreign(splits: Splits, config: Config) -> None:
+    """ConfigError if the splits were loaded for other images than config's. Splits made by hand say nothing of themselves: they are
+    taken as the images of any run that they are given to."""
+    for name, value in (splits.of or {}).items():
+        if value != (own := getattr(config, name)):
+            raise ConfigError(
+                f"splits were loaded with {name} {value}, but the run has {own}: data.load(config) gives its own"
+            )
 
 
 def drawn(labels: np.ndarray, count: int) -> np.ndarray:
@@ -164,6 +179,7 @@ def load(config: Config, device: torch.device | str = "cpu") -> Splits:
         train=pretrain.take(slice(len(known))),  # shares memory with pretrain
         val=place(raw.train, raw.train_labels, held) if len(held) else None,
         test=place(raw.test, raw.test_labels, np.arange(len(raw.test_labels))),
+        of={name: getattr(config, name) for name in IMAGES},
     )
 
 

@@ -19,6 +19,7 @@ from metaug_core import data, methods
 from metaug_core.config import Config
 from metaug_core.machine import freed_memory_kept, pick_device
 from metaug_core.methods.base import initial_networks
+from metaug_core.precision import arithmetic
 from metaug_core.probe import MEASURES, Labelled, measure
 from metaug_core.registry import MetaugError, suggestion
 from metaug_core.store import Run, load_module, read_json, read_tensors, write_json
@@ -40,7 +41,7 @@ def in_parts(images: data.Images | data.StreamedImages) -> tuple[Tensor, ...]:
 def features(networks: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> Tensor:
     """h of all distinct views, concatenated, (N, sum D_j) float32: what downstream tasks use; the heads are discarded."""
     names, encoders = tuple(dict.fromkeys(config.views)), cast(Any, networks.encoders)
-    with evaluating(networks):
+    with evaluating(networks), arithmetic(config.precision):
         found = [
             torch.cat(encoders(evaluation_views(pixels, config), names), dim=1)
             for pixels in images.batches(in_parts(images))
@@ -57,7 +58,7 @@ def embeddings(
     z~ is what was trained once `settle_mag` has been called.
     """
     found = []
-    with evaluating(networks, mag):
+    with evaluating(networks, mag), arithmetic(config.precision):
         for pixels in images.batches(in_parts(images)):
             z = embedded(networks, pixels, config)
             found.append(z if mag is None else torch.cat([z, mag(z)]))
@@ -76,7 +77,8 @@ def settle_statistics(networks: nn.Module, images: data.Images | data.StreamedIm
     Without them it would be measured under statistics (0, 1) that no image has, and the floor would look lower than it is.
     """
     names, encoders = tuple(dict.fromkeys(config.views)), cast(Any, networks.encoders)
-    average_statistics(networks, images, lambda pixels: encoders(evaluation_views(pixels, config), names))
+    with arithmetic(config.precision):
+        average_statistics(networks, images, lambda pixels: encoders(evaluation_views(pixels, config), names))
 
 
 def settle_mag(networks: nn.Module, mag: nn.Module, images: data.Images | data.StreamedImages, config: Config) -> None:
@@ -84,7 +86,7 @@ def settle_mag(networks: nn.Module, mag: nn.Module, images: data.Images | data.S
 
     Those of training are of z in training mode or of an older MAG: with them z~ would be another function than the trained one.
     """
-    with evaluating(networks):
+    with evaluating(networks), arithmetic(config.precision):
         average_statistics(mag, images, lambda pixels: mag(embedded(networks, pixels, config)))
 
 
@@ -154,8 +156,8 @@ def evaluate(
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
     The trained row is the mean over the kept epochs. device: None is where splits lie, else the run's own. measures and
     representations: fewer are cheaper; the paper's probe and raw pixels cost most. The result is stored in the run's folder and
-    found there: a call computes only what no earlier one did.
-    Raises MetaugError if the run is not finished, the split is empty or a name is unknown.
+    found there: a call computes only what no earlier one did. Products have the run's own `precision`.
+    Raises MetaugError if the run is not finished, the split is empty, a name is unknown, or splits are of other images.
     """
     if not run.finished:
         raise MetaugError(f"run {run.path.name} is not finished: finish it with `metaug resume {run.path.name}`")
@@ -168,10 +170,12 @@ def evaluate(
     stored = read_json(file) if file.exists() else {}
     wanted = [*representations] + [AUGMENTED] * augmented
     gaps = {name: [one for one in measures if one not in stored.get(name, {})] for name in wanted}
+    if splits is not None:
+        data.refuse_foreign(splits, run.config)
     if any(gaps.values()):
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
         splits = splits or data.load(run.config, device)
-        with freed_memory_kept():
+        with freed_memory_kept(), arithmetic(run.config.precision):
             for name in filter(gaps.get, gaps):
                 stored[name] = stored.get(name, {}) | _representation(name, run, split, splits, device, gaps[name])
         write_json(file, stored)  # once: a run whose encoders cannot be read is not one that was evaluated

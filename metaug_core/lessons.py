@@ -10,6 +10,7 @@ from matplotlib.patches import Circle
 from torch import Tensor
 
 from metaug_core import losses, toys
+from metaug_core.precision import computed_in, unit_roundoff
 from metaug_core.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, dress
 
 IMAGE_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
@@ -137,17 +138,22 @@ def omega_plane(values: Tensor, turns: Tensor, now: toys.Moment, ax: Axes, lengt
     )
 
 
-def share_by_delta(share: float, delta: float, ax: Axes) -> Axes:
+def share_by_delta(share: float, delta: float, ax: Axes, precision: str = "float32", device: str = "cpu") -> Axes:
     """Share of the encoders' gradient from augmented features for other deltas, from the one measured at `delta`: the part
-    grows in proportion, the rest stays."""
+    grows in proportion, the rest stays. Grey: below the rounding of the run's `precision` on its kind of device."""
     ratio = share / (1 - share) / delta
     deltas = np.logspace(-8, 1, 91)
     ax.loglog(deltas, ratio * deltas / (1 + ratio * deltas), color=BLUE)
     ax.plot(delta, share, "o", color=BLUE)
     ax.annotate("measured", (delta, share), xytext=(8, -4), textcoords="offset points", color=BLUE)
-    ax.axhspan(1e-10, torch.finfo(torch.float32).eps, color="0.9")
+    ax.axhspan(1e-10, unit_roundoff(precision, device), color="0.9")
     ax.annotate(
-        "below the rounding of float32", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8.5, color="0.35"
+        f"below the rounding of {computed_in(precision, device)}",
+        (0.98, 0.03),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize=8.5,
+        color="0.35",
     )
     ax.set(xlim=(1e-8, 10), ylim=(1e-9, 2))
     return dress(ax, r"What $\delta$ lets through", r"$\delta$", r"share of the gradient from $\tilde z$",

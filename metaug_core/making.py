@@ -88,12 +88,15 @@ def make(left: Left, together: int, patient: bool, tell: RunsReporter) -> None:
     images = Images()
     # Who waits holds no claim: two that wait for each other would do so for ever.
     for group in batches(list(left.runs), 1 if patient else together):
-        try:
-            with ExitStack() as claims:
-                own = [run for run in group if claimed(run, claims, report if patient else None)]
-                complete([run for run in own if left.holds(run)], left.wanted, images, report)
-        except MetaugError as error:
-            left.failures |= {run.path.name: str(error) for run in group if left.wanted.lacking(run)}
+        with ExitStack() as claims:
+            own = []
+            for run in group:
+                try:
+                    if claimed(run, claims, report if patient else None) and left.holds(run):
+                        own.append(run)
+                except MetaugError as error:
+                    left.failures[run.path.name] = str(error)
+            left.failures |= {name: str(error) for name, error in complete(own, left.wanted, images, report).items()}
         report()
 
 
@@ -126,29 +129,38 @@ def images_key(config: Config) -> tuple[Any, ...]:
     return tuple(getattr(config, name) for name in engine.SHARED)
 
 
+def common_key(config: Config) -> tuple[Any, ...]:
+    """What runs must share to be trained side by side."""
+    return tuple(getattr(config, name) for name in engine.TOGETHER)
+
+
 def batches(runs: Iterable[Run], size: int) -> Iterator[list[Run]]:
-    """Runs of the same images together, at most so many at a time; else in order."""
+    """Runs that may be trained side by side together, at most so many at a time; else in order."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        groups.setdefault(images_key(run.config), []).append(run)
+        groups.setdefault(common_key(run.config), []).append(run)
     for group in groups.values():
         yield from (group[k : k + size] for k in range(0, len(group), size))
 
 
-def complete(runs: list[Run], wanted: Wanted, images: Images, report: Callable[[Progress | None], None]) -> None:
-    """Train those of runs that are not finished, side by side, and evaluate all that are then. MetaugError: the first failure."""
+def complete(
+    runs: list[Run], wanted: Wanted, images: Images, report: Callable[[Progress | None], None]
+) -> dict[str, MetaugError]:
+    """Train those of runs that are not finished, side by side, and evaluate all that are then -> errors by run name, each run's
+    own; of data that are missing, everyone's."""
     if not runs:
-        return
-    device = engine.pick_device(runs[0].config.device)
-    splits, failure = images(runs[0].config, device), None
+        return {}
     try:
-        when_free(lambda: engine.fit_trials([run.config for run in runs if not run.finished], report, splits))
+        device = engine.pick_device(runs[0].config.device)
+        splits = images(runs[0].config, device)
+        todo = [run.config for run in runs if not run.finished]
+        _, failures = when_free(lambda: engine.attempt(todo, report, splits))
     except MetaugError as error:
-        failure = error
+        return {run.path.name: error for run in runs}
     for run in (run for run in runs if run.finished):
-        evaluation.evaluate(run, splits=splits, device=device, **wanted.of(run))
-    if failure is not None:
-        raise failure
+        with engine.own_failure(run, failures):
+            evaluation.evaluate(run, splits=splits, device=device, **wanted.of(run))
+    return failures
 
 
 def when_free(work: Callable[[], T], busy: Callable[[], None] = lambda: None) -> T:

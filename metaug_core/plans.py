@@ -16,7 +16,7 @@ from metaug_core.notebooks import configure, injected, load, made, sample
 from metaug_core.paper_figures import Table, measured
 
 # Of a run, what every figure of many runs keeps in its small table.
-KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split"]
+KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split", "precision", "device"]
 
 
 def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:

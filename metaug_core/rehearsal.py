@@ -18,6 +18,7 @@ from metaug_core import engine, meta, state
 from metaug_core.config import Config
 from metaug_core.data import Images, Splits
 from metaug_core.machine import freed_memory_kept
+from metaug_core.precision import arithmetic
 from metaug_core.state import TrainState
 from metaug_core.step import total, train_step
 from metaug_core.tangents import Params
@@ -41,7 +42,8 @@ class Rehearsal(NamedTuple):
 
     def step(self) -> dict[str, Tensor]:
         """One whole training step: views, losses, gradients, optimisers, bank."""
-        return train_step(self.s, self.pixels, self.indices, log=False)
+        with arithmetic(self.s.config.precision):
+            return train_step(self.s, self.pixels, self.indices, log=False)
 
 
 def rehearse(config: Config) -> Rehearsal:

@@ -31,6 +31,7 @@ MACHINE = [
     "seconds",
     "images_per_second",
     "device",
+    "eager_because",
     "processor",
     "commit",
     "uncommitted_changes",
@@ -46,7 +47,8 @@ def row(run: Run, split: str = "test") -> dict[str, Any]:
     Settings: all that decide the result, under their names; a list as text, `L,ab`. Accuracies in [0, 1] as far as they are
     evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn (pixels), augmented_knn (z and
     z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last
-    epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions, images/s, device, commit.
+    epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions, images/s, device, commit;
+    eager_because: why steps were not captured as CUDA graphs.
     """
     settings = run.config.identity()
     state = "finished" if run.finished else "failed" if run.failure else "missing"
@@ -78,7 +80,7 @@ def machine(run: Run) -> dict[str, Any]:
     return {
         "seconds": sum(row["seconds"] for row in [*ended, *timing[-1:]]),
         "images_per_second": timing[-1]["images_per_second"] if timing else float("nan"),
-        **{name: sessions[-1].get(name) for name in ("device", "processor", "commit", "started")},
+        **{name: sessions[-1].get(name) for name in ("device", "eager_because", "processor", "commit", "started")},
         "uncommitted_changes": any(session["uncommitted_changes"] for session in sessions),
         "sessions": len(sessions),
     }

@@ -41,8 +41,10 @@ def knn_monitor(s: TrainState, splits: data.Splits) -> float | None:
 
 
 def diverged(run: store.Run, step: int, what: str) -> DivergedError:
-    hint = "the last good checkpoint is kept (a lower lr or inner_lr may help)"
-    return DivergedError(f"run {run.path.name} stopped at step {step}: {what}; {hint}")
+    kept = "the last good checkpoint is kept" if run.checkpoint.exists() else "no checkpoint had been made"
+    return DivergedError(
+        f"run {run.path.name} stopped at step {step}: {what}; {kept} (a lower lr or inner_lr may help)"
+    )
 
 
 def check_finite(pending: list[tuple[int, dict[str, Tensor]]], run: store.Run) -> None:
@@ -84,8 +86,8 @@ class Session:
         """To the last epoch: yields what the next step is to do, and is sent its metrics. An interrupt (Ctrl-C, SIGTERM) is
         taken between two steps, and saves first.
 
-        No checkpoint is made between the last step of a pass and its monitor reading: both rows have the same step, and a
-        resume could not tell whether the second is still to be written.
+        A checkpoint at the end of a pass is made after its monitor reading: both rows have the same step, and a resume could not
+        tell whether the second is still to be written.
         """
         s = self.s
         if s.step == 0:
@@ -93,15 +95,20 @@ class Session:
         while s.epoch < self.config.epochs:
             for batch in self.remaining():
                 self.after_step(batch.log, (yield batch))
-                if s.position < s.steps_per_epoch:
-                    stop = self.stops(interrupted, batch.log)
-                    if stop or time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes:
-                        self.save()
-                    if stop:
-                        raise KeyboardInterrupt
-            self.end_epoch()
-            if self.stops(interrupted, True):
-                raise KeyboardInterrupt
+                ended = s.position == s.steps_per_epoch
+                if ended:
+                    self.end_epoch()
+                stop = self.stops(interrupted, batch.log or ended)
+                if stop or self.due():
+                    self.save()
+                if stop:
+                    raise KeyboardInterrupt
+
+    def due(self) -> bool:
+        """Whether a checkpoint is: `checkpoint_minutes` after the last one (or the start), and at the end of the run."""
+        return (
+            self.s.epoch == self.config.epochs or time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+        )
 
     def stops(self, interrupted: list[int], ask: bool) -> bool:
         """Whether to stop here; several processes ask each other where metrics are read anyway, and stop together."""
@@ -154,7 +161,6 @@ class Session:
             self.log_monitor()
         if s.epoch > config.epochs - config.keep_last and self.first:
             state.save_encoders(s, self.run.path / "encoders" / f"epoch-{s.epoch:04d}.safetensors")
-        self.save()
 
     def log_monitor(self) -> None:
         if not self.first:
@@ -194,8 +200,13 @@ class Session:
         store.append(self.run.path / "timing.jsonl", [row | {"images_per_second": speed, "seconds_left": left}])
         self.report(Progress(self.run, self.s.epoch, self.s.step, self.steps, loss, speed, left))
 
+    def note_eager(self, reason: str | None) -> None:
+        if self.first and reason is not None:
+            store.note_eager(self.run, reason)
+
     def fail(self, error: MetaugError) -> None:
-        if self.first:
+        """Keep the sentence of a run that diverged; whatever else went wrong may go well another time."""
+        if self.first and isinstance(error, DivergedError):
             store.write_json(self.run.path / "failed.json", {"error": str(error), "step": self.s.step})
 
     def finish(self) -> None:

@@ -37,6 +37,7 @@ class TrainState:
     mag_optimiser: torch.optim.Optimizer | None
     generators: dict[str, torch.Generator]
     random: Tensor  # state of torch's global generator on the CPU, the run's own (a user's dropout draws from it)
+    device_random: torch.Generator | None  # the same of the device's global generator; None on a CPU
     epoch: int = 0  # finished passes
     position: int = 0  # steps done of the pass under way
     step: int = 0  # steps done in all
@@ -85,7 +86,8 @@ class TrainState:
     @property
     def device_generators(self) -> list[torch.Generator]:
         """Those that a step draws from."""
-        return [generator for role, generator in self.generators.items() if role != "order"]
+        found = [generator for role, generator in self.generators.items() if role != "order"]
+        return [*found, self.device_random] if self.device_random is not None else found
 
     @property
     def steps_per_epoch(self) -> int:
@@ -145,21 +147,41 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         optimiser(config.mag_optimiser, list(mag.parameters()), config.mag_lr, config) if mag is not None else None,
         generators,
         torch.Generator().manual_seed(config.seed).get_state(),
+        torch.Generator(device).manual_seed(config.seed) if device != "cpu" else None,
     )  # fmt: skip
 
 
 @contextmanager
 def own_random_numbers(s: TrainState) -> Iterator[None]:
-    """Within, torch's global generator is the run's own, so that trials side by side do not draw from each other. On CUDA they
-    do: to set that generator would wait for the device at every step."""
-    if s.device != "cpu":
-        yield
-        return
+    """Within, torch's global generators are the run's own, so that trials side by side do not draw from each other."""
     torch.set_rng_state(s.random)
     try:
-        yield
+        with own_device_numbers(s):
+            yield
     finally:
         s.random = torch.get_rng_state()
+
+
+@contextmanager
+def own_device_numbers(s: TrainState) -> Iterator[None]:
+    """`own_random_numbers` of the device alone. On CUDA the two generators change places without a wait for the device, also
+    while a graph is captured with which the run's own is registered: its replays then draw from that one."""
+    if s.device_random is None:
+        yield
+    elif s.device == "cuda":
+        shared = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = shared.graphsafe_get_state()
+        shared.graphsafe_set_state(s.device_random)
+        try:
+            yield
+        finally:
+            shared.graphsafe_set_state(before)
+    else:
+        torch.mps.set_rng_state(s.device_random.get_state())
+        try:
+            yield
+        finally:
+            s.device_random.set_state(torch.mps.get_rng_state())
 
 
 def _modules(state: TrainState) -> dict[str, nn.Module]:
@@ -175,7 +197,7 @@ def _optimisers(state: TrainState) -> dict[str, torch.optim.Optimizer]:
 def save(state: TrainState, path: Path) -> None:
     """All of it, atomically: weights, MAG, memory, optimisers, generators, order and position.
 
-    Torch's global generator is of it: a user's encoder with dropout draws from there.
+    Torch's global generators are of it: a user's encoder with dropout draws from there.
     """
     tensors = {prefix + name: t for prefix, m in _modules(state).items() for name, t in m.state_dict().items()}
     for name, o in _optimisers(state).items():
@@ -188,9 +210,9 @@ def save(state: TrainState, path: Path) -> None:
         tensors |= {f"omega_before.{number}": p for number, p in enumerate(state.omega_before)}
     if state.previous is not None:
         tensors |= dict(zip(("previous.pixels", "previous.indices"), state.previous, strict=True))
-    tensors["generator.global"] = (
-        state.random if state.device == "cpu" else getattr(torch, state.device).get_rng_state()
-    )
+    tensors["generator.global"] = state.random
+    if state.device_random is not None:
+        tensors["generator.device"] = state.device_random.get_state()
     write_tensors(path, tensors, {"epoch": state.epoch, "position": state.position, "step": state.step} | _whose(state))
 
 
@@ -229,10 +251,9 @@ def restore(state: TrainState, path: Path) -> None:
             _load_optimiser(o, tensors, name + ".")
         for role, generator in state.generators.items():
             generator.set_state(tensors[f"generator.{role}"])
-        if state.device == "cpu":
-            state.random = torch.Generator().set_state(tensors["generator.global"]).get_state()  # refuses what is none
-        else:
-            getattr(torch, state.device).set_rng_state(tensors["generator.global"])
+        state.random = torch.Generator().set_state(tensors["generator.global"]).get_state()  # refuses what is none
+        if state.device_random is not None:
+            state.device_random.set_state(tensors["generator.device"])
         state.epoch, state.position, state.step = (int(scalars[k]) for k in ("epoch", "position", "step"))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaug_core import shards
 from metaug_core.branches import side_by_side
-from metaug_core.state import TrainState, own_random_numbers
+from metaug_core.state import TrainState, own_device_numbers, own_random_numbers
 from metaug_core.step import Update, describe, train_step, update
 
 EAGER_STEPS = 3  # of a kind before it is captured: optimiser states and cuBLAS workspaces are made there
@@ -53,8 +53,27 @@ def not_captured_because(states: Sequence[TrainState]) -> str | None:
     return None
 
 
+def captured(states: Sequence[TrainState], batches: Sequence[Batch], generators: Sequence[torch.Generator]) -> Replay:
+    """A step of each of these states as one graph; nothing is run. RuntimeError, of torch, where it cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    inputs = [Batch(b.pixels.clone(), b.indices.clone(), b.log) for b in batches]
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        outputs = side_by_side([partial(of_its_own, *pair) for pair in zip(states, inputs, strict=True)], forked=True)
+    return Replay(graph, inputs, outputs)
+
+
+def of_its_own(s: TrainState, batch: Batch) -> Update:
+    """`update` with the run's own random numbers."""
+    with own_device_numbers(s):
+        return update(s, *batch)
+
+
 class Stepper:
-    """Steps of one run, or of several trials. `reason` says why steps are not captured, if they are not."""
+    """Steps of one run, or of several trials. `reason` says why steps are not captured, if they are not; it can change with a step,
+    where a capture fails."""
 
     def __init__(self, states: Sequence[TrainState]):
         self.states = states
@@ -78,23 +97,16 @@ class Stepper:
 
     def _capture(self, kind: tuple, batches: dict[int, Batch]) -> bool:
         """Capture a kind of step, which runs nothing. False, with `reason` from now on, if it cannot be captured."""
-        graph = torch.cuda.CUDAGraph()
-        generators = [g for number in batches for g in self.states[number].device_generators]
-        before = [g.get_state() for g in generators]
-        for generator in generators:
-            graph.register_generator_state(generator)
-        inputs = [Batch(b.pixels.clone(), b.indices.clone(), b.log) for b in batches.values()]
-        steps = [partial(update, self.states[number], *b) for number, b in zip(batches, inputs, strict=True)]
-        torch.cuda.synchronize()
+        states = [self.states[number] for number in batches]
+        generators = [generator for s in states for generator in s.device_generators]
+        before = [generator.get_state() for generator in generators]
         try:
-            with torch.cuda.graph(graph):
-                outputs = side_by_side(steps, forked=True)
+            self.replays[kind] = captured(states, [*batches.values()], generators)
         except RuntimeError as error:
             self.reason = f"the step could not be captured: {' '.join(str(error).split())[:200]}"
             for generator, state in zip(generators, before, strict=True):
                 generator.set_state(state)
             return False
-        self.replays[kind] = Replay(graph, inputs, outputs)
         return True
 
     def _replay(self, kind: tuple, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor]]:

@@ -238,12 +238,22 @@ def sync(path: Path) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
 
 
-def begin(run: Run, step: int, device: str) -> None:
-    """Start or take up a run that stands at step: config, environment (one entry a session), and no rows beyond step."""
+def begin(run: Run, step: int, device: str, eager_because: str | None = None) -> None:
+    """Start or take up a run that stands at step: config, environment (one entry a session), and no rows beyond step.
+
+    eager_because: why its steps are not captured as CUDA graphs, if they are not.
+    """
     (run.path / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     file = run.path / "environment.json"
     sessions = read_json(file) if file.exists() and step > 0 else []
-    write_json(file, [*sessions, environment(device) | {"from_step": step}])
+    write_json(file, [*sessions, environment(device) | {"from_step": step, "eager_because": eager_because}])
     for name in ("metrics.jsonl", "similarities.jsonl", "timing.jsonl"):
         keep_rows(run.path / name, step if step > 0 else -1)
+
+
+def note_eager(run: Run, reason: str) -> None:
+    """Say in the environment why the steps of the session under way are not captured any more."""
+    file = run.path / "environment.json"
+    *before, session = read_json(file)
+    write_json(file, [*before, session | {"eager_because": reason}])

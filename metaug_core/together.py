@@ -31,7 +31,7 @@ def groups(configs: Sequence[Config], most: int) -> list[list[int]]:
 
 def common(config: Config) -> str:
     """What runs side by side have in common, as a text."""
-    fixed = {*engine.SHARED, *STEPS}
+    fixed = {*engine.TOGETHER, *STEPS}
     values = config.model_dump(mode="json")
     return json.dumps({n: v for n, v in values.items() if n in fixed or type(v) not in (int, float)}, sort_keys=True)
 

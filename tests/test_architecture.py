@@ -17,7 +17,7 @@ RANK: dict[str, float] = {
     "children": 0.1,
     **dict.fromkeys(["extensions", "cluster"], 0.2),
     "images": 0.4,
-    **dict.fromkeys(["presets", "shapes", "formats", "machine", "formulas", "heads"], 0.5),
+    **dict.fromkeys(["presets", "shapes", "formats", "machine", "formulas", "heads", "precision"], 0.5),
     "shards": 0.3,
     "colours": 0.3,
     **dict.fromkeys(["tangents", "products", "recomputing", "branches"], 0.7),

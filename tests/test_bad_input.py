@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -260,19 +262,16 @@ def test_an_unwritable_runs_dir(tiny, tmp_path, place):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A run that was interrupted after its first pass, and a finished one of other settings."""
+    """A run that was interrupted at the end of its first pass, and a finished one of other settings."""
     folder = tmp_path_factory.mktemp("made")
 
-    class Stop(Exception):
-        pass
-
     def stop(progress):
-        if progress.epoch == 1:
-            raise Stop
+        if progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("metaug_core.session.REPORT_SECONDS", 0.0)
-        with pytest.raises(Stop):
+        with pytest.raises(KeyboardInterrupt):
             fit(Config(**{**TINY, "runs_dir": folder}), stop)
     fit(Config(**{**TINY, "method": "simclr", "views": ("RGB", "RGB"), "epochs": 1, "runs_dir": folder}), quiet)
     return folder
@@ -440,7 +439,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
     monkeypatch.setattr(Breaking, "at", 8)
     monkeypatch.setattr(Breaking, "how", how)
     monkeypatch.setattr(Breaking, "calls", 0)
-    config = tiny(method="breaking")
+    config = tiny(method="breaking", checkpoint_minutes=1e-9)
     run = request(config)
     with pytest.raises(MetaugError) as error:
         fit(config, quiet)
@@ -448,30 +447,37 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
         f"run {run.path.name} stopped at step 8: {said}; the last good checkpoint is kept"
     )
     tensors, scalars = read_tensors(run.checkpoint)
-    assert scalars["step"] == 5
+    assert scalars["step"] == 7
     assert all(torch.isfinite(t).all() for t in tensors.values())
     assert max(run.metrics["step"]) == 6
     monkeypatch.setattr(Breaking, "at", 10**9)  # mended: it goes on from there
     assert max(fit(config, quiet).metrics["step"]) == 10
 
 
-@pytest.mark.parametrize("at", [5, 7, 10])
+def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "breaking", Breaking)
+    for name, value in (("at", 3), ("how", "nan"), ("calls", 0)):
+        monkeypatch.setattr(Breaking, name, value)
+    with pytest.raises(MetaugError) as error:
+        fit(tiny(method="breaking"), quiet)
+    assert "stopped at step 3: loss_original is nan; no checkpoint had been made (" in one_sentence(error)
+
+
+@pytest.mark.parametrize("at", [1, 7, 10])
 def test_weights_that_are_no_numbers_are_not_saved(tiny, monkeypatch, at):
-    """The loss of step `at` is finite and its gradient is not; at 5 and 10 a checkpoint is due before the next loss."""
+    """The loss of step `at` is finite and its gradient is not; a checkpoint is due before the next loss."""
     monkeypatch.setitem(METHODS, "breaking", Breaking)
     monkeypatch.setattr(Breaking, "at", at)
     monkeypatch.setattr(Breaking, "how", "gradient")
     monkeypatch.setattr(Breaking, "calls", 0)
-    config = tiny(method="breaking", log_every=1)
+    config = tiny(method="breaking", log_every=1, checkpoint_minutes=1e-9)
     with pytest.raises(MetaugError) as error:
         fit(config, quiet)
-    said = one_sentence(error)
-    assert re.search(
-        rf"stopped at step {at + (at == 7)}: (networks\S+ is not finite|loss_original is nan); the last good", said
-    )
+    kept = "no checkpoint had been made" if at == 1 else "the last good checkpoint is kept"
+    assert re.search(rf"stopped at step {at}: networks\S+ is not finite; {kept} \(a lower", one_sentence(error))
     run = request(config)
     assert not run.finished
-    if at == 5:
+    if at == 1:
         assert not run.checkpoint.exists()
     else:
         assert all(torch.isfinite(t).all() for t in read_tensors(run.checkpoint)[0].values())

@@ -18,6 +18,7 @@ from metaug_core import (
     DATASETS,
     ENCODERS,
     Config,
+    ConfigError,
     MetaugError,
     data,
     evaluate,
@@ -606,3 +607,34 @@ def test_the_last_epochs_are_kept(tiny):
 
 def test_the_tiny_data_set_is_registered():
     assert "tiny" in DATASETS
+
+
+# --- whose images
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"image_size": 24}, "image_size 16, but the run has 24"), ({"val_fraction": 0.2}, "val_fraction 0.1, but the run has 0.2"),
+     ({"train_images": 50}, "train_images None, but the run has 50")],
+)  # fmt: skip
+def test_splits_of_another_config_are_refused(tiny, change, said):
+    splits, config = data.load(tiny()), tiny(**change)
+    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: data.load"):
+        fit(config, quiet, splits)
+    run = fit(config, quiet, data.load(config))
+    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: data.load"):
+        evaluate(run, splits=splits, measures=("knn",))
+
+
+def test_splits_that_say_nothing_of_themselves_are_taken(tiny, tmp_path):
+    loaded, config = data.load(tiny()), tiny(val_fraction=0.2)
+    by_hand = data.Splits(loaded.pretrain, loaded.train, loaded.val, loaded.test)
+    assert fit(config, quiet, by_hand).finished
+    settings = tiny(storage="device", batch_size=8, runs_dir=tmp_path / "other")  # the same images
+    assert fit(settings, quiet, loaded).finished
+
+
+def test_splits_on_another_device_are_refused(tiny):
+    splits = data.load(tiny(), "meta")
+    with pytest.raises(ConfigError, match="splits lie on meta, but the run is to train on cpu"):
+        fit(tiny(), quiet, splits)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_trials import same, saved
 
-from metaug_core import DATASETS, METHODS, Config, children, extensions, making, results, store
+from metaug_core import DATASETS, METHODS, Config, children, extensions, fit_trials, making, results, store
 from metaug_core.progress import silent
 
 FILE = """
@@ -111,6 +111,29 @@ def test_a_helper_takes_its_share_and_the_table_is_the_same(config, tmp_path):
         if store.request(one).finished:
             assert same(saved(store.request(one)), saved(store.request(other)))
     assert not trained(tmp_path / "alone")
+
+
+def test_a_failure_in_a_group_is_written_with_its_own_run(config):
+    torn, large, good = config(seed=1), config(batch_size=96), config(epochs=1)
+    place = store.request(torn).path
+    place.mkdir(parents=True)
+    (place / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
+    table = made([torn, large, good, config(epochs=1, seed=1)], processes=1, together=4)
+    assert table["state"].tolist() == ["failed", "failed", "finished", "finished"]
+    first, second = table["failure"][:2]
+    assert first.startswith("cannot read ")
+    assert second == "batch_size 96 is more than the 90 training images of quarters"
+    assert table["knn"][2:].notna().all()
+
+
+def test_one_that_cannot_be_evaluated_leaves_the_others_evaluated(config):
+    configs = [config(epochs=1, seed=seed) for seed in (0, 1)]
+    fit_trials(configs, lambda at: None)
+    store.request(configs[0]).encoder_files()[-1].write_bytes(b"half an encoder")
+    table = made(configs, processes=1, together=2)
+    assert table["state"].tolist() == ["failed", "finished"]
+    assert table["failure"][0].startswith("cannot read ")
+    assert table["knn"][1] > 0
 
 
 def test_what_a_killed_helper_leaves_is_made(config):

@@ -164,6 +164,14 @@ def test_shares_are_drawn_over_delta_with_the_rounding_of_float32(ax):
     assert "n = " not in caption(ax) or "1 to 2 seeds" in caption(ax)
 
 
+def test_the_rounding_that_is_drawn_is_that_of_the_runs(ax):
+    table = pd.DataFrame({"delta": [1e-5, 1e-5, 1e-5, 1.0], "augmented_gradient_share": 0.1, "device": "cuda",
+                          "precision": ["tf32", "bf16", "bf16", "tf32"]})  # fmt: skip
+    anatomy.gradient_shares(table, ax)
+    drawn = {one.get_label(): one.get_ydata()[0] for one in ax.lines if str(one.get_label()).startswith("rounding")}
+    assert drawn == {"rounding of tf32": 2**-11, "rounding of bf16": 2**-8}
+
+
 def test_costs_are_bars_of_ratios_with_the_range_of_the_rounds(ax):
     table = pd.DataFrame({"step": ["plain", "meta"], "times_plain": [1.0, 3.0], "low": [1.0, 2.5], "high": [1.0, 4.0],
                           "flops_plain": [1.0, 2.9], "rounds": 5})  # fmt: skip

@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import TINY
 
-from metaug_core import Config, data, fit, fit_trials, state
+from metaug_core import Config, cli, data, engine, fit, fit_trials, results, state, stepper, store
 from metaug_core.branches import side_by_side
 from metaug_core.step import descend, train_step
 from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
@@ -42,6 +43,41 @@ def test_on_a_cpu_steps_are_eager_and_say_why():
     rows = torch.arange(16)
     assert found[0] == {n: v.tolist() for n, v in train_step(other, other.images.pixels[rows], rows, False).items()}
     assert "effective_rank" in found[2]
+
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+
+
+@without_cuda
+def test_where_a_capture_fails_the_step_is_eager_and_says_why():
+    """The capture is real, and so is the error of torch: there is no device."""
+    s, other = started(jitter=0.5), started(jitter=0.5)
+    step, eager = Stepper([s]), Stepper([other])
+    step.reason = None
+    found = run_steps(step, s, EAGER_STEPS + 3)
+    assert found == run_steps(eager, other, EAGER_STEPS + 3)
+    assert step.reason is not None
+    assert step.reason.startswith("the step could not be captured: CUDA error: ")
+    assert "\n" not in step.reason
+
+
+@without_cuda
+def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_path, monkeypatch):
+    plain = fit(tiny(runs_dir=tmp_path / "plain"), lambda at: None)
+    assert results.row(plain)["eager_because"] == "device cpu has no CUDA graphs"
+    for module in (stepper, engine):  # the device is taken for one that captures; what then happens is torch's
+        monkeypatch.setattr(module, "not_captured_because", lambda states: None)
+    with pytest.warns(RuntimeWarning, match="could not be captured: CUDA error: .* kernel by kernel") as warned:
+        runs = fit_trials([tiny(), tiny(seed=1)], lambda at: None)
+    assert len([one for one in warned if one.category is RuntimeWarning]) == 1
+    for run in runs:
+        assert results.row(run)["eager_because"].startswith("the step could not be captured: CUDA error: ")
+    assert runs[0].metrics.equals(plain.metrics)
+    file = runs[0].path / "environment.json"
+    (session,) = store.read_json(file)
+    store.write_json(file, [session | {"device": "cuda"}])
+    said = CliRunner().invoke(cli.main, ["report", runs[0].path.name, "--runs-dir", str(runs[0].path.parent)]).output
+    assert f"steps      not captured as CUDA graphs: {session['eager_because']}" in said
 
 
 @gpu

@@ -12,6 +12,7 @@ from torch import nn
 
 from metaug_core import ENCODERS, ConfigError, MetaugError, evaluate, fit, fit_trials, session
 from metaug_core.encoders import conv
+from metaug_core.engine import attempt
 from metaug_core.store import read_tensors
 
 
@@ -71,6 +72,72 @@ def test_what_an_encoder_draws_is_each_trials_own(tiny, monkeypatch, tmp_path):
         assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
 
 
+@pytest.fixture
+def dropping(monkeypatch):
+    """An encoder of a user, which draws from torch's global generator."""
+    monkeypatch.setitem(
+        ENCODERS, "dropping", lambda channels, config: nn.Sequential(conv(channels, config), nn.Dropout())
+    )
+
+
+def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monkeypatch, tmp_path):
+    configs = [tiny(encoder="dropping", look_ahead="fresh", seed=seed, epochs=2 + seed) for seed in (0, 1)]
+    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+
+    def strike(progress):
+        if progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_trials(configs, strike)
+    torch.manual_seed(5)  # what another part of the program draws is nothing to them
+    for run, config in zip(fit_trials(configs[::-1], quiet)[::-1], configs, strict=True):
+        assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", ["auto", "off"])
+def test_what_trials_draw_on_cuda_is_their_own(tiny, dropping, tmp_path, graphs):
+    """The generators end where those of the single runs do, to the bit; captured and eager."""
+    asked = {"encoder": "dropping", "look_ahead": "fresh", "device": "cuda", "graphs": graphs, "optimiser": "sgd"}
+    configs = [tiny(**asked, seed=seed, epochs=2 + seed) for seed in (0, 1)]
+    ends = []
+    for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
+        together, alone = saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet))
+        for name in ("generator.global", "generator.device"):
+            assert torch.equal(together[name], alone[name]), name
+        for name, value in together.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4, msg=name)
+        ends.append(together["generator.device"])
+    assert not torch.equal(*ends)
+
+
+def damaged(tiny, seed):
+    """A request whose checkpoint is torn."""
+    config = tiny(seed=seed)
+    path = config.runs_dir / config.name() / "checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a checkpoint")
+    return config
+
+
+def test_each_failure_is_its_own_runs_and_the_others_are_trained(tiny):
+    torn, large = damaged(tiny, 1), tiny(batch_size=96)
+    diverging, good = tiny(lr=1e30, optimiser="sgd"), tiny()
+    runs, failures = attempt([torn, large, diverging, good], quiet)
+    assert [run.finished for run in runs] == [False, False, False, True]
+    sentences = {name: str(error) for name, error in failures.items()}
+    assert sentences.pop(torn.name()).startswith("cannot read ")
+    assert sentences.pop(large.name()) == "batch_size 96 is more than the 90 training images of tiny"
+    assert sentences.pop(diverging.name()).startswith(f"run {diverging.name()} stopped at step")
+    assert not sentences
+    assert runs[2].failure
+    assert runs[0].failure is None  # with another checkpoint it would train
+    with pytest.raises(MetaugError, match="cannot read "):
+        fit_trials([torn, good], quiet)
+
+
 def test_one_that_diverges_does_not_stop_the_others(tiny):
     bad, good = tiny(lr=1e30, optimiser="sgd"), tiny()
     with pytest.raises(MetaugError, match=f"run {bad.name()} stopped at step"):
@@ -81,7 +148,9 @@ def test_one_that_diverges_does_not_stop_the_others(tiny):
 
 @pytest.mark.parametrize("change", [{"image_size": 24}, {"train_images": 50}, {"dataset": "shapes"}])
 def test_trials_of_different_images_are_refused(tiny, change):
-    with pytest.raises(ConfigError, match=f"trials share images and device, but differ in {next(iter(change))}"):
+    with pytest.raises(
+        ConfigError, match=f"trials share images, device and precision, but differ in {next(iter(change))}"
+    ):
         fit_trials([tiny(), tiny(**change)], quiet)
 
 
@@ -106,7 +175,8 @@ import sys
 sys.path.insert(0, {here!r})
 from conftest import TINY
 from metaug_core import Config, fit_trials
-fit_trials([Config(**{{**TINY, "runs_dir": {runs!r}, "epochs": 30, "seed": seed}}) for seed in (0, 1, 2)], lambda _: None)
+often = {{**TINY, "runs_dir": {runs!r}, "epochs": 30, "checkpoint_minutes": 1e-4}}
+fit_trials([Config(**often, seed=seed) for seed in (0, 1, 2)], lambda _: None)
 """
 
 

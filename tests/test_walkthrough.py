@@ -98,3 +98,11 @@ def test_the_share_passes_the_measured_point_and_half_where_it_must(ax):
     x, y = ax.lines[0].get_xdata(), ax.lines[0].get_ydata()
     assert np.interp(1.0, x, y) == pytest.approx(0.5, abs=1e-3)
     assert np.interp(0.25, x, y) == pytest.approx(0.2, abs=2e-3)
+    assert "below the rounding of float32" in [text.get_text() for text in ax.texts]
+    assert ax.patches[-1].get_extents().transformed(ax.transData.inverted()).y1 == pytest.approx(2**-24)
+
+
+def test_the_grey_of_a_run_in_bf16_is_the_rounding_of_bf16(ax):
+    lessons.share_by_delta(0.2, 0.25, ax, "bf16", "cuda")
+    assert "below the rounding of bf16" in [text.get_text() for text in ax.texts]
+    assert ax.patches[-1].get_extents().transformed(ax.transData.inverted()).y1 == pytest.approx(2**-8)
