@@ -50,7 +50,7 @@ RANK: dict[str, float] = {
     "standing": 3.4,
     "toys": 3,
     **dict.fromkeys(["background", "together"], 3.2),
-    "style": 3.5,
+    **dict.fromkeys(["style", "estimates"], 3.5),
     "figures": 4,
     "paper_figures": 4,
     "anatomy": 4.1,

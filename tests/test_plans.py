@@ -10,8 +10,8 @@ from conftest import TINY
 from matplotlib import pyplot as plt
 
 from metaug_core import METHODS, Config, data, evaluation, experiments, gallery, meta, paper, plans, rehearsal, standing
-from metaug_core.anatomy import binned
 from metaug_core.config import ConfigError
+from metaug_core.figures import binned
 from metaug_core.presets import preset
 from metaug_core.store import request
 from metaug_core.tangents import frozen_statistics
