@@ -149,14 +149,16 @@ def resume(name: str, runs_dir: Path) -> None:
 @click.argument("name", metavar="[RUN]", required=False)
 @takes_runs_dir
 def report(name: str | None, runs_dir: Path) -> None:
-    """Say where a run's files are and how good its encoder is; without RUN, the latest that is evaluated."""
-    from metaug_core import store
+    """Say where a run's files are, what its MAG did and how good its encoder is; without RUN, the latest that is evaluated."""
+    from metaug_core import monitor, store
 
     found = store.open_run(name, runs_dir) if name else latest(runs_dir)
     click.echo(f"run        {shown(found.path.resolve())}")
     for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
         for number, path in enumerate(sorted(found.path.resolve().glob(pattern))):
             click.echo(f"{'' if number else label:<11}{shown(path)}")
+    for number, (text, value) in enumerate(monitor.mag_readings(found.metrics).items()):
+        click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
     if not (found.path / "evaluation-test.json").exists():
         click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
         return
