@@ -1,5 +1,7 @@
 """Figures of what happens inside a step: similarities of pairs (Figure 2), the share of augmented features, what a step costs."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -7,7 +9,7 @@ from matplotlib.axes import Axes
 
 from metaug_core.figures import pair_histograms
 from metaug_core.paper_figures import Table, said
-from metaug_core.style import BLUE, dress, nothing
+from metaug_core.style import BLUE, ORANGE, dress, nothing
 
 FLOAT32_ROUNDING = 2.0**-24  # half a unit in the last place of 1: what a smaller share adds is mostly lost in the sum
 
@@ -46,6 +48,22 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     counts = said(kept.groupby("delta")[measure].size()).split("n = ")[-1].split(" a point")[0]
     caption = f"mean of {counts}, band: least and greatest"
     return dress(ax, title, r"$\delta$", "share (1 = all of it)", caption)
+
+
+def step_profiles(table: Table, ax: Axes, title: str, moments: Mapping[int, str]) -> Axes:
+    """The loss along a step, in percent of the loss where it begins: of the look-ahead (solid) and of the encoders (dashed), a
+    colour for each moment. table: `profiles.Profiled.profiles`; moments: names of its steps."""
+    for (step, name), colour in zip(moments.items(), (ORANGE, BLUE), strict=True):
+        for kind, line in (("look-ahead", "-"), ("encoders' step", "--")):
+            rows = table[(table["step"] == step) & (table["kind"] == kind)]
+            change = 100 * (rows["loss"] / rows["loss"].iloc[0] - 1)
+            ax.plot(rows["length"], change, color=colour, linestyle=line, label=f"{name}: {kind}")
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.axvline(1, color="0.3", linewidth=1, linestyle=":")
+    ax.legend(fontsize=8)
+    return dress(
+        ax, title, "how far along the step (1: the whole)", "change of the loss (%)", "1 run, one minibatch each"
+    )
 
 
 def step_costs(table: Table, ax: Axes) -> Axes:

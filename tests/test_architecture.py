@@ -45,7 +45,7 @@ RANK: dict[str, float] = {
     "helper": 3.3,
     "cost": 3.3,
     "paper": 0,
-    "rehearsal": 3.2,
+    **dict.fromkeys(["rehearsal", "profiles"], 3.2),
     "experiments": 3.3,
     "standing": 3.4,
     "toys": 3,
