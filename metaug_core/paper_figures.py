@@ -87,12 +87,10 @@ def against(
         points = pd.DataFrame({"x": rows[setting].map(at) + shift, "accuracy": 100 * rows["accuracy"]})
         look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "label": paper.name(method)}
         draw_means(points, "x", "accuracy", ax, joined, color=method_colour(method), **look)
-        each = points.groupby("x").size()
-        if each.max() > 1:
-            sns.scatterplot(
-                points, x="x", y="accuracy", color=method_colour(method), s=9, alpha=0.55, linewidth=0, ax=ax
-            )
-        counts += each.tolist()
+        each = points.groupby("x").size().tolist()
+        if max(each) > 1:
+            ax.scatter(points["x"], points["accuracy"], s=9, color=method_colour(method), alpha=0.55, linewidths=0)
+        counts += each
     floor(kept, ax)
     named(ax, at)
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}
@@ -155,7 +153,7 @@ def differences(
 def heat_map(found: Table, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None) -> Axes:
     """Mean accuracy of a `summary` by two settings, written in each cell with its 95 % half-width; a cell without a run stays
     white and says so. Text settings keep their order, numbers rise."""
-    if found.dropna(subset=["mean"]).empty:
+    if found["mean"].isna().all():
         return nothing(ax, title, "no finished run yet")
     columns, rows = (list(dict.fromkeys(found[name])) for name in (x, y))
     columns, rows = (sorted(v) if all(isinstance(i, int | float) for i in v) else v for v in (columns, rows))
