@@ -1,47 +1,29 @@
 """Figures of what happens inside a step: similarities of pairs (Figure 2), the share of augmented features, what a step costs."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 
+from metaug_core.figures import pair_histograms
 from metaug_core.paper_figures import Table, said
 from metaug_core.precision import computed_in, unit_roundoff
-from metaug_core.style import BLUE, RED, dress, nothing
-from metaug_core.tables import summary
-
-
-def binned(same: np.ndarray, different: np.ndarray, bins: int = 50) -> pd.DataFrame:
-    """Similarities in [0, 1] of pairs of the same image and of different images -> histogram by density: pairs, left, density,
-    with the number (count) and mean of the pairs in every row."""
-    edges = np.linspace(0, 1, bins + 1)
-    found = []
-    for kind, values in (("same", same), ("different", different)):
-        density, _ = np.histogram(values, edges, density=True)
-        more = {"pairs": kind, "count": len(values), "mean": float(np.mean(values))}
-        found += [more | {"left": left, "density": height} for left, height in zip(edges[:-1], density, strict=True)]
-    return pd.DataFrame(found)
+from metaug_core.style import BLUE, ORANGE, dress, nothing
 
 
 def gaps(table: Table) -> pd.DataFrame:
-    """Mean similarity of same-image and of different-image pairs and their gap, by features and margin, from rows of `binned`."""
+    """Mean similarity of same-image and of different-image pairs and their gap, by features and margin, from rows of
+    `figures.binned`."""
     rows = table.drop_duplicates(["margin", "features", "pairs"])
     found = rows.pivot(index=["features", "margin"], columns="pairs", values="mean")
     return found.assign(gap=found["same"] - found["different"]).round(3)
 
 
 def similarity_panel(table: Table, ax: Axes, title: str) -> Axes:
-    """A panel of Figure 2 from `binned`: blue, solid: two views of one image; red, dashed: of different images; means."""
-    looks = {"different": (RED, "--", "different images"), "same": (BLUE, "-", "same image")}
-    for kind, (colour, line, label) in looks.items():
-        rows = table[table["pairs"] == kind].sort_values("left")
-        edges = [*rows["left"], 1.0]
-        ax.stairs(rows["density"], edges, fill=True, color=colour, alpha=0.4)
-        ax.stairs(
-            rows["density"], edges, color=colour, linestyle=line, label=f"{label}, mean {rows['mean'].iloc[0]:.2f}"
-        )
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1.3 * table["density"].max())
-    ax.legend(loc="upper left", fontsize=8)
+    """A panel of Figure 2 from rows of `figures.binned`."""
+    pair_histograms(table, ax)
     counts = table.groupby("pairs")["count"].first()
     return dress(
         ax, title, "similarity $d$", "density", f"n = {counts['same']:,} and {counts['different']:,} pairs, 1 seed"
@@ -57,16 +39,17 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     kept = table.dropna(subset=[measure]) if measure in table else table.head(0)
     if kept.empty:
         return nothing(ax, title, "no run with augmented features yet")
-    points: Table = summary(kept, "delta", measure).sort_values("delta")
-    low, high = kept.groupby("delta")[measure].min(), kept.groupby("delta")[measure].max()
-    ax.plot(points["delta"], points["mean"], color=BLUE, marker="o", label="measured")
-    ax.fill_between(low.index, low, high, color=BLUE, alpha=0.18, linewidth=0)
+    least_to_greatest = ("pi", 100)
+    sns.lineplot(
+        kept, x="delta", y=measure, errorbar=least_to_greatest, color=BLUE, marker="o", label="measured", ax=ax
+    )
     for precision, device in sorted(computing(kept)):
         rounding = unit_roundoff(precision, device)
         ax.axhline(rounding, color="0.3", linestyle=":", label=f"rounding of {computed_in(precision, device)}")
     ax.set(xscale="log", yscale="log")
     ax.legend(fontsize=8)
-    caption = f"mean of {said(points['n']).split('n = ')[-1].split(' a point')[0]}, band: least and greatest"
+    counts = said(kept.groupby("delta")[measure].size()).split("n = ")[-1].split(" a point")[0]
+    caption = f"mean of {counts}, band: least and greatest"
     return dress(ax, title, r"$\delta$", "share (1 = all of it)", caption)
 
 
@@ -75,6 +58,22 @@ def computing(table: Table) -> set[tuple[str, str]]:
     defaults = {"precision": "float32", "device": "cpu"}
     given = [table[name].fillna(value) if name in table else [value] * len(table) for name, value in defaults.items()]
     return set({computed_in(*pair): pair for pair in zip(*given, strict=True)}.values())
+
+
+def step_profiles(table: Table, ax: Axes, title: str, moments: Mapping[int, str]) -> Axes:
+    """The loss along a step, in percent of the loss where it begins: of the look-ahead (solid) and of the encoders (dashed), a
+    colour for each moment. table: `profiles.Profiled.profiles`; moments: names of its steps."""
+    for (step, name), colour in zip(moments.items(), (ORANGE, BLUE), strict=True):
+        for kind, line in (("look-ahead", "-"), ("encoders' step", "--")):
+            rows = table[(table["step"] == step) & (table["kind"] == kind)]
+            change = 100 * (rows["loss"] / rows["loss"].iloc[0] - 1)
+            ax.plot(rows["length"], change, color=colour, linestyle=line, label=f"{name}: {kind}")
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.axvline(1, color="0.3", linewidth=1, linestyle=":")
+    ax.legend(fontsize=8)
+    return dress(
+        ax, title, "how far along the step (1: the whole)", "change of the loss (%)", "1 run, one minibatch each"
+    )
 
 
 def step_costs(table: Table, ax: Axes) -> Axes:

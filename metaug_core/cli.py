@@ -149,8 +149,8 @@ def resume(name: str, runs_dir: Path) -> None:
 @click.argument("name", metavar="[RUN]", required=False)
 @takes_runs_dir
 def report(name: str | None, runs_dir: Path) -> None:
-    """Say where a run's files are and how good its encoder is; without RUN, the latest that is evaluated."""
-    from metaug_core import store
+    """Say where a run's files are, what its MAG did and how good its encoder is; without RUN, the latest that is evaluated."""
+    from metaug_core import monitor, store
 
     found = store.open_run(name, runs_dir) if name else latest(runs_dir)
     click.echo(f"run        {shown(found.path.resolve())}")
@@ -160,6 +160,8 @@ def report(name: str | None, runs_dir: Path) -> None:
     *_, session = store.read_json(found.path / "environment.json")
     if session["device"] == "cuda" and (reason := session.get("eager_because")):
         click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
+    for number, (text, value) in enumerate(monitor.mag_readings(found.metrics).items()):
+        click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
     if not (found.path / "evaluation-test.json").exists():
         click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
         return

@@ -4,18 +4,19 @@ A curve takes the metrics of a run (`Run.metrics`), or a list of them: seeds the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaug_core.evaluation import over_seeds
+from metaug_core.estimates import draw_means, ends
 from metaug_core.pairs import similarity
 from metaug_core.style import (
     BLUE,
@@ -50,41 +51,48 @@ def seeds(metrics: Metrics) -> str:
 
 def curve(ax: Axes, metrics: Metrics, column: str, x: str = "step", scale: float = 1, **look: Any) -> bool:
     """Draw a column over x, scaled; several runs as their mean and its 95 % band. False if no run has the column."""
-    kept = [t.dropna(subset=[column]).set_index(x)[column] * scale for t in tables(metrics) if column in t]
-    if not kept:
+    kept = [table[[x, column]].dropna() for table in tables(metrics) if column in table]
+    values = pd.concat(kept) if kept else pd.DataFrame()
+    if values.empty:
         return False
-    values = pd.concat(kept, axis=1)
-    mean, count = values.mean(axis=1), values.shape[1]
-    (line,) = ax.plot(mean.index, mean, **look)
-    if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * values.std(axis=1) / count**0.5
-        ax.fill_between(mean.index, mean - half, mean + half, color=line.get_color(), alpha=0.2, linewidth=0)
+    draw_means(values.assign(**{column: scale * values[column]}), x, column, ax, **look)
     return True
 
 
-def logarithmic(ax: Axes, top: float | None = None) -> None:
-    """A logarithmic y axis with air below and above the lines, so that whole decades are named."""
+FAR_APART = 100  # times: lines of one panel that lie further from each other need a logarithmic axis
+
+
+def fit_scale(ax: Axes) -> None:
+    """A y axis from 0, or, where the lines lie far apart and above 0, a logarithmic one with air below and above them, so that
+    whole decades are named."""
     heights = np.concatenate([line.get_ydata() for line in ax.lines])
-    ax.set_yscale("log")
-    ax.set_ylim(np.nanmin(heights) / 5, top or np.nanmax(heights) * 5)
+    low, high = np.nanmin(heights), np.nanmax(heights)
+    if high > FAR_APART * low > 0:
+        ax.set_yscale("log")
+        ax.set_ylim(low / 5, high * 5)
+    elif low >= 0:
+        ax.set_ylim(0, 1.1 * high or 1)
 
 
-TERMS: dict[str, dict[str, Any]] = {
-    "loss_original": {"label": "$L_{ori}$", "color": BLUE, "linestyle": "-"},
-    "loss_augmented": {"label": r"$\delta\, L_{aug}$", "color": RED, "linestyle": "--"},
-    "loss_margin": {"label": r"$\alpha\, R_\sigma$", "color": GREEN, "linestyle": ":"},
-}
+def original_loss(metrics: Metrics, ax: Axes) -> Axes:
+    """L_ori by step, the loss of the features themselves, on a linear axis that spans its values."""
+    title = "Loss of the features, $L_{ori}$"
+    if not curve(ax, metrics, "loss_original", color=BLUE):
+        return nothing(ax, title, "no step logged yet")
+    return dress(ax, title, "step", "loss", seeds(metrics))
 
 
-def loss_terms(metrics: Metrics, ax: Axes) -> Axes:
-    """The weighted terms of eq. 11 by step; on a logarithmic axis where they differ a thousandfold."""
-    drawn = [curve(ax, metrics, name, **look) for name, look in TERMS.items()]
-    heights = np.concatenate([line.get_ydata() for line in ax.lines]) if any(drawn) else np.ones(1)
-    if heights.min() > 0 and heights.max() > 1000 * heights.min():
-        logarithmic(ax)
-    if any(drawn):
-        ax.legend(loc="center right")
-    return dress(ax, "Loss by term", "step", "loss (weighted)", seeds(metrics))
+def further_terms(metrics: Metrics, ax: Axes) -> Axes:
+    """What eq. 11 adds to L_ori, weighted as it enters the sum, by step."""
+    looks: dict[str, dict[str, Any]] = {
+        "loss_augmented": {"label": r"$\delta\, L_{aug}$", "color": RED, "linestyle": "--"},
+        "loss_margin": {"label": r"$\alpha\, R_\sigma$", "color": GREEN, "linestyle": ":"},
+    }
+    if not any([curve(ax, metrics, name, **look) for name, look in looks.items()]):
+        return nothing(ax, "Further terms", "this method has no further terms")
+    fit_scale(ax)
+    ax.legend()
+    return dress(ax, "Further terms, weighted", "step", "weighted loss", seeds(metrics))
 
 
 def similarities(metrics: Metrics, ax: Axes) -> Axes:
@@ -123,20 +131,35 @@ def alignment_uniformity(metrics: Metrics, ax: Axes) -> Axes:
     return dress(ax, "Alignment and uniformity", "step", "lower is better", seeds(metrics))
 
 
-def gradient_share(metrics: Metrics, ax: Axes) -> Axes:
-    """Share of the encoders' gradient that comes from augmented features, on a logarithmic axis."""
-    if not curve(ax, metrics, "augmented_gradient_share", color=BLUE, label="measured"):
-        return nothing(ax, "Share of the gradient", "this method has no augmented features")
-    logarithmic(ax, top=1)
-    return dress(ax, r"Share of the gradient from $\tilde z$", "step", "share (1 = all of it)", seeds(metrics))
+def gradient_shares(metrics: Metrics, ax: Axes) -> Axes:
+    """Of the encoders' gradient, the share of pairs that contain an augmented feature; of the MAG's, that of its mixed part (the
+    second derivative)."""
+    looks: dict[str, dict[str, Any]] = {
+        "augmented_gradient_share": {"label": r"of $\theta$: pairs with a $\tilde z$", "color": BLUE},
+        "mixed_gradient_share": {"label": r"of $\omega$: mixed part", "color": GREEN, "linestyle": "--"},
+    }
+    if not any([curve(ax, metrics, name, **look) for name, look in looks.items()]):
+        return nothing(ax, "Shares of the gradients", "this method has no augmented features")
+    fit_scale(ax)
+    ax.legend()
+    return dress(ax, "Shares of the gradients", "step", "share (1 = all of it)", seeds(metrics))
 
 
-def mag_gradient(metrics: Metrics, ax: Axes) -> Axes:
-    """Norm of the meta-gradient that the MAG is trained by, on a logarithmic axis."""
-    if not curve(ax, metrics, "mag_gradient_norm", color=GREEN):
-        return nothing(ax, "Gradient of the MAG", "this method has no MAG")
-    logarithmic(ax)
-    return dress(ax, r"Norm of the meta-gradient to $\omega$", "step", "Euclidean norm", seeds(metrics))
+def mag_update(metrics: Metrics, ax: Axes) -> Axes:
+    """How far the MAG's weights move in each epoch, in percent of their norm."""
+    title = r"Update of the MAG, $|\Delta\omega| / |\omega|$"
+    if not curve(ax, metrics, "mag_update", "epoch", 100, color=GREEN, marker="o"):
+        return nothing(ax, title, "this method has no MAG")
+    fit_scale(ax)
+    whole_epochs(ax)
+    return dress(ax, title, "epoch", "percent an epoch", seeds(metrics))
+
+
+def whole_epochs(ax: Axes) -> None:
+    """An x axis from 0 to the last epoch, and at least to the first, with whole numbers."""
+    last = max(1.0, *(float(np.max(line.get_xdata())) for line in ax.lines))
+    ax.set_xlim(-0.04 * last, 1.04 * last)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def knn_curve(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
@@ -147,7 +170,7 @@ def knn_curve(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
     if not ax.lines:
         return nothing(ax, "kNN on the validation split", "no validation split: val_fraction is 0")
     ax.set_ylim(0, min(100.0, ax.get_ylim()[1] * 1.1))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_epochs(ax)
     ax.legend(loc="lower right")
     counts = sorted({seeds(metrics) for metrics in runs.values()})
     return dress(ax, "kNN on the validation split", "epoch (0: untrained)", "accuracy (%)", "; ".join(counts))
@@ -170,44 +193,68 @@ def pair_similarities(z: Tensor, augmented: Tensor | None = None) -> tuple[np.nd
     return np.concatenate(same), np.concatenate(different)
 
 
+def binned(same: np.ndarray, different: np.ndarray, bins: int = 50) -> pd.DataFrame:
+    """Similarities in [0, 1] of pairs of the same image and of different images -> histogram by density: pairs, left, density,
+    with the number (count) and mean of the pairs in every row."""
+    edges = np.linspace(0, 1, bins + 1)
+    found = []
+    for kind, values in (("same", same), ("different", different)):
+        density, _ = np.histogram(values, edges, density=True)
+        more = {"pairs": kind, "count": len(values), "mean": float(np.mean(values))}
+        found += [more | {"left": left, "density": height} for left, height in zip(edges[:-1], density, strict=True)]
+    return pd.DataFrame(found)
+
+
+def pair_histograms(table: pd.DataFrame, ax: Axes, height: Literal["density", "proportion"] = "density") -> None:
+    """Rows of `binned`, as the paper's Figure 2: blue, solid: two views of one image; red, dashed: of different images. The column
+    `height` says how high each bin stands."""
+    looks = {"different": ("different images", RED, "--"), "same": ("same image", BLUE, "-")}
+    for kind, (label, colour, line) in looks.items():
+        rows: Any = table[table["pairs"] == kind]
+        middles = rows["left"] + 0.5 / len(rows)
+        mean = f", mean {rows['mean'].iloc[0]:.2f}" if "mean" in rows else ""
+        sns.histplot(x=middles, weights=rows[height], bins=len(rows), binrange=(0, 1), stat=height, element="step",
+                     color=colour, linestyle=line, alpha=0.45, label=label + mean, ax=ax)  # fmt: skip
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.3 * np.max(table[height].to_numpy()))
+    ax.legend(loc="upper left", fontsize=8)
+
+
 def similarity_histogram(z: Tensor, ax: Axes, title: str = "Similarities between views") -> Axes:
-    """As the paper's Figure 2: blue pairs show the same image in two views, red ones different images. z (V, N, d)."""
+    """`pair_histograms` of features z (V, N, d)."""
     if len(z) < 2:
         return nothing(ax, title, "needs features of two views")
     same, different = pair_similarities(z)
-    bins = np.linspace(0, 1, 51).tolist()
-    look: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.55, "density": True}
-    ax.hist(different, bins, color=RED, edgecolor=RED, linestyle="--", label="different images", **look)
-    ax.hist(same, bins, color=BLUE, edgecolor=BLUE, label="same image", **look)
-    ax.set_xlim(0, 1)
-    ax.legend(loc="upper left")
+    pair_histograms(binned(same, different), ax)
     caption = f"n = {z.shape[1]:,} images, {len(same):,} and {len(different):,} pairs"
     return dress(ax, title, "similarity $d$", "density", caption)
 
 
-def accuracy_bars(table: pd.DataFrame, ax: Axes, method: str = "metaug", chance: float | None = None) -> Axes:
-    """Raw pixels, untrained and trained by protocol, in percent. table: of `evaluate`, or of `over_seeds` with error bars."""
-    table = table if "measure" in table else over_seeds([table])
-    names, colour = list(dict.fromkeys(table["representation"])), method_colour(method)
-    for number, name in enumerate(names):
-        rows = table[table["representation"] == name].set_index("measure").loc[list(MEASURES)]
-        heights, halves = 100 * rows["mean"].to_numpy(), 100 * rows["half_width"].fillna(0).to_numpy()
-        place = np.arange(len(MEASURES)) + (number - (len(names) - 1) / 2) * 0.8 / len(names)
-        look: dict[str, Any] = {
-            "color": FLOORS.get(name, colour),
-            "hatch": "///" if "z~" in name else None,
-            "edgecolor": "white",
-        }
-        bars = ax.bar(place, heights, 0.8 / len(names), label=name, yerr=halves if halves.any() else None, **look)
-        ax.bar_label(bars, [f"{h:.1f}" for h in heights], fontsize=8, padding=2)
+def accuracy_bars(
+    found: pd.DataFrame | Sequence[pd.DataFrame], ax: Axes, method: str = "metaug", chance: float | None = None
+) -> Axes:
+    """Raw pixels, untrained and trained by protocol, in percent. found: a table of `evaluate`, or one for each seed, which become
+    means with 95 % intervals."""
+    runs = tables(found)
+    long = pd.concat(runs).reset_index().melt("representation", list(MEASURES), "measure", "accuracy")
+    names = list(dict.fromkeys(long["representation"]))
+    palette = {name: FLOORS.get(name, method_colour(method)) for name in names}
+    long = long.assign(accuracy=100 * long["accuracy"], measure=long["measure"].replace(MEASURES))
+    sns.barplot(long, x="measure", y="accuracy", hue="representation", palette=palette, saturation=1, errorbar=ends,
+                edgecolor="white", err_kws={"color": "black", "linewidth": 1.5}, legend=False, ax=ax)  # fmt: skip
+    for name, bars in zip(names, cast(list[BarContainer], ax.containers), strict=True):
+        bars.set_label(name)
+        outline = [withStroke(linewidth=2.5, foreground="white")]  # read before the bar of an interval too
+        ax.bar_label(bars, fmt="%.1f", fontsize=8, padding=2, zorder=5, path_effects=outline)
+        for bar in bars if "z~" in name else ():
+            bar.set_hatch("///")
     if chance is not None:
         ax.axhline(100 * chance, color="0.3", linestyle=":", linewidth=1, label="chance")
-    ax.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
     ax.set_ylim(0, 127)
     ax.set_yticks(range(0, 101, 20))
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=3, loc="upper left")
-    count = int(min(table["n"]))
+    count = len(runs)
     spread = "1 run, so no interval" if count == 1 else f"{count} runs, mean and 95 % interval"
     return dress(ax, "How well a simple classifier reads the features", "", "test accuracy (%)", "\n\nn = " + spread)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
@@ -20,11 +21,10 @@ ATTENUATIONS = (1, 2, 4, 6, 8)  # the paper's phi_dec (Fig. 3)
 def weight_histogram(weights: Tensor, ax: Axes) -> Axes:
     """Gradient weight of each pair in units of an equal share, on a logarithmic axis; weights (A, N) sum to 1 over N."""
     relative = (weights * weights.shape[1]).flatten().clamp(min=1e-8).cpu().numpy()
-    ax.hist(relative, np.logspace(-8, 2.5, 64).tolist(), color=RED, alpha=0.55, edgecolor=RED, histtype="stepfilled")
+    sns.histplot(x=relative, bins=63, binrange=(-8, 2.5), log_scale=True, element="step", color=RED, alpha=0.55, ax=ax)
     ax.axvline(1, color="0.3", linestyle=":")
     ax.annotate("equal\nshare", (1, 0.97), xycoords=("data", "axes fraction"), xytext=(5, 0),
                 textcoords="offset points", va="top", fontsize=8.5, color="0.3")  # fmt: skip
-    ax.set_xscale("log")
     anchors, negatives = weights.shape
     return dress(ax, "What a negative pair weighs", "gradient weight (1 = an equal share)", "pairs",
                  f"n = {anchors:,} anchors x {negatives:,} negatives; all below $10^{{-8}}$ in the first bar")  # fmt: skip

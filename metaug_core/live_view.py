@@ -37,12 +37,12 @@ def line(text: str, done: float | None = None) -> str:
 
 
 def curves(run: Run) -> bytes:
-    """The curves of a run so far, as PNG: loss by term, similarities, kNN."""
+    """The curves of a run so far, as PNG: loss, similarities, kNN."""
     metrics = run.metrics
     with rc_context(STYLE), io.BytesIO() as buffer:
         figure = Figure(figsize=(11, 2.9), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
-        figures.loss_terms(metrics, left)
+        figures.original_loss(metrics, left)
         figures.similarities(metrics, middle)
         figures.knn_curve({run.config.method: metrics}, right)
         figure.savefig(buffer, format="png", dpi=72)
@@ -108,7 +108,7 @@ class LiveView:
             return
         started = time.monotonic()
         png = base64.b64encode(curves(run)).decode()
-        self.show("curves", {"text/plain": "loss by term, similarities and kNN so far", "image/png": png})
+        self.show("curves", {"text/plain": "loss, similarities and kNN so far", "image/png": png})
         now = time.monotonic()
         self.draw_after = now + max(FIGURE_SECONDS, 10 * (now - started))
 

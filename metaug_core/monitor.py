@@ -1,5 +1,6 @@
 """What a reader of a run wants to know of its features, beside the loss."""
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -10,6 +11,17 @@ from metaug_core.methods.base import Context
 from metaug_core.pairs import similarity
 
 BINS = 50  # of a histogram over [0, 1]
+MAG_READINGS = {
+    "mag_update": "update of the MAG's weights in the last epoch, relative to their norm",
+    "mixed_gradient_share": "share of the mixed part in the MAG's gradient",
+    "augmented_gradient_share": "share of pairs with a z~ in the encoders' gradient",
+}
+
+
+def mag_readings(metrics: pd.DataFrame) -> dict[str, float]:
+    """The last values of `MAG_READINGS` in the metrics of a run, by what they are; those that were never logged are left out."""
+    columns = {text: metrics[name].dropna() for name, text in MAG_READINGS.items() if name in metrics}
+    return {text: float(values.iloc[-1]) for text, values in columns.items() if len(values)}
 
 
 def shares(similarities: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 
 from metaug_core import paper
+from metaug_core.estimates import draw_means, ends_of_three
 from metaug_core.style import BLUE, FLOORS, MARKERS, dress, method_colour, nothing
 from metaug_core.tables import summary
 
@@ -82,20 +84,14 @@ def against(
     at, counts, methods = places(kept[setting]), [], list(kept["method"].unique())
     for number, method in enumerate(methods):
         rows = kept[kept["method"] == method]
-        points: Table = summary(rows, setting, "accuracy").sort_values(setting)
         shift = 0.0 if joined else (number - (len(methods) - 1) / 2) * 0.16
-        x, y = points[setting].map(at).to_numpy(float) + shift, 100 * points["mean"].to_numpy()
-        half, colour = 100 * points["half_width"].fillna(0).to_numpy(), method_colour(method)
-        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": colour, "label": paper.name(method)}
-        if joined:
-            ax.plot(x, y, **look)
-            ax.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)
-        else:
-            ax.errorbar(x, y, half if half.any() else None, linestyle="none", capsize=3, **look)
-        if points["n"].max() > 1:
-            dots = {"s": 9, "color": colour, "alpha": 0.55, "linewidths": 0}
-            ax.scatter(rows[setting].map(at) + shift, 100 * rows["accuracy"], **dots)
-        counts += points["n"].tolist()
+        points = pd.DataFrame({"x": rows[setting].map(at) + shift, "accuracy": 100 * rows["accuracy"]})
+        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "label": paper.name(method)}
+        draw_means(points, "x", "accuracy", ax, joined, color=method_colour(method), **look)
+        each = points.groupby("x").size().tolist()
+        if max(each) > 1:
+            ax.scatter(points["x"], points["accuracy"], s=9, color=method_colour(method), alpha=0.55, linewidths=0)
+        counts += each
     floor(kept, ax)
     named(ax, at)
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}
@@ -158,22 +154,22 @@ def differences(
 def heat_map(found: Table, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None) -> Axes:
     """Mean accuracy of a `summary` by two settings, written in each cell with its 95 % half-width; a cell without a run stays
     white and says so. Text settings keep their order, numbers rise."""
+    if found["mean"].isna().all():
+        return nothing(ax, title, "no finished run yet")
     columns, rows = (list(dict.fromkeys(found[name])) for name in (x, y))
     columns, rows = (sorted(v) if all(isinstance(i, int | float) for i in v) else v for v in (columns, rows))
-    values = found.set_index([y, x])
-    grid = 100 * values["mean"].unstack(x).reindex(index=rows, columns=columns).to_numpy(float)
-    image = ax.imshow(np.ma.masked_invalid(grid), cmap="viridis", aspect="auto", origin="lower")
-    middle = np.nanmean([np.nanmin(grid), np.nanmax(grid)]) if np.isfinite(grid).any() else 0
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            missing, half = bool(np.isnan(grid[i, j])), 100 * values["half_width"].get((row, column), float("nan"))
-            text = "no run" if missing else f"{grid[i, j]:.1f}" + ("" if np.isnan(half) else f"\n±{half:.1f}")
-            colour = "0.4" if missing else "white" if grid[i, j] < middle else "black"
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-    ax.set_xticks(range(len(columns)), [written(v) for v in columns])
-    ax.set_yticks(range(len(rows)), [written(v) for v in rows])
-    ax.grid(False)
-    ax.get_figure().colorbar(image, ax=ax, label="accuracy (%)", shrink=0.85)  # type: ignore[union-attr]
+    mean, half = (
+        100 * found.pivot(index=y, columns=x, values=value).reindex(index=rows, columns=columns)
+        for value in ("mean", "half_width")
+    )
+    texts = mean.map("{:.1f}".format) + half.map(lambda width: "" if np.isnan(width) else f"\n±{width:.1f}")
+    sns.heatmap(mean, cmap="viridis", annot=texts, fmt="", annot_kws={"fontsize": 8}, ax=ax,
+                xticklabels=[written(v) for v in columns], yticklabels=[written(v) for v in rows],
+                cbar_kws={"label": "accuracy (%)", "shrink": 0.85})  # fmt: skip
+    for row, column in np.argwhere(mean.isna()):
+        ax.text(column + 0.5, row + 0.5, "no run", ha="center", va="center", fontsize=8, color="0.4")
+    ax.invert_yaxis()
+    ax.tick_params(left=False, bottom=False, labelrotation=0)
     return dress(ax, title, *(labels or (x, y)), said(found["n"]))
 
 
@@ -201,21 +197,29 @@ def gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
     """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its colour), with
     the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
     than the figure). table: method, seed, accuracy, untrained."""
-    found: Table = summary(table, "method", "accuracy").set_index("method")
-    for place, method in enumerate(order):
-        rows = table[table["method"] == method]
-        values = (*found.loc[method, ["mean", "half_width"]], rows["untrained"].mean())
-        mean, half, low = (100 * float(value) for value in values)
-        colour, look = method_colour(method), {"marker": "o", "capsize": 3, "linestyle": "none"}
-        ax.plot([low, mean], [place, place], color=colour, linewidth=1.2, alpha=0.6)
-        ax.plot(low, place, marker="|", markersize=9, markeredgewidth=2, color=FLOORS["untrained"])
-        ax.errorbar([mean], [place], xerr=[half] if len(rows) > 2 else None, color=colour, **look)
-        if len(rows) > 1:
-            ax.scatter(100 * rows["accuracy"], [place] * len(rows), s=14, color=colour, alpha=0.5, linewidths=0)
-        ax.annotate(f"{mean - low:+.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
+    percent = table.assign(accuracy=100 * table["accuracy"], untrained=100 * table["untrained"])
+    means: Table = percent.groupby("method")[["untrained", "accuracy"]].mean().reindex(order)
+    colours = {method: method_colour(method) for method in order}
+    places, (low, high) = range(len(order)), means.to_numpy().T
+    ax.hlines(places, low, high, colors=list(colours.values()), linewidth=1.2, alpha=0.6)
+    ax.plot(low, places, "|", markersize=9, markeredgewidth=2, color=FLOORS["untrained"])
+    rows: dict[str, Any] = {
+        "x": "accuracy",
+        "y": "method",
+        "hue": "method",
+        "order": order,
+        "palette": colours,
+        "ax": ax,
+    }
+    sns.pointplot(percent, errorbar=ends_of_three, linestyle="none", markersize=6, err_kws={"linewidth": 1.5}, capsize=0.3,
+                  legend=False, **rows)  # fmt: skip
+    seeds = int(percent.groupby("method").size().max())
+    if seeds > 1:
+        sns.stripplot(percent, jitter=False, size=3.5, alpha=0.5, legend=False, **rows)
+    for place, gain in zip(places, high - low, strict=True):
+        ax.annotate(f"{gain:+.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
     ax.set_yticks(range(len(order)), [paper.name(method) for method in order], fontsize=8.5)
     ax.set_ylim(len(order) - 0.5, -0.7)
-    seeds = int(found["n"].max())
     told = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds, 95 % intervals")
     caption = f"| untrained; {told}; right: gain"
     return dress(ax, title, axis_name(table).replace("\n", ": "), "", caption)

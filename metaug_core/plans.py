@@ -7,9 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from metaug_core import engine, evaluation, experiments, gallery, making, paper_gallery, results
-from metaug_core.anatomy import binned
 from metaug_core.config import Config, ConfigError
-from metaug_core.figures import pair_similarities
+from metaug_core.figures import binned, pair_similarities
 from metaug_core.live_view import clock
 from metaug_core.machine import environment
 from metaug_core.notebooks import configure, injected, load, made, sample
@@ -98,7 +97,7 @@ def percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
 def similarity_table(requests: results.Requests, images: int) -> pd.DataFrame:
     """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
 
-    Rows as `anatomy.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
+    Rows as `figures.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
     """
     found, splits = [], None
     for run in map(results.run_of, requests):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
+import pandas as pd
 from IPython.display import DisplayHandle
 from matplotlib import rcParams
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ from metaug_core.explorer import DPI, bundle, encoded, image, live_box, show
 from metaug_core.live_view import FIGURE_SECONDS, clock, line
 from metaug_core.registry import MetaugError
 from metaug_core.store import Run, request, rows
-from metaug_core.style import BLUE, RED, STYLE, dress, nothing
+from metaug_core.style import STYLE, dress, nothing
 
 LOOK_SECONDS = 0.5  # between two looks into the run's folder
 WATCHERS: dict[Path, "RunMonitor"] = {}  # the one that follows a run: a cell that is run again replaces it
@@ -35,26 +35,30 @@ def similarity_shares(run: Run, ax: Axes) -> Axes:
     found = rows(run.path / "similarities.jsonl")
     if not found:
         return nothing(ax, title, "no minibatch logged yet")
-    edges = np.linspace(0, 1, len(found[-1]["positive_histogram"]) + 1)
-    looks = {"negative": ("different images", RED, "--"), "positive": ("same image", BLUE, "-")}
-    for kind, (label, colour, style) in looks.items():
-        look: dict[str, Any] = {"fill": True, "alpha": 0.55, "color": colour, "linestyle": style}
-        ax.stairs(found[-1][f"{kind}_histogram"], edges, label=label, **look)
-    ax.set(xlim=(0, 1))
-    ax.legend(loc="upper left", fontsize=8)
+    kinds = {kind: found[-1][f"{name}_histogram"] for kind, name in (("different", "negative"), ("same", "positive"))}
+    bins = [
+        {"pairs": kind, "left": number / len(shares), "proportion": share}
+        for kind, shares in kinds.items()
+        for number, share in enumerate(shares)
+    ]
+    figures.pair_histograms(pd.DataFrame(bins), ax, "proportion")
     return dress(ax, title, "similarity $d$ (0 to 1)", "share of its kind", f"at step {found[-1]['step']:,}")
 
 
 def draw(run: Run, figure: Figure) -> None:
-    """The state of a run into a figure, anew: loss by term, similarities over time and now, kNN."""
+    """The state of a run into a figure, anew: loss, similarities over time and now, kNN."""
     figure.clear()
     (a, b), (c, d) = figure.subplots(2, 2)
     metrics = run.metrics
     if metrics.empty:
-        for ax, title in ((a, "Loss by term"), (b, "Similarities and margins"), (d, "kNN on the validation split")):
+        for ax, title in (
+            (a, "Loss of the features, $L_{ori}$"),
+            (b, "Similarities and margins"),
+            (d, "kNN on the validation split"),
+        ):
             nothing(ax, title, "no step logged yet")
     else:
-        figures.loss_terms(metrics, a)
+        figures.original_loss(metrics, a)
         figures.similarities(metrics, b)
         figures.knn_curve({run.config.method: metrics}, d)
     similarity_shares(run, c)

@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from metaug_core import monitor, shards
 from metaug_core.config import Config
-from metaug_core.descent import next_step
+from metaug_core.descent import Rule, next_step
 from metaug_core.meta import Regular, cut, look_ahead, look_ahead_reference, pulled_back
 from metaug_core.methods.base import Context
 from metaug_core.recomputing import lean
@@ -77,6 +77,12 @@ def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([*terms.values()]).sum()
 
 
+def look_ahead_update(s: TrainState) -> float | Tensor | Rule:
+    """The look-ahead's step, as `meta.look_ahead` takes it: the rate l of eq. 3, or the rule of the optimiser's next step."""
+    lr = s.optimiser.param_groups[0]["lr"] if s.config.inner_lr is None else s.config.inner_lr
+    return next_step(s.optimiser, s.theta, lr) if s.config.look_ahead_update == "optimiser" else lr
+
+
 def mag_step(
     s: TrainState,
     views: list[Tensor],
@@ -90,10 +96,8 @@ def mag_step(
     config, method, mag, optimiser = s.config, s.method, s.mag, s.mag_optimiser
     assert mag is not None
     assert optimiser is not None
-    lr = s.optimiser.param_groups[0]["lr"] if config.inner_lr is None else config.inner_lr
     compute = look_ahead if config.meta == "forward" else look_ahead_reference
 
-    update = next_step(s.optimiser, s.theta, lr) if config.look_ahead_update == "optimiser" else lr
     outer_views, outer_context = outer or (views, context)
 
     def features(views: list[Tensor], theta: Params) -> Tensor:
@@ -107,8 +111,8 @@ def mag_step(
     outer_features = partial(features, outer_views) if outer else None
     with frozen_statistics(s.networks, s.mag):
         found = compute(
-            partial(features, views), partial(loss, method.terms, context), s.theta, s.omega, update, outer_loss, regular,
-            outer_features=outer_features, mixed=config.mag_gradient == "whole", measure=log,
+            partial(features, views), partial(loss, method.terms, context), s.theta, s.omega, look_ahead_update(s),
+            outer_loss, regular, outer_features=outer_features, mixed=config.mag_gradient == "whole", measure=log,
         )  # fmt: skip
         before = log_before(s, outer_features, outer_loss, found.features) if log else {}
     if config.mag_objective == "scaled":

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from metaug_core import METHODS, catalogue, cli, store
+from metaug_core import METHODS, catalogue, cli, fit, store
 from metaug_core.presets import preset
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -232,6 +232,20 @@ def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
     assert [line.split()[-3:] for line in output.splitlines() if line.startswith("trained")] == [
         ["70.0", "75.0", "65.1"]
     ]
+
+
+def test_report_prints_what_the_mag_did_and_nothing_where_there_is_none(tiny):
+    run, without = (fit(tiny(method=method), lambda _: None) for method in ("metaug", "metaug-only-oucl"))
+    output = metaug("report", run.path.name, "--runs-dir", str(run.config.runs_dir)).output
+    for text, column in (
+        ("update of the MAG's weights in the last epoch", "mag_update"),
+        ("share of the mixed part in the MAG's gradient", "mixed_gradient_share"),
+        ("share of pairs with a z~ in the encoders' gradient", "augmented_gradient_share"),
+    ):
+        (line,) = [line for line in output.splitlines() if text in line]
+        assert f" {run.metrics[column].dropna().iloc[-1]:.2g} " in line.replace("MAG ", " ", 1)
+    output = metaug("report", without.path.name, "--runs-dir", str(without.config.runs_dir)).output
+    assert "MAG" not in output
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from metaug_core import figures, pictures, style
+from metaug_core.evaluation import interval
 from metaug_core.registry import METHODS
 from metaug_core.store import StoreError
 from metaug_core.views import split
@@ -28,7 +29,8 @@ METRICS = pd.DataFrame(
         "loss_original": [np.nan, 2.0, 1.0, np.nan],
         "loss_augmented": [np.nan, 2e-7, 1e-7, np.nan],
         "augmented_gradient_share": [np.nan, 1e-7, 3e-7, np.nan],
-        "mag_gradient_norm": [np.nan, 1e-8, 2e-8, np.nan],
+        "mixed_gradient_share": [np.nan, 0.2, 0.4, np.nan],
+        "mag_update": [np.nan, np.nan, 0.25, np.nan],
         "positive_similarity": [np.nan, 0.6, 0.9, np.nan],
         "negative_similarity": [np.nan, 0.5, 0.4, np.nan],
         "sigma_plus": [np.nan, 0.3, 0.2, np.nan],
@@ -44,12 +46,13 @@ TABLE = pd.DataFrame(
     index=pd.Index(["raw pixels", "untrained", "trained"], name="representation"),
 )
 CURVES = [
-    figures.loss_terms,
+    figures.original_loss,
+    figures.further_terms,
     figures.similarities,
     figures.effective_rank,
     figures.alignment_uniformity,
-    figures.gradient_share,
-    figures.mag_gradient,
+    figures.gradient_shares,
+    figures.mag_update,
 ]
 
 
@@ -66,7 +69,7 @@ def caption(ax):
 def test_a_curve_returns_its_axes_with_title_labels_and_n(draw, ax):
     assert draw(METRICS, ax) is ax
     assert ax.get_title(loc="left")
-    assert ax.get_xlabel() == "step"
+    assert ax.get_xlabel() == ("epoch" if draw is figures.mag_update else "step")
     assert ax.get_ylabel()
     assert "n = 1 run" in caption(ax)
 
@@ -78,16 +81,46 @@ def test_a_method_without_the_metric_gets_an_empty_panel_that_says_so(draw, ax):
     assert "this method has no" in caption(ax)
 
 
-def test_loss_terms_shows_both_terms_and_is_logarithmic_only_when_they_lie_far_apart(ax):
-    figures.loss_terms(METRICS, ax)
-    assert line(ax, "$L_{ori}$").get_xdata().tolist() == [10, 20]
-    assert line(ax, "$L_{ori}$").get_ydata().tolist() == [2.0, 1.0]
+def test_the_loss_of_the_features_is_linear_and_spans_its_values_so_that_one_sees_it_fall(ax):
+    """On one axis with a term of a ten-millionth, a fall from 0.45 to 0.25 looked flat."""
+    falling = METRICS.assign(loss_original=[np.nan, 0.45, 0.25, np.nan])
+    figures.original_loss(falling, ax)
+    (drawn,) = ax.lines
+    assert (drawn.get_xdata().tolist(), drawn.get_ydata().tolist()) == ([10, 20], [0.45, 0.25])
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == "linear"
+    assert (0.45 - 0.25) / (high - low) > 0.8  # the fall takes most of the height
+
+
+def test_no_step_logged_yet_is_said(ax):
+    figures.original_loss(METRICS.head(1), ax)
+    assert "no step logged yet" in caption(ax)
+
+
+def test_the_further_terms_stand_in_a_panel_of_their_own_logarithmic_where_they_lie_far_apart(ax):
+    figures.further_terms(METRICS.assign(loss_margin=[np.nan, 0.5, 0.25, np.nan]), ax)
     assert line(ax, r"$\delta\, L_{aug}$").get_ydata().tolist() == [2e-7, 1e-7]
+    assert line(ax, r"$\alpha\, R_\sigma$").get_ydata().tolist() == [0.5, 0.25]
     assert ax.get_yscale() == "log"
     assert ax.get_ylim()[0] < 1e-7
     ax.clear()
-    figures.loss_terms(METRICS.assign(loss_augmented=METRICS["loss_original"] / 10), ax)
+    figures.further_terms(METRICS, ax)
     assert ax.get_yscale() == "linear"
+    assert ax.get_ylim() == pytest.approx((0, 2.2e-7))
+
+
+def test_the_mag_is_drawn_by_its_two_shares_and_its_update_an_epoch(ax):
+    figures.gradient_shares(METRICS.assign(augmented_gradient_share=[np.nan, 0.05, 0.1, np.nan]), ax)
+    assert line(ax, r"of $\theta$: pairs with a $\tilde z$").get_ydata().tolist() == [0.05, 0.1]
+    assert line(ax, r"of $\omega$: mixed part").get_ydata().tolist() == [0.2, 0.4]
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)
+    ax.clear()
+    figures.gradient_shares(METRICS, ax)  # 1e-7 and 0.4
+    assert ax.get_yscale() == "log"
+    ax.clear()
+    figures.mag_update(METRICS, ax)
+    assert (ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()) == ([1.0], [25.0])
+    assert "percent" in ax.get_ylabel()
 
 
 def test_similarities_shows_pairs_and_margins_on_the_unit_scale(ax):
@@ -103,8 +136,8 @@ def test_similarities_shows_pairs_and_margins_on_the_unit_scale(ax):
 
 def test_seeds_become_a_mean_and_its_95_percent_band(ax):
     low, high = METRICS, METRICS.assign(loss_original=METRICS["loss_original"] + 2)
-    figures.loss_terms([low, high], ax)
-    assert line(ax, "$L_{ori}$").get_ydata().tolist() == [3.0, 2.0]
+    figures.original_loss([low, high], ax)
+    assert ax.lines[0].get_ydata().tolist() == [3.0, 2.0]
     band = ax.collections[0].get_paths()[0].vertices
     half = 12.706 * np.sqrt(2) / np.sqrt(2)  # t(0.975, 1 degree of freedom) x standard deviation / sqrt(n)
     assert band[:, 1].max() == pytest.approx(3 + half, rel=1e-4)
@@ -119,6 +152,18 @@ def test_knn_is_in_percent_by_epoch_with_the_colour_of_the_method(ax):
     assert line(ax, "cmc").get_color() == figures.method_colour("cmc")
     assert line(ax, "metaug").get_marker() != line(ax, "cmc").get_marker()
     assert "%" in ax.get_ylabel()
+
+
+def test_the_epochs_of_knn_are_whole_from_the_first_reading_on(ax):
+    """Before the first epoch is over there is one reading, at 0: the axis ran from -0.05 to 0.05, or from -1 to 1."""
+    for metrics, last in ((METRICS.head(1), 1.0), (METRICS, 1.0), (METRICS.assign(epoch=[0, 1, 2, 3]), 3.0)):
+        ax.clear()
+        figures.knn_curve({"metaug": metrics}, ax)
+        low, high = ax.get_xlim()
+        assert -0.1 * last < low < 0
+        assert last < high < 1.1 * last
+        ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+        assert ticks == list(range(int(last) + 1))
 
 
 def test_knn_without_a_validation_split_says_so(ax):
@@ -141,8 +186,13 @@ def test_histogram_pairs_views_of_the_same_and_of_different_images(ax):
     assert sorted(same) == [0.5, 0.5, 0.5, 0.5, 1, 1]  # views 1, 2 agree, view 3 is at right angles to both
     assert sorted(different) == [0.5, 0.5, 1, 1, 1, 1]
     assert figures.similarity_histogram(z, ax) is ax
-    labels = {patch.get_label(): to_hex(patch.get_facecolor()) for patch in ax.patches}
-    assert labels == {"different images": style.RED.lower(), "same image": style.BLUE.lower()}
+    drawn = {fill.get_label(): fill for fill in ax.collections}
+    assert {label: to_hex(fill.get_facecolor()[0]) for label, fill in drawn.items()} == {
+        "different images, mean 0.83": style.RED.lower(),
+        "same image, mean 0.67": style.BLUE.lower(),
+    }
+    assert drawn["same image, mean 0.67"].get_paths()[0].vertices[:, 1].max() == pytest.approx(4 / 6 / 0.02)
+    assert len({str(fill.get_linestyle()) for fill in ax.collections}) == 2  # told apart in grey
     assert "n = 2 images, 6 and 6 pairs" in caption(ax)
 
 
@@ -164,15 +214,13 @@ def test_bars_are_percent_with_floors_in_grey_and_the_method_in_its_colour(ax):
     assert {"70.0", "30.0"} <= {text.get_text() for text in ax.texts}
 
 
-def test_bars_over_seeds_have_error_bars(ax):
-    rows = [
-        {"representation": name, "measure": measure, "mean": 0.5, "half_width": 0.1, "n": 3}
-        for name in ("untrained", "trained")
-        for measure in figures.MEASURES
-    ]
-    figures.accuracy_bars(pd.DataFrame(rows), ax)
-    ends = [segment for group in ax.collections for segment in group.get_segments()]
-    assert ends[0][:, 1] == pytest.approx([40, 60])
+def test_bars_over_seeds_have_the_t_interval_of_evaluation(ax):
+    figures.accuracy_bars([TABLE, TABLE + 0.02, TABLE + 0.07], ax)
+    heights = {group.get_label(): [bar.get_height() for bar in group] for group in ax.containers}
+    assert heights["trained"] == pytest.approx([73, 83, 68])
+    mean, half = interval([70.0, 72.0, 77.0])
+    ends = [np.sort(entry.get_ydata()) for entry in ax.lines if len(entry.get_ydata()) == 2]
+    assert any(end == pytest.approx([mean - half, mean + half]) for end in ends)
     assert "n = 3 runs" in caption(ax)
 
 
@@ -216,7 +264,7 @@ def test_sample_views_is_a_mosaic_of_one_row_per_view(ax):
 
 def test_save_writes_png_and_svg_that_can_be_read(tmp_path):
     figure, ax = figures.panels()
-    figures.loss_terms(METRICS, ax)
+    figures.original_loss(METRICS, ax)
     figures.save(figure, tmp_path / "figures" / "loss")
     with Image.open(tmp_path / "figures" / "loss.png") as image:
         assert image.size[0] > 300

@@ -1,12 +1,14 @@
 """The fast meta-gradient against double backward and finite differences, on real networks with BatchNorm."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import metaug_core
-from metaug_core import meta, tangents
+from metaug_core import meta, profiles, tangents
 from metaug_core.bank import Bank
 from metaug_core.descent import next_step
 from metaug_core.methods import build
@@ -345,3 +347,20 @@ def test_a_hand_computed_case():
     for compute in (meta.meta_gradient, meta.meta_gradient_reference):
         found = compute(lambda t: t["t"], lambda z, o: (o["o"] * z**2 / 2).sum(), theta, omega, lr)
         assert found["o"].item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "optimiser"])
+def test_the_loss_along_a_step_is_that_of_the_run_at_both_ends_and_looking_changes_nothing(tiny, kind):
+    config = tiny(look_ahead_update=kind, alpha=0.0)
+    run, alone = profiles.profiled(config, (1, 7)), profiles.profiled(config, ())
+    pd.testing.assert_frame_equal(run.logged, alone.logged)
+    assert len(run.logged) == 10
+    for step in (1, 7):
+        rows = run.profiles[run.profiles["step"] == step].pivot(index="length", columns="kind", values="loss")
+        metrics = run.logged.iloc[step]
+        assert (rows.index[0], rows.index[-1]) == (0, 1.5)
+        start = metrics["loss_original"] + metrics["loss_augmented"]
+        assert rows.loc[0].tolist() == pytest.approx([start, start], rel=1e-5)
+        assert rows.loc[1, "look-ahead"] == pytest.approx(metrics["loss_ahead"], rel=1e-5)
+        together = np.allclose(rows["look-ahead"], rows["encoders' step"], rtol=1e-6)
+        assert together == (kind == "optimiser")  # theta' is where the encoders are about to be

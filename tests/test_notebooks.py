@@ -114,6 +114,19 @@ def test_a_notebook_of_many_runs_is_checked_but_belongs_to_no_run(name):
             headless.checked(path, given)
 
 
+def test_what_07_holds_fixed_is_the_papers_in_the_defaults_and_in_the_full_grid():
+    """The first value of each list is held fixed; the command began with alpha 1e-3, beta 2 and delta 1e-1."""
+    path = FOLDER / "07_hyperparameters.ipynb"
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    defaults = {name: ast.literal_eval(entry["default"]) for name, entry in papermill.inspect_notebook(path).items()}
+    for name, fixed in {"alphas": 1e-13, "betas": 16, "deltas": 1e-5}.items():
+        (full,) = re.findall(rf'-p {name} "(\[.*?\])"', text)
+        values = ast.literal_eval(full)
+        assert values[0] == defaults[name][0] == fixed
+        assert len(set(values)) == 8
+        assert set(values) >= {value for value in defaults[name] if value < 1}  # 1 is of the sketch alone
+
+
 @ALL
 def test_cells_are_short_and_stand_between_prose(path):
     for cell in code(path):

@@ -3,6 +3,8 @@
 import importlib
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -209,3 +211,11 @@ def test_make_lab_shows_the_walkthrough_from_a_root_that_holds_the_runs():
     assert (HERE / root).resolve() == HERE.resolve()
     assert (HERE / root / page).is_file()
     assert "--ServerApp.ip=127.0.0.1" in makefile
+
+
+def test_the_engine_is_imported_without_what_draws():
+    """seaborn and matplotlib take seconds, and a training on a server may lack them."""
+    code = (
+        "import sys, metaug_core; print(sorted({'matplotlib', 'seaborn', 'IPython', 'ipywidgets'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

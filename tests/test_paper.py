@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from test_figures import caption, line
 
-from metaug_core import anatomy, gallery, paper, paper_figures, paper_gallery, style
+from metaug_core import anatomy, figures, gallery, paper, paper_figures, paper_gallery, style
 
 
 def runs(setting, values, method="metaug", seeds=2, gain=0.0):
@@ -126,8 +126,9 @@ def test_a_heat_map_writes_each_mean_in_its_cell_and_names_a_blank(ax):
     )
     paper_figures.heat_map(found, ax, "alpha", "beta")
     texts = {(text.get_position()): text.get_text() for text in ax.texts if text.get_transform() == ax.transData}
-    assert texts == {(0, 0): "40.0", (1, 0): "50.0\n±1.0", (0, 1): "no run", (1, 1): "60.0\n±2.0"}
-    assert np.ma.getmaskarray(ax.images[0].get_array()).tolist() == [[False, False], [True, False]]
+    assert texts == {(0.5, 0.5): "40.0", (1.5, 0.5): "50.0\n±1.0", (0.5, 1.5): "no run", (1.5, 1.5): "60.0\n±2.0"}
+    assert np.ma.getmaskarray(ax.collections[0].get_array()).tolist() == [[False, False], [True, False]]
+    assert ax.get_ylim() == (0, 2)  # numbers rise
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["$10^{-13}$", "1"]
 
 
@@ -142,12 +143,15 @@ def test_rows_of_methods_stand_in_order_with_blanks_named(ax):
 
 
 def test_histograms_are_densities_with_the_mean_and_the_number_of_pairs(ax):
-    table = anatomy.binned(np.array([0.91, 0.93]), np.array([0.11, 0.31, 0.51, 0.51]), bins=10)
+    table = figures.binned(np.array([0.91, 0.93]), np.array([0.11, 0.31, 0.51, 0.51]), bins=10)
     same = table[table["pairs"] == "same"]
     assert same["density"].tolist() == pytest.approx([0] * 9 + [10])  # both in the last tenth
     assert table[table["pairs"] == "different"]["density"].tolist() == pytest.approx([0, 2.5, 0, 2.5, 0, 5, 0, 0, 0, 0])
     anatomy.similarity_panel(table, ax, "Title")
-    labels = {patch.get_label(): to_hex(patch.get_edgecolor()) for patch in ax.patches if patch.get_label()}
+    drawn = {fill.get_label(): fill for fill in ax.collections}
+    heights = drawn["different images, mean 0.36"].get_paths()[0].vertices[:, 1]
+    assert sorted(set(heights.round(6))) == [0, 2.5, 5]  # the densities of the table
+    labels = {label: to_hex(fill.get_facecolor()[0]) for label, fill in drawn.items()}
     assert labels == {"different images, mean 0.36": style.RED.lower(), "same image, mean 0.92": style.BLUE.lower()}
     assert "n = 2 and 4 pairs" in caption(ax)
     gaps = anatomy.gaps(table.assign(features="original", margin="none"))

@@ -54,8 +54,8 @@ def test_concentration_of_equal_and_of_single_weights(ax):
 
 def test_the_histogram_counts_every_pair(ax):
     lessons.weight_histogram(torch.tensor([[0.0, 1.0], [0.5, 0.5]]), ax)
-    edges = ax.patches[0].get_xy()
-    assert edges[:, 1].max() == 2  # two pairs of an equal share
+    outline = ax.collections[0].get_paths()[0].vertices
+    assert outline[:, 1].max() == 2  # two pairs of an equal share
     assert "n = 2 anchors x 2 negatives" in ax.texts[-1].get_text()
 
 
