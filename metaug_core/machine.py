@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from metaug_core.config import ROOT, ConfigError
+from metaug_core.config import ENGINE_VERSION, ROOT, ConfigError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas", "papermill")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions of the `PACKAGES` that are installed, machine and commit, for whoever wants to repeat the run."""
+    """Versions of the engine and of the `PACKAGES` that are installed, machine and commit, for whoever wants to repeat the run."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
@@ -29,6 +29,7 @@ def environment(device: str) -> dict[str, Any]:
     except OSError:  # no git on this machine
         commit, changed = None, None
     return {
+        "engine": ENGINE_VERSION,
         "versions": installed(PACKAGES) | {"python": platform.python_version()},
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name() if device == "cuda" else cpu(),
