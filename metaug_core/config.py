@@ -223,8 +223,8 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         return {name: value for name, value in values.items() if name == "method" or value != usual[name]}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result, JSON-ready: the engine's version, the settings that can change it and are not as the method has them
-        by default, and a hash of the source of a data set, views, encoder or method of the user's own."""
+        """What decides the result, JSON-ready: the engine's version, the settings that can change it and are not as the method has
+        them by default, and a hash of the source of a data set, views, encoder or method of the user's own."""
         chosen = self.chosen().items()
         settings = {name: value for name, value in chosen if name not in NOT_IDENTITY and not self.idle(name)}
         settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}

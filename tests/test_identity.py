@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import TINY
 from pydantic_core import to_jsonable_python
 
@@ -23,6 +24,7 @@ from metaug_core import (
     VIEWS,
     Config,
     background,
+    cli,
     config,
     evaluate,
     extensions,
@@ -169,6 +171,19 @@ def test_a_setting_that_is_new_renames_no_run():
         assert Wider(**settings, sharpness=2.0).name() != Config(**settings).name()
 
 
+def test_the_command_says_what_a_setting_does_not_do(tiny):
+    settings = {"dataset": "tiny", "image_size": 16, "width": 0.05, "train_images": 100, "batch_size": 16, "epochs": 1,
+                "workers": 0, "device": "cpu", "method": "cmc", "cpc_grid": 4, "bank_draw": "per-anchor", "momentum": 0.5}  # fmt: skip
+    words = [word for name, value in settings.items() for word in ("-p", name, str(value))]
+    told = CliRunner().invoke(cli.main, ["train", *words, "--runs-dir", str(tiny().runs_dir)])
+    assert told.exit_code == 0, told.stderr
+    assert [line for line in told.stderr.splitlines() if line.startswith("note: ")] == [
+        "note: cpc_grid changes nothing: method 'cmc' does not use it",
+        "note: bank_draw changes nothing without negatives 'bank'",
+        "note: momentum changes nothing without optimiser 'sgd'",
+    ]
+
+
 def test_settings_that_go_with_others_name_settings_and_values_that_there_are():
     for name, others in ONLY_WITH.items():
         for one, values in others.items():
@@ -214,8 +229,9 @@ class Watched(Config):
         return super().__getattribute__(name)
 
 
-SMALL = {"image_size": 32, "width": 0.05, "feature_dim": 8, "mag_hidden": 16, "bank_negatives": 32, "batch_size": 16, 
-         "head_hidden": 16, "predictor_hidden": 16, "prototypes": 8, "dim_units": 16, "device": "cpu", "workers": 0, "queue_size": 32}  # fmt: skip
+SMALL = {"image_size": 32, "width": 0.05, "feature_dim": 8, "mag_hidden": 16, "bank_negatives": 32, "batch_size": 16,
+         "head_hidden": 16, "predictor_hidden": 16, "prototypes": 8, "dim_units": 16, "queue_size": 32, "device": "cpu",
+         "workers": 0}  # fmt: skip
 WAYS: list[dict[str, Any]] = [
     {},
     {"negatives": "batch"},
@@ -371,6 +387,11 @@ def test_code_without_a_source_goes_by_its_bytes_and_constants(monkeypatch):
     assert found[0] != Config(method="cmc").name()
 
 
+def test_what_is_the_packages_own_has_no_source():
+    for method in (*PACKAGES_OWN, "cmc+hard+mag", "moco+oucl"):
+        assert "source" not in Config(method=method).identity()
+
+
 def test_a_users_encoder_view_data_set_and_modifier_enter(monkeypatch):
     def renamed(registry, name, one, other, **settings) -> bool:
         names = []
@@ -402,7 +423,6 @@ def test_a_users_encoder_view_data_set_and_modifier_enter(monkeypatch):
     assert renamed(MODIFIERS, "mine", *makers, method="cmc+mine")
     monkeypatch.setitem(METHODS, "theirs", CMC)
     assert "source" in Config(method="theirs").identity()
-    assert "source" not in Config(method="cmc+hard+mag").identity()
 
 
 calls = 0

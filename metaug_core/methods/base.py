@@ -6,10 +6,11 @@
 A method of your own:
 
     class Mine(Method):
-        defaults = {"views": ("RGB", "RGB"), "independent": True}
+        defaults = {"views": ("L", "ab")}
 
         def loss(self, z, context):
-            return alignment(z[0], z[1]) + uniformity(z[0])
+            aligned = [alignment(a, b) for a, b in self.across(z, z)]     # rows of z: views, and with a MAG augmented ones
+            return sum(aligned) / len(aligned) + sum(map(uniformity, z)) / len(z)
 
     METHODS["mine"] = Mine                     # "mine+mag" is then the same method on augmented features as well (eq. 11)
 
