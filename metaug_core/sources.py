@@ -3,7 +3,7 @@
 Followed are functions, classes with their members and bases, closures, `partial`, and what a function names of the user's own: at
 the top level of its module (a helper, a constant), or in another module of the user's. Comments and the layout of the code do not
 count; docstrings do. An installed package, Python's library and this package stand for themselves by name. What code holds and may
-change while it runs (lists, arrays, networks, a global that the code itself rebinds) is not followed.
+change while it runs is not followed: lists, arrays, networks, a global or a class attribute that the code itself rebinds.
 """
 
 import ast
@@ -87,7 +87,9 @@ def members(found: Mapping[str, Any], seen: dict[int, object]) -> Iterator[str]:
 def of_class(cls: type, seen: dict[int, object]) -> Iterator[str]:
     yield name_of(cls)
     if users(cls.__module__):
-        yield from members(vars(cls), seen)
+        codes = [value.__code__ for value in vars(cls).values() if isinstance(value, FunctionType)]
+        state = {name for code in codes for name in names(code, "STORE_ATTR")}
+        yield from members({name: value for name, value in vars(cls).items() if name not in state}, seen)
         yield from (text for base in cls.__bases__ for text in told(base, seen))
 
 
@@ -104,13 +106,14 @@ def of_function(function: FunctionType, seen: dict[int, object]) -> Iterator[str
             yield from told(cell.cell_contents, seen)
         except ValueError:  # not filled yet
             continue
-    used = sorted(named(code) - rebound(code))
-    for name in (name for name in used if name in function.__globals__):
+    used = names(code, "LOAD_GLOBAL", "LOAD_NAME") - names(code, "STORE_GLOBAL")
+    for name in sorted(used & function.__globals__.keys()):
         value = function.__globals__[name]
         if not isinstance(value, ModuleType):
             yield from told(value, seen)
         elif users(value.__name__):
-            yield from (text for part in used for text in told(vars(value).get(part), seen))
+            parts = sorted(names(code, "LOAD_ATTR", "LOAD_METHOD") & vars(value).keys())
+            yield from (text for part in parts for text in told(vars(value)[part], seen))
 
 
 def constant(thing: Any) -> bool:
@@ -150,14 +153,9 @@ def inner(code: CodeType) -> Iterator[CodeType]:
             yield from inner(part)
 
 
-def named(code: CodeType) -> set[str]:
-    """Names that the code looks up: globals, modules' parts, and attributes, which cannot be told apart here."""
-    return {name for part in inner(code) for name in part.co_names}
-
-
-def rebound(code: CodeType) -> set[str]:
-    """Globals that the code changes: state, not constants."""
-    return {at.argval for part in inner(code) for at in dis.get_instructions(part) if at.opname == "STORE_GLOBAL"}
+def names(code: CodeType, *operations: str) -> set[str]:
+    """The names on which the code does these operations of Python's machine: what it loads or rebinds."""
+    return {at.argval for part in inner(code) for at in dis.get_instructions(part) if at.opname in operations}
 
 
 @cache  # as it was when it was first asked for: a file that is edited later is not the code that runs

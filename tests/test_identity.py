@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -173,7 +174,8 @@ def test_a_setting_that_is_new_renames_no_run():
 
 def test_the_command_says_what_a_setting_does_not_do(tiny):
     settings = {"dataset": "tiny", "image_size": 16, "width": 0.05, "train_images": 100, "batch_size": 16, "epochs": 1,
-                "workers": 0, "device": "cpu", "method": "cmc", "cpc_grid": 4, "bank_draw": "per-anchor", "momentum": 0.5}  # fmt: skip
+                "workers": 0, "device": "cpu", "method": "cmc", "cpc_grid": 4, "bank_draw": "per-anchor",
+                "momentum": 0.5}  # fmt: skip
     words = [word for name, value in settings.items() for word in ("-p", name, str(value))]
     told = CliRunner().invoke(cli.main, ["train", *words, "--runs-dir", str(tiny().runs_dir)])
     assert told.exit_code == 0, told.stderr
@@ -434,10 +436,32 @@ def counting(z):
     return z
 
 
+class Counting:
+    calls, step = 0, 1
+
+    def count(self):
+        type(self).calls += self.step
+
+
 def test_what_code_changes_while_it_runs_does_not_enter():
-    before = sources.digest([counting])
+    before = sources.digest([counting, Counting])
     counting(1)
-    assert sources.digest([counting]) == before
+    Counting().count()
+    assert sources.digest([counting, Counting]) == before
+    assert sources.digest([type("Counting", (Counting,), {"step": 2})]) != sources.digest(
+        [type("Counting", (Counting,), {})]
+    )
+
+
+def test_parts_of_another_module_of_the_users_enter(monkeypatch):
+    theirs = ModuleType("theirs")
+    monkeypatch.setitem(sys.modules, "theirs", theirs)
+
+    def digest(weight: float, unused: float) -> str:
+        theirs.weight, theirs.unused = weight, unused
+        return sources.digest([typed("import theirs\ndef f(z):\n    return theirs.weight * z\n")["f"]])
+
+    assert digest(1.0, 1.0) == digest(1.0, 2.0) != digest(2.0, 2.0)
 
 
 def test_decorated_functions_closures_and_sets_enter():
