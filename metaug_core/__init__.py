@@ -10,8 +10,11 @@ from metaug_core.engine import fit, fit_trials
 from metaug_core.evaluation import evaluate
 from metaug_core.methods import with_mag
 from metaug_core.presets import preset
-from metaug_core.registry import DATASETS, ENCODERS, METHODS, VIEWS, MetaugError
+from metaug_core.registry import DATASETS, ENCODERS, METHODS, MODIFIERS, VIEWS, MetaugError
 from metaug_core.store import Run, list_runs, open_run
+
+for table in (DATASETS, ENCODERS, METHODS, MODIFIERS, VIEWS):
+    table.settle()
 
 __all__ = [
     "DATASETS",

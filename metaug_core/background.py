@@ -103,6 +103,7 @@ def train(folder: Path) -> int:
     """The body of the process; its exit code is 0 (finished or paused) or 1."""
     try:
         run = store.open_run(folder, folder.parent)
+        store.check_current(run)
         with FileLock(run.path / LOCK, timeout=LOCK_SECONDS):
             threading.Thread(target=obey, args=(run.path / REQUEST,), daemon=True).start()
             engine.fit(run.config, lambda at: None)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,18 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], r
 
     path = headless.find(notebook)
     values, config = headless.checked(path, dict(given), imports)
-    config = config.replace(runs_dir=runs_dir) if config is not None else None
+    if config is not None:
+        note_idle(config, dict(given))
+        config = config.replace(runs_dir=runs_dir)
     output = headless.execute(path, values, config, runs_dir)
     click.echo(f"executed notebook: {shown(output)}")
+
+
+def note_idle(config: Any, given: Iterable[str]) -> None:
+    """Say of each setting that was given and changes nothing why that is so."""
+    for name in given:
+        if reason := config.idle(name):
+            click.echo(f"note: {reason}", err=True)
 
 
 @main.command()
@@ -85,8 +95,7 @@ def describe(found: Any) -> tuple[str, ...]:
 
     metrics = store.rows(found.path / "metrics.jsonl")
     epochs = f"{int(metrics[-1]['epoch']) if metrics else 0}/{found.config.epochs}"
-    file = found.path / "evaluation-test.json"
-    trained = store.read_json(file).get("trained", {}) if file.exists() else {}
+    trained = found.evaluation().get("trained", {})
     probe = f"{100 * trained['probe_paper']:.1f}" if trained else "-"
     newest = max(path.stat().st_mtime for path in found.path.glob("*.json*"))
     state = "finished" if found.finished else "unfinished"
@@ -115,6 +124,7 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
     from metaug_core.grid import build, value
 
     first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
+    note_idle(first, dict(given))
     configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
     try:
         found = engine.fit_trials(configs)
@@ -133,11 +143,10 @@ def resume(name: str, runs_dir: Path) -> None:
     from metaug_core import engine, headless, store
 
     found = store.open_run(name, runs_dir)
-    if store.request(found.config).path.resolve() != found.path.resolve():
-        raise store.StoreError(f"{found.path} was renamed: its config belongs to a run {found.config.name()}")
     if found.finished:
         click.echo(f"{found.path.name} is finished already: {shown(found.path)}")
         return
+    store.check_current(found)
     try:
         engine.fit(found.config)
     except KeyboardInterrupt:
@@ -162,7 +171,7 @@ def report(name: str | None, runs_dir: Path) -> None:
         click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
     for number, (text, value) in enumerate(monitor.mag_readings(found.metrics).items()):
         click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
-    if not (found.path / "evaluation-test.json").exists():
+    if not found.evaluation():
         click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
         return
     click.echo("\n" + table(found))
@@ -172,17 +181,15 @@ def latest(runs_dir: Path) -> Any:
     """The finished run that was evaluated last. MetaugError if there is none."""
     from metaug_core import store
 
-    evaluated = [found for found in store.list_runs(runs_dir) if (found.path / "evaluation-test.json").exists()]
+    evaluated = [found for found in store.list_runs(runs_dir) if found.evaluation()]
     if not evaluated:
         raise MetaugError(f"no evaluated run in {shown(runs_dir)}: `metaug run 02_evaluate` makes one")
-    return max(evaluated, key=lambda found: (found.path / "evaluation-test.json").stat().st_mtime)
+    return max(evaluated, key=lambda found: found.evaluation_file().stat().st_mtime)
 
 
 def table(found: Any) -> str:
     """Accuracies in percent on the test split, as text."""
-    from metaug_core import store
-
-    stored = store.read_json(found.path / "evaluation-test.json")
+    stored = found.evaluation()
     measures = {"probe_paper": "linear probe", "probe_fast": "probe (fast)", "knn": "kNN"}
     lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in measures.values())]
     for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):

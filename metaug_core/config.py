@@ -7,28 +7,47 @@ A named set of settings (`quick`, `paper`, `authors`) comes from `presets.preset
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 
-from metaug_core import registry
+from metaug_core import registry, sources
 from metaug_core.contradictions import contradictions, one_sentence, surprise
 from metaug_core.registry import MetaugError
-from metaug_core.settings import ObjectiveSettings, Positive, Rate, Share, Size
+from metaug_core.settings import (
+    ONLY_WITH,
+    OPTIONAL,
+    BankSettings,
+    MagSettings,
+    OuclSettings,
+    Positive,
+    ProjectionSettings,
+    Rate,
+    Share,
+    SingleSettings,
+    Size,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
-# Where and how fast a run is computed, not what it computes: these do not enter a run's name.
-NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard"}
+ENGINE_VERSION = (
+    1  # raised when the same settings give other numbers, or when a default is another (tests/test_identity.py)
+)
+# Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name.
+NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every",
+                "monitor_every"}  # fmt: skip
+IN_EVERY_NAME = {"dataset", "method", "encoder", "seed"}
 
 
 class ConfigError(MetaugError):
     """A setting is unknown, ill-typed, out of range or contradicts another."""
 
 
-class Config(ObjectiveSettings):
+class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, ProjectionSettings):
     """A run's settings. Raises `ConfigError` (one sentence) for anything it does not accept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
@@ -78,17 +97,12 @@ class Config(ObjectiveSettings):
     """First layer: the paper's 11x11/4 (needs >= 64 px), or a small one for small images; auto: paper from 128 px."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper."""
-    feature_dim: Positive = 128
-    """d, the dimension of the features z that are contrasted."""
-    head: Literal["linear", "mlp", "mlp-bn", "alexnet"] = "linear"
-    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR);
-    alexnet: what follows in the split AlexNet (Appendix B.1), fc6, fc7 and fc8 on `conv`, fc8 on any other."""
-    mag_hidden: Positive = 2048
-    """Units of the two hidden layers of the MAG."""
 
-    # --- objective: its settings are those of `ObjectiveSettings`
+    # --- objective: settings that only some methods use are in the groups of `settings`
     method: str = "metaug"
     """A name in METHODS: metaug, metaug-only-oucl, metaug-only-mag, cmc, simclr, supervised, or a registered one."""
+    loss_scale: Size = 1.0
+    """The loss is multiplied by this constant (the authors' code has one)."""
 
     # --- optimisation
     epochs: Positive = 200
@@ -103,10 +117,6 @@ class Config(ObjectiveSettings):
     """Of SGD."""
     weight_decay: Rate = 0.0
     """L2 penalty on encoders and heads."""
-    mag_optimiser: Literal["adam", "sgd"] = "adam"
-    """For the MAG."""
-    mag_lr: Rate = 1e-3
-    """l' of eq. 6, learning rate of the MAG; 0: the MAG stays as it was drawn (a control)."""
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
     """How both learning rates change over the epochs."""
     lr_steps: tuple[Positive, ...] = ()
@@ -140,19 +150,33 @@ class Config(ObjectiveSettings):
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events (needs the tensorboard package)."""
 
+    _preset: Mapping[str, Any] = PrivateAttr(default_factory=dict)  # under the method's defaults
+    _given: Mapping[str, Any] = PrivateAttr(default_factory=dict)  # above them
+
     def __init__(self, /, **values: Any):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(one_sentence(error.errors(), Config.model_fields)) from None
+            raise ConfigError(one_sentence(error.errors(), type(self).model_fields)) from None
+        self._given = values
+
+    @classmethod
+    def over(cls, preset: Mapping[str, Any], given: Mapping[str, Any]) -> "Config":
+        """What is given on top of the method's defaults, and these on top of a preset's values."""
+        name = given.get("method", cls.model_fields["method"].default)
+        found = cls(**{**preset, **method_defaults(name), **given})
+        found._preset, found._given = preset, given
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, however they came to be so."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
     @model_validator(mode="before")
     @classmethod
     def _method_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A method's own defaults stand where the user said nothing (SimCLR: two independent RGB crops)."""
-        name = values.get("method", cls.model_fields["method"].default)
-        method = registry.METHODS.get(name) if isinstance(name, str) else None
-        return {**(method.description.defaults if method else {}), **values}
+        return {**method_defaults(values.get("method", cls.model_fields["method"].default)), **values}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -177,15 +201,48 @@ class Config(ObjectiveSettings):
         return self
 
     def replace(self, /, **changes: Any) -> "Config":
-        """A copy with these settings changed and everything checked again."""
-        return Config(**{**self.model_dump(), **changes})
+        """A copy with these settings changed and everything checked again. Another method comes with its own defaults: those of the
+        old one go, and what was given or is a preset's stays as `preset` would have it."""
+        return type(self).over(self._preset, {**self._given, **changes})
+
+    def idle(self, name: str) -> str | None:
+        """Why this setting changes nothing in the run, in a sentence; None: it can."""
+        unused = OPTIONAL - registry.METHODS[self.method].description.uses
+        if name in unused:
+            return f"{name} changes nothing: method {self.method!r} does not use it"
+        others = {one: values for one, values in ONLY_WITH.get(name, {}).items() if one not in unused}
+        if not others or any(getattr(self, one) in values for one, values in others.items()):
+            return None
+        needed = " or ".join(f"{one} {value!r}" for one, values in others.items() for value in sorted(values))
+        return f"{name} changes nothing without {needed}"
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not as the method has them by default, and the method."""
+        usual = {name: field.default for name, field in type(self).model_fields.items()}
+        usual = to_jsonable_python(usual | dict(method_defaults(self.method)))
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if name == "method" or value != usual[name]}
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result, JSON-ready; the place of an image folder is one of them."""
-        values = self.model_dump(mode="json", exclude=NOT_IDENTITY)
-        return values | ({"data_dir": str(self.data_dir.resolve())} if self.dataset == "folder" else {})
+        """What decides the result, JSON-ready: the engine's version, the settings that can change it and are not as the method has
+        them by default, and a hash of the source of a data set, views, encoder or method of the user's own."""
+        chosen = self.chosen().items()
+        settings = {name: value for name, value in chosen if name not in NOT_IDENTITY and not self.idle(name)}
+        settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}
+        if self.dataset == "folder":
+            settings["data_dir"] = str(self.data_dir.resolve())
+        named = [(registry.DATASETS, self.dataset), (registry.ENCODERS, self.encoder), (registry.METHODS, self.method)]
+        named += [(registry.VIEWS, view) for view in self.views]
+        added = [entry for table, name in named for entry in table.added(name)]
+        return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(added)} if added else {})
 
     def name(self) -> str:
         """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.dataset}-{self.method}-{self.encoder}-s{self.seed}-{digest}"
+
+
+def method_defaults(name: object) -> Mapping[str, Any]:
+    """The settings that a method brings; none for a name that is not known."""
+    method = registry.METHODS.get(name) if isinstance(name, str) else None
+    return method.description.defaults if method else {}

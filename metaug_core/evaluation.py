@@ -6,7 +6,6 @@ No epoch is chosen: the last, or the mean of the last `keep_last`. What the prot
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -20,9 +19,9 @@ from metaug_core.config import Config
 from metaug_core.machine import freed_memory_kept, pick_device
 from metaug_core.methods.base import initial_networks
 from metaug_core.precision import arithmetic
-from metaug_core.probe import MEASURES, Labelled, measure
+from metaug_core.probe import MEASURES, PROTOCOL_VERSION, Labelled, measure
 from metaug_core.registry import MetaugError, suggestion
-from metaug_core.store import Run, load_module, read_json, read_tensors, write_json
+from metaug_core.store import Run, load_module, read_tensors, write_json
 from metaug_core.views import evaluation_views, plain
 
 STATISTICS_BATCH = 512  # for BatchNorm's statistics of training images
@@ -156,8 +155,9 @@ def evaluate(
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
     The trained row is the mean over the kept epochs. device: None is where splits lie, else the run's own. measures and
     representations: fewer are cheaper; the paper's probe and raw pixels cost most. The result is stored in the run's folder and
-    found there: a call computes only what no earlier one did. Products have the run's own `precision`.
-    Raises MetaugError if the run is not finished, the split is empty, a name is unknown, or splits are of other images.
+    found there: a call computes only what no earlier one did by the same version of the protocol (`probe.PROTOCOL_VERSION`).
+    Products have the run's own `precision`. Raises MetaugError if the run is not finished, the split is empty, a name is unknown,
+    or splits are of other images.
     """
     if not run.finished:
         raise MetaugError(f"run {run.path.name} is not finished: finish it with `metaug resume {run.path.name}`")
@@ -166,8 +166,7 @@ def evaluate(
     if augmented and load_networks(run.config, 2)[1] is None:
         raise MetaugError(f"method {run.config.method!r} has no MAG, so there are no augmented features to evaluate")
     refuse_unknown(measures, representations)
-    file = evaluation_file(run, split)
-    stored = read_json(file) if file.exists() else {}
+    stored = run.evaluation(split)
     wanted = [*representations] + [AUGMENTED] * augmented
     gaps = {name: [one for one in measures if one not in stored.get(name, {})] for name in wanted}
     if splits is not None:
@@ -178,7 +177,9 @@ def evaluate(
         with freed_memory_kept(), arithmetic(run.config.precision):
             for name in filter(gaps.get, gaps):
                 stored[name] = stored.get(name, {}) | _representation(name, run, split, splits, device, gaps[name])
-        write_json(file, stored)  # once: a run whose encoders cannot be read is not one that was evaluated
+        write_json(
+            run.evaluation_file(split), stored
+        )  # once: a run whose encoders cannot be read is not one that was evaluated
     index = pd.Index(wanted, name="representation")
     return pd.DataFrame([stored[name] for name in wanted], index, [*measures, *COLUMNS])
 
@@ -188,11 +189,6 @@ def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> N
         for name in names:
             if name not in known:
                 raise MetaugError(f"unknown {kind} {name!r}{suggestion(name, known)}")
-
-
-def evaluation_file(run: Run, split: str = "test") -> Path:
-    """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ...}}."""
-    return run.path / f"evaluation-{split}.json"
 
 
 def _labelled(
@@ -225,6 +221,7 @@ def _representation(
         found.append(measure(seen(splits.train), seen(test), val, classes, measures))
     mean = {key: sum(f[key] for f in found) / len(found) for key in found[0]}
     counts = {"epochs": len(found), "n_train": len(splits.train), "n_eval": len(test), "split": split}
+    counts |= {"protocol": PROTOCOL_VERSION}
     return mean | counts | {"method": config.method, "dataset": config.dataset, "seed": config.seed}
 
 

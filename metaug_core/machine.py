@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from metaug_core.config import ROOT, ConfigError
+from metaug_core.config import ENGINE_VERSION, ROOT, ConfigError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas", "papermill")
 PRODUCTS = ("figures/", "benchmarks/results/")  # what publishing and measuring write; they make no numbers
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions of the `PACKAGES` that are installed, machine and commit, for whoever wants to repeat the run."""
+    """Versions of the engine and of the `PACKAGES` that are installed, machine and commit, for whoever wants to repeat the run."""
     named, changed = tree()
     return {
+        "engine": ENGINE_VERSION,
         "versions": installed(PACKAGES) | {"python": platform.python_version()},
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name() if device == "cuda" else cpu(),

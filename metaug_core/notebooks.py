@@ -122,7 +122,7 @@ def accuracies(run: Run, splits: data.Splits, augmented: bool = False) -> pd.Dat
 def seeds(run: Run) -> list[Run]:
     """This run and the finished ones beside it that differ from it by their seed only."""
     wanted = run.config.identity() | {"seed": None}
-    found = [other for other in list_runs(run.config.runs_dir) if other.finished]
+    found = [other for other in list_runs(run.config.runs_dir) if other.finished and other.current]
     return [other for other in found if other.config.identity() | {"seed": None} == wanted]
 
 

@@ -7,7 +7,6 @@ that differs: every row of the ledger in the README is a setting here.
 
 from typing import Any
 
-from metaug_core import registry
 from metaug_core.config import Config, ConfigError
 from metaug_core.registry import suggestion
 
@@ -128,13 +127,8 @@ def preset(name: str = "quick", **changes: Any) -> Config:
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{suggestion(name, PRESETS)}")
-    # As texts: Config says what is wrong with a name that is none.
-    dataset, method = (
-        str(changes.get("dataset", "shapes")),
-        str(changes.get("method", Config.model_fields["method"].default)),
-    )
+    dataset = str(changes.get("dataset", "shapes"))  # as a text: Config says what is wrong with a name that is none
     values = {"image_size": IMAGE_SIZE.get(dataset, 32), **PRESETS[name]}
     if stored := STORED_SIZE.get(dataset):
         values["stored_size"] = stored
-    method = registry.METHODS.get(method)
-    return Config(**{**values, **(method.description.defaults if method else {}), **changes})
+    return Config.over(values, changes)

@@ -31,9 +31,18 @@ class Registry(dict):
     def __init__(self, kind: str):
         super().__init__()
         self.kind = kind
+        self.own: dict[str, object] = {}
 
     def __missing__(self, name: object):
         raise MetaugError(f"unknown {self.kind} {shown(name)}{suggestion(name, self)}")
+
+    def settle(self) -> None:
+        """What is entered now is the package's own; what comes later is the user's."""
+        self.own = dict(self)
+
+    def added(self, name: str) -> list[object]:
+        """What the user has entered under this name; nothing if the entry is the package's own."""
+        return [] if self.own.get(name) is self[name] else [self[name]]
 
     def refusal(self, name: object) -> str | None:
         """Why there is nothing of this name, in one sentence, or None."""
@@ -57,6 +66,12 @@ class Methods(Registry):
                 raise MetaugError(f"modifier {part!r} stands twice in {shown(name)}")
             found = MODIFIERS[part](found)
         return found
+
+    def added(self, name: str) -> list[object]:
+        if super().__contains__(name):
+            return super().added(name)
+        base, *parts = name.split("+")
+        return [*self.added(base), *(entry for part in parts for entry in MODIFIERS.added(part))]
 
     def get(self, name: object, default=None):
         return default if self.refusal(name) else self[name]

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from metaug_core import evaluation, methods, store
-from metaug_core.config import Config
+from metaug_core.config import NOT_IDENTITY, Config
 from metaug_core.evaluation import AUGMENTED, REPRESENTATIONS
 from metaug_core.probe import MEASURES
 from metaug_core.store import Run
@@ -44,20 +44,20 @@ MACHINE = [
 def row(run: Run, split: str = "test") -> dict[str, Any]:
     """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
 
-    Settings: all that decide the result, under their names; a list as text, `L,ab`. Accuracies in [0, 1] as far as they are
-    evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn (pixels), augmented_knn (z and
-    z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last
-    epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions, images/s, device, commit;
-    eager_because: why steps were not captured as CUDA graphs.
+    Settings: all that decide a result, of this method's or of another's, under their names; a list as text, `L,ab`. Accuracies in
+    [0, 1] as far as they are evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn
+    (pixels), augmented_knn (z and z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original,
+    knn_val): means over the last epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions,
+    images/s, device, commit; eager_because: why steps were not captured as CUDA graphs; engine: its version, None for a run from
+    before there was one.
     """
-    settings = run.config.identity()
+    settings = run.config.model_dump(mode="json", exclude=NOT_IDENTITY)
     state = "finished" if run.finished else "failed" if run.failure else "missing"
     found = {"run": run.path.name, "state": state, "failure": None if run.finished else run.failure}
     found |= {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
     if not run.finished:
         return found
-    file = evaluation.evaluation_file(run, split)
-    stored = store.read_json(file) if file.exists() else {}
+    stored = run.evaluation(split)
     for name, prefix in PREFIX.items():
         found |= {f"{prefix}{measure}": stored.get(name, {}).get(measure) for measure in MEASURES}
     found |= {"split": split, "n_eval": stored.get("trained", {}).get("n_eval")}
@@ -83,6 +83,7 @@ def machine(run: Run) -> dict[str, Any]:
         **{name: sessions[-1].get(name) for name in ("device", "eager_because", "processor", "commit", "started")},
         "uncommitted_changes": any(session["uncommitted_changes"] for session in sessions),
         "sessions": len(sessions),
+        "engine": sessions[-1].get("engine"),
     }
 
 

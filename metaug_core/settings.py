@@ -1,6 +1,8 @@
-"""Settings of the objectives, a part of `Config`: what a loss, the memory bank and the MAG are told.
+"""Settings that only some methods use, a part of `Config`, in groups that a method names as one: those of a projected feature, of
+OUCL, of the memory bank, of the MAG, and single ones.
 
-A setting that a single method brings stands here too, under that method's name: it is then checked, saved and hashed as all are.
+A method says in its `Description` which of them it uses; what it does not use is not in the name of its runs. A setting that a
+single method brings stands in `SingleSettings`, under that method's name: it is then checked, saved and hashed as all are.
 """
 
 from typing import Annotated, Literal
@@ -13,14 +15,25 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class ObjectiveSettings(BaseModel):
-    """The objective's share of a run's settings; `Config` has the rest."""
+class Settings(BaseModel):
+    """A group of settings."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    # --- contrast
-    temperature: Size = 0.07
-    """t of InfoNCE (eq. 1) and NT-Xent."""
+
+class ProjectionSettings(Settings):
+    """Of features under the usual projection head (`encoders.head`)."""
+
+    feature_dim: Positive = 128
+    """d, the dimension of the features z that are contrasted."""
+    head: Literal["linear", "mlp", "mlp-bn", "alexnet"] = "linear"
+    """Projection head g: one layer (CMC), two with a ReLU between (MoCo v2), or with BatchNorm after each as well (SimCLR);
+    alexnet: what follows in the split AlexNet (Appendix B.1), fc6, fc7 and fc8 on `conv`, fc8 on any other."""
+
+
+class OuclSettings(Settings):
+    """Of the forms of OUCL (`methods.base.unified`)."""
+
     oucl: Literal["eq7", "eq8", "eq9", "eq10"] = "eq10"
     """Which form of OUCL: the hinge on sums, with a temperature, weighted by Gamma, or eq. 9 with phi_dec 1, which leaves gamma."""
     beta: Annotated[float, Field(gt=0, le=1024)] = 16.0
@@ -35,10 +48,11 @@ class ObjectiveSettings(BaseModel):
     """eq. 9: take the weights Gamma as constants, as the authors' code does."""
     attenuate: Literal["weight", "similarity"] = "weight"
     """phi_dec divides Gamma x (d - margin) (paper), or the similarity inside it but not its margin (authors' code)."""
-    scope: Literal["anchor", "minibatch"] = "anchor"
-    """One OUCL per anchor, averaged, or one over all pairs of the minibatch."""
-    loss_scale: Size = 1.0
-    """The loss is multiplied by this constant (the authors' code has one)."""
+
+
+class BankSettings(Settings):
+    """Of methods that may take negatives from a memory bank (`methods.base.bank_memory`)."""
+
     negatives: Literal["bank", "batch"] = "bank"
     """Negatives: past features from the memory bank, or the other images of the minibatch."""
     bank_negatives: Positive = 4096
@@ -49,8 +63,66 @@ class ObjectiveSettings(BaseModel):
     """Share of the old entry that stays when an image's entry is written; the result is renormalised."""
     positives: Literal["features", "bank"] = "features"
     """Positives: the other views' features, or their stale bank entries (authors' code)."""
+
+
+class MagSettings(Settings):
+    """Of meta feature augmentation: what methods with a MAG use."""
+
+    mag_hidden: Positive = 2048
+    """Units of the two hidden layers of the MAG."""
+    mag_optimiser: Literal["adam", "sgd"] = "adam"
+    """For the MAG."""
+    mag_lr: Rate = 1e-3
+    """l' of eq. 6, learning rate of the MAG; 0: the MAG stays as it was drawn (a control)."""
+    delta: Rate = 1e-5
+    """delta of eq. 11: weight of the loss that includes augmented features (the paper's tables are of 1e-5: its Table 5)."""
+    alpha: Rate = 1e-13
+    """alpha of eq. 6: weight of R_sigma in the MAG update."""
+    margin: Literal["large", "medium", "small", "none"] = "large"
+    """How sigma+ and sigma- come from the original similarities (eq. 4, Appendix A.2)."""
+    margin_scope: Literal["minibatch", "anchor"] = "minibatch"
+    """Margins over the minibatch (eq. 4), or per anchor (authors' code)."""
+    margin_source: Literal["original", "augmented"] = "original"
+    """Similarities that give the margins: of original features (eq. 4), or augmented ones (authors' code)."""
+    margin_everywhere: bool = False
+    """R_sigma also in the regular step and in the look-ahead loss (authors' code); the paper: the MAG update only."""
+    margin_positive_weight: Rate = 1.0
+    """Factor on the positive part of R_sigma (authors' code: 1e-4)."""
+    augmented_sets: Literal["joint", "swapped"] = "joint"
+    """L_aug: one loss over z and z~ together, or a sum with each view swapped in turn and then all (authors' code)."""
+    schedule: Literal["alternate", "epoch"] = "alternate"
+    """MAG step after each regular one on the same minibatch, or a pass of each in turn (Algorithm 1)."""
+    look_ahead: Literal["shared", "fresh"] = "shared"
+    """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
+    look_ahead_update: Literal["sgd", "optimiser"] = "sgd"
+    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`descent.next_step`)."""
+    inner_lr: Rate | None = None
+    """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
+    look_ahead_loss: Literal["whole", "original"] = "whole"
+    """What omega descends on at theta' (beside alpha R_sigma): eq. 11, or L_ori alone, so that only the mixed part is left."""
+    look_ahead_batch: Literal["same", "previous"] = "same"
+    """Minibatch of the loss at theta': that of the inner step (paper), or the one before (meta-learning usually takes another)."""
+    mag_objective: Literal["literal", "scaled"] = "literal"
+    """omega descends on eq. 6 as it stands, whose gradient is of the size of delta, or on eq. 6 divided by delta: the same minimum,
+    but Adam's eps (1e-8) then hides nothing of it."""
+    mag_direction: Literal["descend", "ascend"] = "descend"
+    """omega lowers the loss at theta' (paper), or raises it, an adversary; R_sigma is lowered by both."""
+    mag_gradient: Literal["whole", "direct"] = "whole"
+    """The gradient of eq. 6, or its direct part alone: what z~ itself does to the loss at theta', no second derivative."""
+    meta: Literal["forward", "double-backward"] = "forward"
+    """How the meta-gradient is computed; both are exact, the second is the slow reference."""
     bank_writes: Literal["step", "every-pass"] = "step"
     """Write the bank once a step, or also from the look-ahead's two passes (authors' code)."""
+
+
+class SingleSettings(Settings):
+    """Of losses, heads, queues and modifiers, each used by a few methods."""
+
+    # --- contrast
+    temperature: Size = 0.07
+    """t of InfoNCE (eq. 1) and NT-Xent."""
+    scope: Literal["anchor", "minibatch"] = "anchor"
+    """One OUCL per anchor, averaged, or one over all pairs of the minibatch."""
 
     # --- modifiers debiased and hard
     tau_plus: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -101,41 +173,18 @@ class ObjectiveSettings(BaseModel):
     )
     """LooC: augmentations that one head each stays sensitive to."""
 
-    # --- meta feature augmentation (used by methods with a MAG)
-    delta: Rate = 1e-5
-    """delta of eq. 11: weight of the loss that includes augmented features (the paper's tables are of 1e-5: its Table 5)."""
-    alpha: Rate = 1e-13
-    """alpha of eq. 6: weight of R_sigma in the MAG update."""
-    margin: Literal["large", "medium", "small", "none"] = "large"
-    """How sigma+ and sigma- come from the original similarities (eq. 4, Appendix A.2)."""
-    margin_scope: Literal["minibatch", "anchor"] = "minibatch"
-    """Margins over the minibatch (eq. 4), or per anchor (authors' code)."""
-    margin_source: Literal["original", "augmented"] = "original"
-    """Similarities that give the margins: of original features (eq. 4), or augmented ones (authors' code)."""
-    margin_everywhere: bool = False
-    """R_sigma also in the regular step and in the look-ahead loss (authors' code); the paper: the MAG update only."""
-    margin_positive_weight: Rate = 1.0
-    """Factor on the positive part of R_sigma (authors' code: 1e-4)."""
-    augmented_sets: Literal["joint", "swapped"] = "joint"
-    """L_aug: one loss over z and z~ together, or a sum with each view swapped in turn and then all (authors' code)."""
-    schedule: Literal["alternate", "epoch"] = "alternate"
-    """MAG step after each regular one on the same minibatch, or a pass of each in turn (Algorithm 1)."""
-    look_ahead: Literal["shared", "fresh"] = "shared"
-    """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
-    look_ahead_update: Literal["sgd", "optimiser"] = "sgd"
-    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`descent.next_step`)."""
-    inner_lr: Rate | None = None
-    """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
-    look_ahead_loss: Literal["whole", "original"] = "whole"
-    """What omega descends on at theta' (beside alpha R_sigma): eq. 11, or L_ori alone, so that only the mixed part is left."""
-    look_ahead_batch: Literal["same", "previous"] = "same"
-    """Minibatch of the loss at theta': that of the inner step (paper), or the one before (meta-learning usually takes another)."""
-    mag_objective: Literal["literal", "scaled"] = "literal"
-    """omega descends on eq. 6 as it stands, whose gradient is of the size of delta, or on eq. 6 divided by delta: the same minimum,
-    but Adam's eps (1e-8) then hides nothing of it."""
-    mag_direction: Literal["descend", "ascend"] = "descend"
-    """omega lowers the loss at theta' (paper), or raises it, an adversary; R_sigma is lowered by both."""
-    mag_gradient: Literal["whole", "direct"] = "whole"
-    """The gradient of eq. 6, or its direct part alone: what z~ itself does to the loss at theta', no second derivative."""
-    meta: Literal["forward", "double-backward"] = "forward"
-    """How the meta-gradient is computed; both are exact, the second is the slow reference."""
+
+PROJECTION, OUCL, BANK, MAG, SINGLE = (
+    frozenset(group.model_fields)
+    for group in (ProjectionSettings, OuclSettings, BankSettings, MagSettings, SingleSettings)
+)
+OPTIONAL = PROJECTION | OUCL | BANK | MAG | SINGLE  # all else in `Config` every method uses
+
+# A setting that does nothing unless another, of those that the method uses, has one of these values.
+ONLY_WITH: dict[str, dict[str, set[str]]] = {
+    **{name: {"negatives": {"bank"}} for name in BANK - {"negatives"}},
+    "gamma": {"oucl": {"eq9", "eq10"}},
+    "beta": {"oucl": {"eq8", "eq9", "eq10"}},
+    "momentum": {"optimiser": {"sgd"}, "mag_optimiser": {"sgd"}},
+    "lr_decay": {"lr_schedule": {"step"}},
+}

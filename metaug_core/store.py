@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from metaug_core.config import Config, ConfigError
+from metaug_core.config import ENGINE_VERSION, Config, ConfigError
 from metaug_core.machine import environment
+from metaug_core.probe import PROTOCOL_VERSION
 from metaug_core.registry import MetaugError, suggestion
 
 FORMAT = "metaug-run-1"
@@ -120,6 +121,11 @@ class Run:
         return os.path.exists(self.path / "finished.json")  # as in `open_run`
 
     @property
+    def current(self) -> bool:
+        """Whether its config, asked for now, is this run: same version of the engine, same source of the user's own code."""
+        return self.path.name == self.config.name()
+
+    @property
     def failure(self) -> str | None:
         """The sentence in which training diverged; it would again, so it is not tried again unasked. None: it has not."""
         file = self.path / "failed.json"
@@ -138,6 +144,16 @@ class Run:
     def encoder_files(self) -> list[Path]:
         """Weights kept from the last epochs, oldest first."""
         return sorted((self.path / "encoders").glob("epoch-*.safetensors"))
+
+    def evaluation_file(self, split: str = "test") -> Path:
+        """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., protocol: its version}}."""
+        return self.path / f"evaluation-{split}.json"
+
+    def evaluation(self, split: str = "test") -> dict[str, dict[str, Any]]:
+        """What `evaluation_file` holds that was measured by this version of the protocol."""
+        file = self.evaluation_file(split)
+        stored = read_json(file) if file.exists() else {}
+        return {name: row for name, row in stored.items() if row.get("protocol") == PROTOCOL_VERSION}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -197,6 +213,20 @@ def request(config: Config) -> Run:
     return Run(config.runs_dir / config.name(), config)
 
 
+def check_current(run: Run) -> None:
+    """StoreError if to train this run would make another, or mix two: see `Run.current`."""
+    if run.current:
+        return
+    file, other = run.path / "environment.json", f"its config now belongs to a run {run.config.name()}"
+    engine = read_json(file)[-1].get("engine", "before 1") if file.exists() else ENGINE_VERSION
+    if engine != ENGINE_VERSION:
+        raise StoreError(
+            f"{run.path} was trained by engine version {engine} and this is {ENGINE_VERSION}, which does not go on with it: {other}"
+        )
+    own = ", or the source of the user's own code in it is another" if "source" in run.config.identity() else ""
+    raise StoreError(f"{run.path} was renamed{own}: {other}")
+
+
 def open_run(where: str | Path, runs_dir: Path) -> Run:
     """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. StoreError if there is none."""
     path = Path(where)
@@ -212,7 +242,8 @@ def open_run(where: str | Path, runs_dir: Path) -> Run:
     if not isinstance(values, dict):
         raise StoreError(f"{path / 'config.json'} does not hold a config")
     try:
-        return Run(path, Config(**{**values, "runs_dir": path.resolve().parent}))
+        config = Config(**{**values, "runs_dir": path.resolve().parent})
+        return Run(path, Config(**config.chosen()))  # what the method brings was not given, see `Config.replace`
     except ConfigError as error:
         raise StoreError(f"{path / 'config.json'}: {error}") from None
 

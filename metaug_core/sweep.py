@@ -49,7 +49,8 @@ class Plan:
         return self.configs[0].runs_dir / "sweeps" / self.name
 
     def words(self, number: int) -> str:
-        return grid.words(self.given[number], self.varying) or self.configs[number].name()
+        config = self.configs[number]
+        return grid.words(self.given[number], (n for n in self.varying if not config.idle(n))) or config.name()
 
 
 def plan(
@@ -79,17 +80,30 @@ def plan(
         where = "" if len(faults) == len(given) else f"cell {grid.words(faults[0][0], varying)}: "
         more = f" (and {len(faults) - 1} more of {len(given)} cells)" if where and len(faults) > 1 else ""
         raise ConfigError(f"{where}{faults[0][1]}{more}")
+    for setting in varying:
+        if all(reasons := [config.idle(setting) for config in configs]):
+            raise ConfigError(f"--grid {setting}={given[0][setting]},...: {reasons[0]}")
+    given, configs = distinct(given, configs, varying)
     names = [config.name() for config in configs]
-    for number, run in enumerate(names):
-        if (first := names.index(run)) < number:
-            a, b = (grid.words(given[n], varying) for n in (first, number))
-            raise ConfigError(f"cells {a} and {b} are one and the same run")
     if name is not None and (Path(name).name != name or name in (".", "..")):
         raise ConfigError(f"--name {name}: must be the name of a folder, not a path")
     digest = sha256("\n".join([path.stem, *sorted(names)]).encode()).hexdigest()[:8]
     readable = "-".join([configs[0].dataset, *(n for n in varying if n != "seed")])[:60]
     where = notebook if not Path(notebook).exists() else str(path)  # a bare name is found in each worker's own workbook
     return Plan(name or f"{readable}-{digest}", where, varying, tuple(given), tuple(configs), tuple(imports), wanted)
+
+
+def distinct(
+    given: Sequence[dict[str, str]], configs: Sequence[Config], varying: Sequence[str]
+) -> tuple[list[dict[str, str]], list[Config]]:
+    """Each run once: cells that differ only in what their method does not use are one. ConfigError for others of one run."""
+    first: dict[str, int] = {}
+    for number, config in enumerate(configs):
+        one, other = given[first.setdefault(config.name(), number)], given[number]
+        if any(one[name] != other[name] and not config.idle(name) for name in varying):
+            a, b = (grid.words(cell, varying) for cell in (one, other))
+            raise ConfigError(f"cells {a} and {b} are one and the same run")
+    return [given[number] for number in first.values()], [configs[number] for number in first.values()]
 
 
 class Sweep:

@@ -17,7 +17,7 @@ from torch import nn
 
 from metaug_core import DATASETS, ENCODERS, METHODS, Config, ConfigError, MetaugError, evaluate, fit, open_run, preset
 from metaug_core.methods import Method
-from metaug_core.store import read_tensors, request, write_tensors
+from metaug_core.store import read_json, read_tensors, request, write_tensors
 
 
 def quiet(progress):
@@ -418,27 +418,28 @@ def test_encoders_on_disk(half):
 # --- NaN and infinity
 
 
+# Apart from the class: the same method, and so the same run, with a fault and without.
+FAULT: dict[str, Any] = {"at": 0, "how": "nan", "calls": 0}
+
+
 class Breaking(Method):
     """Its loss, or only its gradient, is no number from a given call on."""
 
-    at, how, calls = 0, "nan", 0
-
     def loss(self, z, context):
-        cls = type(self)
-        cls.calls += 1
-        if cls.calls < cls.at:
+        FAULT["calls"] += 1
+        if FAULT["calls"] < FAULT["at"]:
             return (z[0] - z[1]).square().mean()
-        if cls.how == "gradient":
+        if FAULT["how"] == "gradient":
             return ((z[0] - z[0]).square().sum()).sqrt()  # 0, and 0 / 0
-        return (z[0] - z[1]).square().mean() * float(cls.how)
+        return (z[0] - z[1]).square().mean() * float(FAULT["how"])
 
 
 @pytest.mark.parametrize(("how", "said"), [("nan", "loss_original is nan"), ("inf", "loss_original is inf")])
 def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, how, said):
     monkeypatch.setitem(METHODS, "breaking", Breaking)
-    monkeypatch.setattr(Breaking, "at", 8)
-    monkeypatch.setattr(Breaking, "how", how)
-    monkeypatch.setattr(Breaking, "calls", 0)
+    monkeypatch.setitem(FAULT, "at", 8)
+    monkeypatch.setitem(FAULT, "how", how)
+    monkeypatch.setitem(FAULT, "calls", 0)
     config = tiny(method="breaking", checkpoint_minutes=1e-9)
     run = request(config)
     with pytest.raises(MetaugError) as error:
@@ -450,14 +451,15 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
     assert scalars["step"] == 7
     assert all(torch.isfinite(t).all() for t in tensors.values())
     assert max(run.metrics["step"]) == 6
-    monkeypatch.setattr(Breaking, "at", 10**9)  # mended: it goes on from there
+    monkeypatch.setitem(FAULT, "at", 10**9)  # mended: it goes on from there
     assert max(fit(config, quiet).metrics["step"]) == 10
+    assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 5]
 
 
 def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny, monkeypatch):
     monkeypatch.setitem(METHODS, "breaking", Breaking)
     for name, value in (("at", 3), ("how", "nan"), ("calls", 0)):
-        monkeypatch.setattr(Breaking, name, value)
+        monkeypatch.setitem(FAULT, name, value)
     with pytest.raises(MetaugError) as error:
         fit(tiny(method="breaking"), quiet)
     assert "stopped at step 3: loss_original is nan; no checkpoint had been made (" in one_sentence(error)
@@ -467,9 +469,9 @@ def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny
 def test_weights_that_are_no_numbers_are_not_saved(tiny, monkeypatch, at):
     """The loss of step `at` is finite and its gradient is not; a checkpoint is due before the next loss."""
     monkeypatch.setitem(METHODS, "breaking", Breaking)
-    monkeypatch.setattr(Breaking, "at", at)
-    monkeypatch.setattr(Breaking, "how", "gradient")
-    monkeypatch.setattr(Breaking, "calls", 0)
+    monkeypatch.setitem(FAULT, "at", at)
+    monkeypatch.setitem(FAULT, "how", "gradient")
+    monkeypatch.setitem(FAULT, "calls", 0)
     config = tiny(method="breaking", log_every=1, checkpoint_minutes=1e-9)
     with pytest.raises(MetaugError) as error:
         fit(config, quiet)
@@ -481,7 +483,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny, monkeypatch, at):
         assert not run.checkpoint.exists()
     else:
         assert all(torch.isfinite(t).all() for t in read_tensors(run.checkpoint)[0].values())
-    monkeypatch.setattr(Breaking, "at", 10**9)
+    monkeypatch.setitem(FAULT, "at", 10**9)
     assert fit(config, quiet).finished
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from metaug_core import METHODS, catalogue, cli, fit, store
+from metaug_core import METHODS, catalogue, cli, fit, probe, store
 from metaug_core.presets import preset
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -225,7 +225,7 @@ def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
 def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
     run = store.request(preset("quick", runs_dir=tmp_path))
     store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
-    row = {"probe_paper": 0.7, "probe_fast": 0.75, "knn": 0.6512}
+    row = {"probe_paper": 0.7, "probe_fast": 0.75, "knn": 0.6512, "protocol": probe.PROTOCOL_VERSION}
     store.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
     output = metaug("report", "--runs-dir", str(tmp_path)).output
     assert run.path.name in output

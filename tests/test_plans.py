@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, git
 from matplotlib import pyplot as plt
 
-from metaug_core import METHODS, Config, data, evaluation, experiments, gallery, meta, paper, plans, rehearsal, standing
+from metaug_core import METHODS, Config, data, evaluation, experiments, meta, paper, plans, rehearsal, standing
 from metaug_core.config import ConfigError
 from metaug_core.figures import binned
 from metaug_core.presets import preset

@@ -13,7 +13,6 @@ import torch
 from conftest import TINY
 
 from metaug_core import Config, MetaugError, fit, list_runs, open_run, store
-from metaug_core.config import NOT_IDENTITY
 from metaug_core.store import (
     Run,
     StoreError,
@@ -226,52 +225,6 @@ def test_the_same_request_has_the_same_name():
     assert config.name() == Config(**json.loads(config.model_dump_json())).name()
     assert config.name() == Config(**{**TINY, "lr": "0.003", "epochs": 2.0, "views": ["L", "ab"]}).name()
     assert re.fullmatch("tiny-metaug-conv-s0-[0-9a-f]{10}", config.name())
-
-
-ELSEWHERE = {"device": "auto", "graphs": "off", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
-             "checkpoint_minutes": 1.0, "tensorboard": True}  # fmt: skip
-
-
-def test_where_and_how_fast_is_not_in_the_name():
-    assert ELSEWHERE.keys() == NOT_IDENTITY
-    for name, value in ELSEWHERE.items():
-        assert Config(**{**TINY, name: value}).name() == Config(**TINY).name(), name
-
-
-OTHER = {
-    "dataset": "shapes", "image_size": 20, "stored_size": 24, "train_images": 64, "val_fraction": 0.2, "views": ("L", "RGB"),
-    "independent": True, "crop_scale": (0.3, 1.0), "flip": 0.1, "rotation": 5, "jitter": 0.1, "grey": 0.1, "mixup": 0.1,
-    "randaugment": 1, "encoder": "fc", "stem": "small", "width": 0.06, "feature_dim": 9, "head": "mlp", "mag_hidden": 17,
-    "method": "cmc", "temperature": 0.2, "oucl": "eq8", "beta": 15, "gamma": 0.3, "oucl_lambda": 0.1, "phi_dec": 2,
-    "gamma_detached": True, "attenuate": "similarity", "scope": "minibatch", "loss_scale": 2, "negatives": "batch",
-    "bank_negatives": 33, "bank_draw": "per-anchor", "bank_momentum": 0.4, "positives": "bank", "bank_writes": "every-pass",
-    "delta": 0.2, "alpha": 0.2, "margin": "small", "margin_scope": "anchor", "margin_source": "augmented",
-    "margin_everywhere": True, "margin_positive_weight": 0.5, "augmented_sets": "swapped", "schedule": "epoch",
-    "look_ahead": "fresh", "inner_lr": 0.1, "look_ahead_update": "optimiser", "look_ahead_loss": "original",
-
-    "look_ahead_batch": "previous", "mag_objective": "scaled", "mag_direction": "ascend", "mag_gradient": "direct",
-    "meta": "double-backward",
-    "epochs": 3, "batch_size": 8, "optimiser": "sgd",
-    "lr": 0.1, "momentum": 0.8, "weight_decay": 0.1, "mag_optimiser": "sgd", "mag_lr": 0.1, "lr_schedule": "cosine",
-    "lr_steps": (1,), "lr_decay": 0.5, "warmup_epochs": 1, "precision": "bf16", "seed": 1, "log_every": 3, "monitor_every": 2,
-    "keep_last": 2, "tau_plus": 0.2, "hard_beta": 0.5, "head_hidden": 2049, "predictor_hidden": 513, "ema_momentum": 0.9,
-    "projector_norm": True, "queue_size": 4097, "barlow_lambda": 0.01, "prototypes": 513, "sinkhorn_epsilon": 0.1,
-    "sinkhorn_steps": 4, "nat_every": 4, "whitening_size": 8, "dim_units": 2049, "dim_bound": "infonce", "cpc_grid": 6,
-    "cpc_skip": 2, "jigsaw_grid": 4, "jigsaw_weight": 0.4, "looc_held": ("crop",),
-}  # fmt: skip
-NEEDS = {"oucl_lambda": {"oucl": "eq8"}, "phi_dec": {"oucl": "eq9"}, "gamma_detached": {"oucl": "eq9"},
-         "attenuate": {"oucl": "eq9"}, "lr_steps": {"lr_schedule": "step"}}  # fmt: skip
-
-
-def test_every_setting_that_decides_the_result_is_in_the_name():
-    """Settings that are added to Config must be added here, or to NOT_IDENTITY."""
-    assert OTHER.keys() | NOT_IDENTITY >= Config.model_fields.keys(), (
-        Config.model_fields.keys() - OTHER.keys() - NOT_IDENTITY
-    )
-    names = {Config(**TINY).name()}
-    for count, (name, value) in enumerate(OTHER.items(), start=2):
-        names.add(Config(**{**TINY, **NEEDS.get(name, {}), name: value}).name())
-        assert len(names) == count, name
 
 
 def test_the_place_of_an_image_folder_is_in_the_name(tmp_path, monkeypatch):

@@ -66,6 +66,7 @@ REFUSED = [
     (["--grid", "lr=0.1", "--set", "lr=0.2"], "lr stands in --grid and in --set"),
     (["--grid", "lr=0.1,0.10"], "cells lr=0.1 and lr=0.10 are one and the same run"),
     (["--grid", "device=cpu,auto"], "cells device=cpu and device=auto are one and the same run"),
+    (["--grid", "cpc_grid=4,5"], "--grid cpc_grid=4,...: cpc_grid changes nothing: method 'metaug' does not use it"),
     (["--grid", "phi_dek=1,2"], "'phi_dek' is not a parameter of 01_pretrain.ipynb; did you mean 'phi_dec'?"),
     (["--grid", "phi_dec=1,two", "--set", "oucl=eq9"], "cell phi_dec=two: phi_dec: must be a number, got 'two'"),
     (["--grid", "phi_dec=1,2,4"], "cell phi_dec=2: phi_dec, gamma_detached and attenuate change Gamma"),
@@ -95,6 +96,26 @@ def test_a_fault_is_one_sentence_before_anything_starts(words, expected, tmp_pat
 def test_no_scheduler_is_one_sentence(tmp_path):
     words = ["sweep", "--scheduler", "nonsense://x", "--runs-dir", str(tmp_path / "runs")]
     assert "no scheduler answers at nonsense://x" in sentence(CliRunner().invoke(cli.main, words))
+
+
+def test_cells_that_differ_in_what_their_method_does_not_use_are_one(tmp_path):
+    words = [
+        "sweep",
+        "--grid",
+        "method=cmc,metaug",
+        "--grid",
+        "delta=0.1,0.2",
+        "--dry-run",
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    told = CliRunner().invoke(cli.main, words).output.splitlines()
+    assert [line.split("  ")[-2].removeprefix("missing").strip() for line in told[:3]] == [
+        "method=cmc",
+        "method=metaug, delta=0.1",
+        "method=metaug, delta=0.2",
+    ]
+    assert told[3].startswith("3 cells are missing")
 
 
 def test_a_dry_run_lists_cells_and_what_they_cost(tmp_path, tiny):

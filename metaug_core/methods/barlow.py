@@ -27,6 +27,7 @@ class BarlowTwins(Method):
     paper = "Zbontar et al. 2021"
     objective = "sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the cross-correlation of z_1 and z_2"
     unit_features = False
+    uses = {"feature_dim", "head_hidden", "barlow_lambda"}
     defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "barlow_lambda": 0.0051}
 
     def networks(self, classes: int) -> nn.Module:

@@ -6,20 +6,22 @@
 A method of your own:
 
     class Mine(Method):
-        defaults = {"views": ("RGB", "RGB"), "independent": True}
+        defaults = {"views": ("L", "ab")}
 
         def loss(self, z, context):
-            return alignment(z[0], z[1]) + uniformity(z[0])
+            aligned = [alignment(a, b) for a, b in self.across(z, z)]     # rows of z: views, and with a MAG augmented ones
+            return sum(aligned) / len(aligned) + sum(map(uniformity, z)) / len(z)
 
     METHODS["mine"] = Mine                     # "mine+mag" is then the same method on augmented features as well (eq. 11)
 
 What stands between steps (bank, queue, averaged networks) is `memory`; what a step needs of it without a gradient is drawn by
 `context` and handed to `loss`; after the step `remember` writes. What a method says about itself it writes as class attributes with
-the names of `Description`'s fields; everybody reads its `description`, which a composition takes over from its base.
+the names of `Description`'s fields; everybody reads its `description`, which a composition takes over from its base. A method that
+does not say which settings it `uses` counts as using all: any that is changed then makes another run.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -31,6 +33,7 @@ from metaug_core.bank import Bank
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.pairs import Pairs, other_views
+from metaug_core.settings import OPTIONAL
 from metaug_core.views import make_views
 
 TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one encoder, as most methods see it
@@ -73,6 +76,9 @@ class Description:
     objective: str = ""  # the loss in one line of plain text
     remembers: str = "nothing"  # what `memory` holds
     defaults: Mapping[str, Any] = field(default_factory=dict)  # settings that stand where the user gave none
+    uses: Set[str] = (
+        OPTIONAL  # of the settings that only some methods use (`settings`), those that can change what it learns
+    )
     labelled: bool = False  # trains on labels (then unlabelled images are left out)
     minimum_views: int = 2
     parts: int = 1  # z has so many rows for each view: 2 where predictions (V, B, d) follow the features
@@ -93,7 +99,8 @@ class Method(ABC):
         """Freeze what the class says about itself; what it leaves out is as its base class has it."""
         super().__init_subclass__(**keywords)
         said = {one.name: vars(cls)[one.name] for one in fields(Description) if one.name in vars(cls)}
-        cls.description = replace(cls.description, **{"title": cls.__name__} | said)
+        # Not the base class's `uses`: what this class reads beyond them would be missing in the name of its runs.
+        cls.description = replace(cls.description, **{"title": cls.__name__, "uses": OPTIONAL} | said)
 
     def __init__(self, config: Config):
         self.config = config
@@ -158,19 +165,19 @@ class Composition:
     """A method and a modifier on it, which stands wherever a method class does: METHODS["cmc+hard"] = hard(CMC).
 
     It says of itself what the base says, with the modifier's title, paper and objective after the base's. defaults: settings that
-    stand on top of the base's own; changes: what else it says differently.
+    stand on top of the base's own; changes: what else it says differently. Unless they say what it `uses`, that is every setting.
     """
 
     def __init__(self, base: "type[Method] | Composition", modify: Callable[[Method], Method], title: str, paper: str,
                  objective: str, defaults: Mapping[str, Any] | None = None, **changes: Any):  # fmt: skip
-        self.base, self.modify, of_base = base, modify, base.description
+        self.base, self.modify, self.defaults, of_base = base, modify, dict(defaults or {}), base.description
         self.description = replace(
             of_base,
             title=f"{of_base.title} + {title}",
             paper=f"{of_base.paper}; {paper}".removeprefix("; "),
             objective=f"{of_base.objective}; {objective}".removeprefix("; "),
-            defaults={**of_base.defaults, **(defaults or {})},
-            **changes,
+            defaults={**of_base.defaults, **self.defaults},
+            **{"uses": OPTIONAL} | changes,
         )
 
     def __call__(self, config: Config) -> Method:

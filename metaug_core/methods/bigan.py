@@ -59,6 +59,7 @@ class BiGAN(Method):
     augmentable = False
     divided = False  # each process would draw its own noise and standardise its own codes
     betas = (0.0, 0.99)
+    uses = {"feature_dim"}
     defaults = {"views": ("RGB",), "negatives": "batch", "lr": 2e-3, "weight_decay": 1e-4}
 
     def networks(self, classes: int) -> nn.Module:

@@ -35,6 +35,7 @@ class BYOL(Method):
     objective = "2 - 2 cos(q(z_v), z'_u), z' of averaged networks"
     remembers = "averaged networks"
     parts = 2
+    uses = {"feature_dim", "head_hidden", "projector_norm", "predictor_hidden", "ema_momentum"}
     defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 4096, "predictor_hidden": 4096, "ema_momentum": 0.99}
 
     def networks(self, classes: int) -> nn.Module:

@@ -64,6 +64,7 @@ class CPC(Method):
     minimum_views = 1
     unit_features = False
     augmentable = False
+    uses = {"feature_dim", "cpc_grid", "cpc_skip"}
     defaults = {"views": ("RGB",), "negatives": "batch", "feature_dim": 64, "jitter": 0.5, "grey": 0.2}
 
     def __init__(self, config: Config):

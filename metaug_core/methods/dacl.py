@@ -1,6 +1,6 @@
 """DACL: SimCLR that needs no knowledge of images, since its two views of an image are two mixtures with other images."""
 
-from metaug_core import losses
+from metaug_core import losses, settings
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods.base import Method
 
@@ -19,6 +19,7 @@ class DACL(Method):
     paper = "Verma et al. 2021"
     objective = "NT-Xent of x+ = l x + (1 - l) x~ and x++, two mixtures with other images, l in (1 - mixup, 1)"
     contrasts = True
+    uses = settings.PROJECTION | {"temperature"}
     defaults = {"views": ("RGB", "RGB"), "independent": True, "mixup": 0.1, "crop_scale": (1.0, 1.0), "flip": 0.0,
                 "temperature": 0.5, "head": "mlp-bn", "negatives": "batch"}  # fmt: skip
 

@@ -71,6 +71,7 @@ class DIM(Method):
     minimum_views = 1
     unit_features = False
     augmentable = False
+    uses = {"feature_dim", "dim_units", "dim_bound"}
     defaults = {"views": ("RGB",), "negatives": "batch"}
 
     def networks(self, classes: int) -> nn.Module:

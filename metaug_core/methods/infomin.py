@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaug_core import shards
+from metaug_core import settings, shards
 from metaug_core.bank import Averaged, Queue
 from metaug_core.config import Config
 from metaug_core.encoders import Encoders, head
@@ -48,6 +48,7 @@ class InfoMin(Method):
     remembers = "averaged networks; queue of keys (V, K, d)"
     contrasts = True
     parts = 2
+    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum", "jigsaw_grid", "jigsaw_weight"}
     defaults = {**TWO_CROPS, "jitter": 1.0, "randaugment": 10.0, "head": "mlp", "temperature": 0.15}
 
     def __init__(self, config: Config):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core import settings
 from metaug_core.bank import Averaged, Queue
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Encoders, head
@@ -54,6 +55,7 @@ class LooC(Method):
     minimum_views = 1
     unit_features = False  # rows of z are heads, not views
     augmentable = False
+    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum", "looc_held"}
     defaults = {**TWO_CROPS, "views": ("RGB",), "rotation": 180.0, "head": "mlp", "temperature": 0.2}
 
     def __init__(self, config: Config):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core import settings
 from metaug_core.config import Config
 from metaug_core.generator import MAG
 from metaug_core.losses import margin_regularisation
@@ -96,4 +97,5 @@ def with_mag(base: type[Method] | Composition) -> Composition:
     if not base.description.augmentable:
         raise MetaugError(f"{base.description.title} has no features that a MAG could augment")
     objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"
-    return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective)
+    return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective,
+                       uses=base.description.uses | settings.MAG)  # fmt: skip

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metaug_core import settings
 from metaug_core.bank import Averaged, Queue
 from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
 from metaug_core.pairs import other_views
@@ -25,6 +26,7 @@ class MoCo(Method):
     objective = "-log e^(q.k/t) / (e^(q.k/t) + sum over the queue of e^(q.k'/t)), k of averaged networks"
     remembers = "averaged networks; queue of keys (V, K, d)"
     contrasts = True
+    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum"}
     defaults = {**TWO_CROPS, "head": "mlp", "temperature": 0.1, "ema_momentum": 0.99, "queue_size": 4096}
 
     def __init__(self, config):

@@ -6,6 +6,7 @@ objective of the same similarities in its place; RandAugment changes the picture
 
 from functools import partial
 
+from metaug_core import settings
 from metaug_core.config import ConfigError
 from metaug_core.methods.base import Composition, Method, unified
 from metaug_core.registry import MetaugError
@@ -22,7 +23,8 @@ def debiased(base: Base) -> Composition:
 
     check(base, "debiased")
     how = "sum over negatives debiased by tau_plus"
-    return Composition(base, modify, "Debiased", "Chuang et al. 2020", how, contrasts=False)
+    return Composition(base, modify, "Debiased", "Chuang et al. 2020", how, contrasts=False,
+                       uses=base.description.uses | {"tau_plus"})  # fmt: skip
 
 
 def hard(base: Base) -> Composition:
@@ -34,7 +36,8 @@ def hard(base: Base) -> Composition:
 
     check(base, "hard")
     how = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
-    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, contrasts=False)
+    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, contrasts=False,
+                       uses=base.description.uses | {"tau_plus", "hard_beta"})  # fmt: skip
 
 
 def oucl(base: Base) -> Composition:
@@ -48,7 +51,8 @@ def oucl(base: Base) -> Composition:
     if not base.description.augmentable:
         raise MetaugError(f"modifier 'oucl' needs pairs of features, and {base.description.title} has none")
     how = "OUCL of the same pairs in the place of InfoNCE"
-    return Composition(base, modify, "OUCL", "Li et al. 2022", how, contrasts=False)
+    return Composition(base, modify, "OUCL", "Li et al. 2022", how, contrasts=False,
+                       uses=base.description.uses - {"temperature"} | settings.OUCL)  # fmt: skip
 
 
 def randaugment(base: Base) -> Composition:
@@ -60,7 +64,7 @@ def randaugment(base: Base) -> Composition:
         return method
 
     return Composition(base, modify, "RandAugment", "Cubuk et al. 2020", "on RandAugment's pictures",
-                       defaults={"randaugment": 10.0})  # fmt: skip
+                       defaults={"randaugment": 10.0}, uses=base.description.uses)  # fmt: skip
 
 
 def owner(method: Method) -> Method:

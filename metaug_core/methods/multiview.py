@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaug_core import settings
 from metaug_core.bank import Bank
 from metaug_core.losses import log_sum_exp_square
 from metaug_core.methods.base import Context, Method, bank_context, bank_memory, unified
@@ -46,6 +47,7 @@ class CMC(MultiView):
     objective = "mean over view pairs of -log softmax(z_v . z_u / t) against past features of view u"
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
     contrasts = True
+    uses = settings.PROJECTION | settings.BANK | {"temperature"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         _, rows = self.pairs(z, context, by_view=True)
@@ -59,6 +61,7 @@ class OUCL(MultiView):
     paper = "Li et al. 2022"
     objective = "(1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2)))"
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
+    uses = settings.PROJECTION | settings.BANK | settings.OUCL | {"scope"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         pairs, rows = self.pairs(z, context)

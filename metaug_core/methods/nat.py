@@ -29,6 +29,7 @@ class NAT(Method):
     unit_features = False  # one row of z for all views together
     augmentable = False
     captured = False  # scipy's assignment problem is solved on the host
+    uses = {"feature_dim", "nat_every"}
     defaults = {"views": ("Sobel",), "negatives": "batch"}
 
     def networks(self, classes: int) -> nn.Module:

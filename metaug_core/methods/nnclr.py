@@ -37,6 +37,7 @@ class NNCLR(Method):
     remembers = "queue of features (V, K, d)"
     parts = 2
     contrasts = True
+    uses = {"feature_dim", "head_hidden", "predictor_hidden", "temperature", "queue_size"}
     defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 2048, "predictor_hidden": 4096, "temperature": 0.1,
                 "queue_size": 4096}  # fmt: skip
 

@@ -1,6 +1,6 @@
 """SimCLR: two random crops of an image attract, all other images of the minibatch repel."""
 
-from metaug_core import losses
+from metaug_core import losses, settings
 from metaug_core.methods.base import Method
 
 
@@ -15,6 +15,7 @@ class SimCLR(Method):
     paper = "Chen et al. 2020"
     objective = "-log e^(z1.z2/t) / (e^(z1.z2/t) + sum over other images of e^(z1.z/t)), both ways"
     contrasts = True
+    uses = settings.PROJECTION | {"temperature"}
     defaults = {
         "views": ("RGB", "RGB"),
         "independent": True,

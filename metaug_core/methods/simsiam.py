@@ -32,6 +32,7 @@ class SimSiam(Method):
     paper = "Chen and He 2021"
     objective = "-cos(q(z_v), stopgrad(z_u))"
     parts = 2
+    uses = {"feature_dim", "head_hidden", "predictor_hidden"}
     defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "predictor_hidden": 512}
 
     def networks(self, classes: int) -> nn.Module:

@@ -14,6 +14,7 @@ class Supervised(Method):
     paper = "-"
     objective = "cross entropy of a linear layer on all views' h"
     augmentable = False
+    uses = frozenset()
     defaults = {"negatives": "batch"}
     labelled = True
     minimum_views = 1

@@ -49,6 +49,8 @@ class SwAV(Method):
     remembers = "nothing, or with queue_size features (V, K, d) and the prototypes"
     unit_features = augmentable = False
     contrasts = True
+    uses = {"feature_dim", "head_hidden", "projector_norm", "temperature", "prototypes", "sinkhorn_epsilon", "sinkhorn_steps",
+            "queue_size"}  # fmt: skip
     defaults = {**TWO_CROPS, "temperature": 0.1, "head_hidden": 2048, "queue_size": 0}
 
     def __init__(self, config: Config):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core import settings
 from metaug_core.config import Config, ConfigError
 from metaug_core.encoders import Networks
 from metaug_core.losses import alignment
@@ -26,6 +27,7 @@ class WMSE(Method):
     objective = "|| w_u - w_v ||^2 of whitened positives w = W (z - mean z), W^T W = Cov(z)^-1, at unit norm"
     unit_features = False
     augmentable = False
+    uses = settings.PROJECTION | {"whitening_size"}
     defaults = {**TWO_CROPS, "head": "mlp-bn", "feature_dim": 32}
 
     def __init__(self, config: Config):
