@@ -97,9 +97,9 @@ def fewest_epochs(gains: pd.DataFrame) -> int:
 
     gains: epochs, seed, gain in points on the validation split.
     """
-    by_epochs = gains.groupby("epochs")["gain"]  # in rising order
-    enough = by_epochs.min() >= LEARNS
-    return int(enough.idxmax() if enough.any() else by_epochs.mean().idxmax())
+    by_epochs = {int(str(epochs)): group["gain"] for epochs, group in gains.groupby("epochs")}
+    enough = [epochs for epochs, gain in sorted(by_epochs.items()) if gain.min() >= LEARNS]
+    return enough[0] if enough else max(by_epochs, key=lambda epochs: by_epochs[epochs].mean())
 
 
 def choose(method: str, args: argparse.Namespace) -> None:
@@ -111,9 +111,18 @@ def choose(method: str, args: argparse.Namespace) -> None:
         print(f"{epochs} epochs: gains {', '.join(f'{gain:.1f}' for gain in group['gain'])}")
     chosen = fewest_epochs(runs)
     print(f"{method}: {chosen} epochs, {chosen / args.epochs:g} times")
-    rows = runs[
-        ["epochs", "seed", "split", "n_eval", "probe_paper", "untrained_probe_paper", "knn", "untrained_knn", "gain"]
+    columns = [
+        "epochs",
+        "seed",
+        "split",
+        "n_eval",
+        "probe_paper",
+        "untrained_probe_paper",
+        "knn",
+        "untrained_knn",
+        "gain",
     ]
+    rows = pd.DataFrame(runs, columns=columns)
     asked = {"choose": method, "times": ",".join(map(str, args.times)), "images": args.images, "epochs": args.epochs}
     write(
         f"all_methods-choice-{method}",
@@ -178,7 +187,7 @@ def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: st
     name, kept = f"09-all-methods-{kind}", None
     if set(methods) != set(METHODS):
         stored = results.load(gallery.FOLDER / "data" / name)
-        rows = pd.concat([stored[~stored["method"].isin(methods)], rows])
+        rows = pd.concat([stored.query("method not in @methods"), rows])
         kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
         mine = tuple(f"{kind}-{method}-conv-s" for method in methods)
         kept |= {"runs": [run for run in kept["runs"] if not run.startswith(mine)]}
