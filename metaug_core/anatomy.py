@@ -61,7 +61,7 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     low, high = kept.groupby("delta")[measure].min(), kept.groupby("delta")[measure].max()
     ax.plot(points["delta"], points["mean"], color=BLUE, marker="o", label="measured")
     ax.fill_between(low.index, low, high, color=BLUE, alpha=0.18, linewidth=0)
-    for precision, device in sorted(computing(kept)):
+    for precision, device in sorted(formats(kept)):
         rounding = unit_roundoff(precision, device)
         ax.axhline(rounding, color="0.3", linestyle=":", label=f"rounding of {computed_in(precision, device)}")
     ax.set(xscale="log", yscale="log")
@@ -70,7 +70,7 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     return dress(ax, title, r"$\delta$", "share (1 = all of it)", caption)
 
 
-def computing(table: Table) -> set[tuple[str, str]]:
+def formats(table: Table) -> set[tuple[str, str]]:
     """Precision and device of the runs in the table, once for each format."""
     defaults = {"precision": "float32", "device": "cpu"}
     given = [table[name].fillna(value) if name in table else [value] * len(table) for name, value in defaults.items()]
