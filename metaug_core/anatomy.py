@@ -43,7 +43,7 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     sns.lineplot(
         kept, x="delta", y=measure, errorbar=least_to_greatest, color=BLUE, marker="o", label="measured", ax=ax
     )
-    for precision, device in sorted(computing(kept)):
+    for precision, device in sorted(formats(kept)):
         rounding = unit_roundoff(precision, device)
         ax.axhline(rounding, color="0.3", linestyle=":", label=f"rounding of {computed_in(precision, device)}")
     ax.set(xscale="log", yscale="log")
@@ -53,7 +53,7 @@ def gradient_shares(table: Table, ax: Axes) -> Axes:
     return dress(ax, title, r"$\delta$", "share (1 = all of it)", caption)
 
 
-def computing(table: Table) -> set[tuple[str, str]]:
+def formats(table: Table) -> set[tuple[str, str]]:
     """Precision and device of the runs in the table, once for each format."""
     defaults = {"precision": "float32", "device": "cpu"}
     given = [table[name].fillna(value) if name in table else [value] * len(table) for name, value in defaults.items()]

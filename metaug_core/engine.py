@@ -81,12 +81,12 @@ def attempt(
     one_data_set(configs)
     device = pick_device(configs[0].device)
     if splits is not None:
-        fitting(splits, configs[0], device)
+        check_splits(splits, configs[0], device)
     shards.join(device)
     with ExitStack() as stack:
         if shards.rank() == 0:
             for run in unfinished(runs):
-                with own_failure(run, failures):
+                with keep_failure(run, failures):
                     stack.enter_context(run.lock())
         shards.wait()
         todo = [run for run in unfinished(runs) if run.path.name not in failures]
@@ -101,7 +101,7 @@ def attempt(
 
 
 @contextmanager
-def own_failure(run: store.Run, failures: dict[str, MetaugError]) -> Iterator[None]:
+def keep_failure(run: store.Run, failures: dict[str, MetaugError]) -> Iterator[None]:
     """A MetaugError within is kept as the run's, so that it does not stop the others. Raised all the same: that another process
     trains the run, which passes; and any error under several processes, which must go on or end together."""
     try:
@@ -112,7 +112,7 @@ def own_failure(run: store.Run, failures: dict[str, MetaugError]) -> Iterator[No
         failures.setdefault(run.path.name, error)
 
 
-def fitting(splits: data.Splits, config: Config, device: str) -> None:
+def check_splits(splits: data.Splits, config: Config, device: str) -> None:
     """ConfigError if splits are of other images than config's, or lie elsewhere."""
     data.refuse_foreign(splits, config)
     where = splits.train.labels.device.type
@@ -144,14 +144,14 @@ def opened(
     error kept in failures."""
     states: dict[store.Run, state.TrainState] = {}
     for run in runs:
-        with own_failure(run, failures):
+        with keep_failure(run, failures):
             s = state.create(run.config, splits, device)
             if run.checkpoint.exists():
                 state.restore(s, run.checkpoint)
             states[run] = s
     sessions = []
     for run, s in states.items():
-        with own_failure(run, failures):
+        with keep_failure(run, failures):
             if shards.rank() == 0:
                 store.begin(run, s.step, device, not_captured_because([*states.values()]))
             sessions.append(Session(run, s, splits, lambda _: None))
@@ -175,13 +175,13 @@ def drive(sessions: list[Session], failures: dict[str, MetaugError]) -> None:
                 try:
                     asked[number] = work[number].send(metrics)
                 except StopIteration:
-                    with own_failure(sessions[number].run, failures):
+                    with keep_failure(sessions[number].run, failures):
                         sessions[number].finish()
                 except KeyboardInterrupt:
                     stopped = True
                 except MetaugError as error:
                     failures[sessions[number].run.path.name] = error
-                    with own_failure(sessions[number].run, failures):
+                    with keep_failure(sessions[number].run, failures):
                         sessions[number].fail(error)
             found = step(asked) if asked else {}
             if step.reason != eager_because:

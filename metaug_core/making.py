@@ -158,7 +158,7 @@ def complete(
     except MetaugError as error:
         return {run.path.name: error for run in runs}
     for run in (run for run in runs if run.finished):
-        with engine.own_failure(run, failures):
+        with engine.keep_failure(run, failures):
             evaluation.evaluate(run, splits=splits, device=device, **wanted.of(run))
     return failures
 

@@ -53,7 +53,7 @@ def not_captured_because(states: Sequence[TrainState]) -> str | None:
     return None
 
 
-def captured(states: Sequence[TrainState], batches: Sequence[Batch], generators: Sequence[torch.Generator]) -> Replay:
+def capture(states: Sequence[TrainState], batches: Sequence[Batch], generators: Sequence[torch.Generator]) -> Replay:
     """A step of each of these states as one graph; nothing is run. RuntimeError, of torch, where it cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
@@ -61,11 +61,11 @@ def captured(states: Sequence[TrainState], batches: Sequence[Batch], generators:
     inputs = [Batch(b.pixels.clone(), b.indices.clone(), b.log) for b in batches]
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        outputs = side_by_side([partial(of_its_own, *pair) for pair in zip(states, inputs, strict=True)], forked=True)
+        outputs = side_by_side([partial(update_alone, *pair) for pair in zip(states, inputs, strict=True)], forked=True)
     return Replay(graph, inputs, outputs)
 
 
-def of_its_own(s: TrainState, batch: Batch) -> Update:
+def update_alone(s: TrainState, batch: Batch) -> Update:
     """`update` with the run's own random numbers."""
     with own_device_numbers(s):
         return update(s, *batch)
@@ -101,7 +101,7 @@ class Stepper:
         generators = [generator for s in states for generator in s.device_generators]
         before = [generator.get_state() for generator in generators]
         try:
-            self.replays[kind] = captured(states, [*batches.values()], generators)
+            self.replays[kind] = capture(states, [*batches.values()], generators)
         except RuntimeError as error:
             self.reason = f"the step could not be captured: {' '.join(str(error).split())[:200]}"
             for generator, state in zip(generators, before, strict=True):

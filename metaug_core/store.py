@@ -284,7 +284,7 @@ def begin(run: Run, step: int, device: str, eager_because: str | None = None) ->
 
 
 def note_eager(run: Run, reason: str) -> None:
-    """Say in the environment why the steps of the session under way are not captured any more."""
+    """Write into environment.json why the steps of the session under way are not captured any more."""
     file = run.path / "environment.json"
     *before, session = read_json(file)
     write_json(file, [*before, session | {"eager_because": reason}])
