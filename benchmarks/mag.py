@@ -24,12 +24,10 @@ from typing import Any
 
 import pandas as pd
 from _results import table
-from torch.nn.utils import parameters_to_vector
 
 from metaug_core import data, evaluate, fit_trials, preset
 from metaug_core.engine import pick_device
-from metaug_core.evaluation import interval, load_networks
-from metaug_core.store import Run
+from metaug_core.evaluation import interval, mag_moved
 
 METAUG = {"method": "metaug", "mag_objective": "scaled", "look_ahead_update": "optimiser", "alpha": 0.0}
 ONLY = {"method": "metaug-only-oucl"}
@@ -85,13 +83,6 @@ SHARES = ("augmented_gradient_share", "mixed_gradient_share")  # also as means o
 RUN = (*(f"{key}_run" for key in SHARES), "mag_moved", "falls_early", "falls_late")
 MEASURES = ["probe_paper", "knn"]
 _splits: dict[str, Any] = {}
-
-
-def mag_moved(run: Run) -> float:
-    """How far training moved the MAG's weights, relative to their norm before."""
-    mags = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
-    old, new = (parameters_to_vector(mag.parameters()) for mag in mags if mag is not None)
-    return float((new - old).norm() / old.norm())
 
 
 def rows(experiment: str, name: str, shared: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:

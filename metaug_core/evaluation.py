@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parameters_to_vector
 
 from metaug_core import data, methods
 from metaug_core.config import Config
@@ -139,6 +140,15 @@ def load_networks(config: Config, classes: int, file: Any = None) -> tuple[nn.Mo
             if module is not None:
                 load_module(module, tensors, prefix, file)
     return networks, mag
+
+
+def mag_moved(run: Run) -> float | None:
+    """How far training moved the MAG's weights: the norm of the difference relative to their norm before. None without a MAG."""
+    before, after = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
+    if before is None or after is None:
+        return None
+    old, new = (parameters_to_vector(mag.parameters()) for mag in (before, after))
+    return ((new - old).norm() / old.norm()).item()
 
 
 def evaluate(
