@@ -25,6 +25,7 @@ from metaug_core import (
     preset,
 )
 from metaug_core.evaluation import over_seeds
+from metaug_core.probe import MEASURES
 from metaug_core.store import Run
 
 IMAGES = 1000  # of the map
@@ -62,7 +63,8 @@ def main() -> None:
             runs.append(run)
         summary = over_seeds(tables)
         if args.publish:
-            gallery.publish("first-run", pd.concat([summary.assign(panel="accuracy"), points(runs[0])]), runs)
+            bars = pd.concat(tables).reset_index()[["representation", "seed", *MEASURES]].assign(panel="accuracy")
+            gallery.publish("first-run", pd.concat([bars, points(runs[0])]), runs)
     print(
         f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s"
     )

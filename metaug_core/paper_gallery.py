@@ -184,12 +184,13 @@ def costs(table: Table) -> Figure:
 
 
 def first_run(table: Table) -> Figure:
-    """What the default run learns. table: rows with `panel` accuracy (as `evaluation.over_seeds`), and rows with panel `before` or
-    `after`: a test image of one run in the plane (x, y), its label and the name of its class."""
-    points = table[table["panel"] != "accuracy"]
+    """What the default run learns. table: rows with `panel` accuracy: of each seed, as `evaluation.evaluate` has them; with
+    `before` or `after`: a test image of one run in the plane (x, y), its label and the name of its class."""
+    points, seeds = table[table["panel"] != "accuracy"], table[table["panel"] == "accuracy"].groupby("seed")
     classes = points.drop_duplicates("label").sort_values("label")["name"].tolist()
     figure, axes = mosaic([["accuracy", "accuracy"], ["before", "after"]], 9.2, 6.9)
-    accuracy_bars(table[table["panel"] == "accuracy"], axes["accuracy"], chance=1 / len(classes))
+    runs = [rows.set_index("representation") for _, rows in seeds]
+    accuracy_bars(runs, axes["accuracy"], chance=1 / len(classes))
     for panel, title in (("before", "Before training"), ("after", "After training")):
         rows = points[points["panel"] == panel]
         places, labels = rows[["x", "y"]].to_numpy(float), torch.tensor(rows["label"].to_numpy(int))
