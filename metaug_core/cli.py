@@ -166,8 +166,9 @@ def report(name: str | None, runs_dir: Path) -> None:
     for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
         for number, path in enumerate(sorted(found.path.resolve().glob(pattern))):
             click.echo(f"{'' if number else label:<11}{shown(path)}")
-    *_, session = store.read_json(found.path / "environment.json")
-    if session["device"] == "cuda" and (reason := session.get("eager_because")):
+    environment = found.path / "environment.json"
+    session = store.read_json(environment)[-1] if environment.exists() else {}
+    if session.get("device") == "cuda" and (reason := session.get("eager_because")):
         click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
     for number, (text, value) in enumerate(monitor.mag_readings(found.metrics).items()):
         click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
