@@ -453,7 +453,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
     assert max(run.metrics["step"]) == 6
     monkeypatch.setitem(FAULT, "at", 10**9)  # mended: it goes on from there
     assert max(fit(config, quiet).metrics["step"]) == 10
-    assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 5]
+    assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 7]
 
 
 def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny, monkeypatch):

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, patterns
+from PIL import Image
 
-from metaug_core import DATASETS, Config, MetaugError, fit, session
+from metaug_core import Config, MetaugError, fit, session
 from metaug_core.store import Run, StoreError, read_tensors, request, rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
@@ -224,7 +225,7 @@ def test_killed_with_no_checkpoint_but_those_of_interrupts(driver, whole, tmp_pa
     run = request(config)
     for number in [signal.SIGTERM, signal.SIGKILL] * 4:
         before = run.checkpoint.read_bytes() if run.checkpoint.exists() else b""
-        moment = 17 + moments.randrange(
+        moment = 18 + moments.randrange(
             8
         )  # in the steps: before the first of them an interrupt ends the process at once
         ends.append(driver.run(config, moment=moment, number=number))
@@ -451,10 +452,18 @@ def assert_one_sentence(said: str, *parts: str) -> None:
         assert part in said, said
 
 
-def test_another_data_set_under_the_same_name_is_refused(driver, tmp_path, monkeypatch):
+def test_a_folder_that_has_lost_images_is_refused(driver, tmp_path):
     """A checkpoint remembers how many images it trains on: its order and its bank are of those."""
-    config = settings("simclr", tmp_path)
+    images, labels = patterns(100, 0)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for split in ("train", "test") if number < 20 else ("train",):
+            file = tmp_path / "images" / split / str(label) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    config = settings("simclr", tmp_path / "runs").replace(dataset="folder", data_dir=tmp_path / "images")
     assert driver.run(config, moment=20) == -signal.SIGKILL
-    monkeypatch.setitem(DATASETS, "tiny", lambda config: (*patterns(80, 0), *patterns(60, 1)))
+    assert request(config).checkpoint.exists()
+    for file in sorted((tmp_path / "images" / "train" / "0").iterdir())[:20]:
+        file.unlink()
     with pytest.raises(MetaugError, match=r"checkpoint\.safetensors does not fit: its images is 90, here it is 72"):
         fit(config, report=lambda progress: None)
