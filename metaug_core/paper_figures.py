@@ -144,7 +144,13 @@ def differences(
         half = 100 * rows["half_width"].fillna(0)
         ax.errorbar(rows[setting].map(at) + shift, 100 * rows["mean"], half, color=colour, label=name, **look)
     if papers:
-        ax.plot([at[value] for value in papers], list(papers.values()), marker="D", label=papers_label, **PAPERS | {"zorder": 1})
+        ax.plot(
+            [at[value] for value in papers],
+            list(papers.values()),
+            marker="D",
+            label=papers_label,
+            **PAPERS | {"zorder": 1},
+        )
     ax.axhline(0, color="0.3", linewidth=1)
     named(ax, at, names)
     ax.legend(fontsize=8)
