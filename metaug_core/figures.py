@@ -244,8 +244,9 @@ def accuracy_bars(
                 edgecolor="white", err_kws={"color": "black", "linewidth": 1.5}, legend=False, ax=ax)  # fmt: skip
     for name, bars in zip(names, cast(list[BarContainer], ax.containers), strict=True):
         bars.set_label(name)
-        outline = [withStroke(linewidth=2.5, foreground="white")]  # read before the bar of an interval too
-        ax.bar_label(bars, fmt="%.1f", fontsize=8, padding=2, zorder=5, path_effects=outline)
+        for bar in bars:  # at its foot, where no interval crosses it
+            ax.text(bar.get_x() + bar.get_width() / 2, 3, f"{bar.get_height():.1f}", ha="center", fontsize=8,
+                    path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
         for bar in bars if "z~" in name else ():
             bar.set_hatch("///")
     if chance is not None:
