@@ -255,4 +255,4 @@ FIGURES["10-meta-gradient"] = Entry(
 FIGURES["11-delta"] = Entry(
     "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
     "same seeds, beside a control that changes the learning rate by a millionth.",
-    seeded("11_delta", 8), delta_question)  # fmt: skip
+    seeded("11_delta", 32), delta_question)  # fmt: skip
