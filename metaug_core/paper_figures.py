@@ -144,13 +144,8 @@ def differences(
         half = 100 * rows["half_width"].fillna(0)
         ax.errorbar(rows[setting].map(at) + shift, 100 * rows["mean"], half, color=colour, label=name, **look)
     if papers:
-        ax.plot(
-            [at[value] for value in papers],
-            list(papers.values()),
-            marker="D",
-            label=papers_label,
-            **PAPERS | {"zorder": 1},
-        )
+        behind: dict[str, Any] = PAPERS | {"zorder": 1}  # our points lie over them
+        ax.plot([at[value] for value in papers], list(papers.values()), marker="D", label=papers_label, **behind)
     ax.axhline(0, color="0.3", linewidth=1)
     named(ax, at, names)
     ax.legend(fontsize=8)
