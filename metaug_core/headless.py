@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,15 @@ def execute(
     options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": os.environ | of_kernel}
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(path, output, dict(values), engine_name="metaug", progress_bar=False, **options)
+        run_notebook = partial(
+            papermill.execute_notebook, path, output, dict(values), engine_name="metaug", progress_bar=False
+        )
+        try:
+            run_notebook(**options)
+        except RuntimeError as error:  # of two kernels that start at once one may find its port taken, and dies
+            if "died before replying" not in str(error):
+                raise
+            run_notebook(**options)
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise Interrupted(f"{path.stem} was interrupted{how_to_continue(run)}") from None
