@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from metaug_core import store
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "train_images": 400,
@@ -87,22 +89,19 @@ def train(folder: Path, runs: Path, settings: dict[str, Any], stop: bool = False
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def differences(a: Path, b: Path) -> list[str]:
     """What differs between two runs' folders: one sentence for the first different row, and one for each file."""
     sentences = []
-    for one, other in zip(rows(a), rows(b), strict=False):
+    rows = [store.rows(run / "metrics.jsonl") for run in (a, b)]
+    for one, other in zip(*rows, strict=False):
         shared = one.keys() & other.keys()
         if unlike := [name for name in sorted(shared) if repr(one[name]) != repr(other[name])]:
             sentences.append(
                 f"metrics differ from step {one['step']} on: {unlike[0]} {one[unlike[0]]} and {other[unlike[0]]}"
             )
             break
-    if len(rows(a)) != len(rows(b)):
-        sentences.append(f"{len(rows(a))} and {len(rows(b))} rows of metrics")
+    if len(rows[0]) != len(rows[1]):
+        sentences.append(f"{len(rows[0])} and {len(rows[1])} rows of metrics")
     files = [{str(f.relative_to(run)) for f in run.rglob("*.safetensors")} for run in (a, b)]
     sentences += [f"only one has {name}" for name in sorted(files[0] ^ files[1])]
     for name in sorted(files[0] & files[1]):

@@ -166,8 +166,8 @@ def report(name: str | None, runs_dir: Path) -> None:
     for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
         for number, path in enumerate(sorted(found.path.resolve().glob(pattern))):
             click.echo(f"{'' if number else label:<11}{shown(path)}")
-    environment = found.path / "environment.json"
-    session = store.read_json(environment)[-1] if environment.exists() else {}
+    sessions = found.sessions
+    session = sessions[-1] if sessions else {}
     if session.get("device") == "cuda" and (reason := session.get("eager_because")):
         click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
     for number, (text, value) in enumerate(monitor.mag_readings(found.metrics).items()):

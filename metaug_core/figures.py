@@ -74,6 +74,11 @@ def fit_scale(ax: Axes) -> None:
         ax.set_ylim(0, 1.1 * high or 1)
 
 
+def draw_curves(ax: Axes, metrics: Metrics, looks: Mapping[str, dict[str, Any]]) -> bool:
+    """A `curve` for each metric in looks; whether there was any."""
+    return any([curve(ax, metrics, name, **look) for name, look in looks.items()])
+
+
 def original_loss(metrics: Metrics, ax: Axes) -> Axes:
     """L_ori by step, the loss of the features themselves, on a linear axis that spans its values."""
     title = "Loss of the features, $L_{ori}$"
@@ -88,7 +93,7 @@ def further_terms(metrics: Metrics, ax: Axes) -> Axes:
         "loss_augmented": {"label": r"$\delta\, L_{aug}$", "color": RED, "linestyle": "--"},
         "loss_margin": {"label": r"$\alpha\, R_\sigma$", "color": GREEN, "linestyle": ":"},
     }
-    if not any([curve(ax, metrics, name, **look) for name, look in looks.items()]):
+    if not draw_curves(ax, metrics, looks):
         return nothing(ax, "Further terms", "this method has no further terms")
     fit_scale(ax)
     ax.legend()
@@ -104,7 +109,7 @@ def similarities(metrics: Metrics, ax: Axes) -> Axes:
         "sigma_minus": {"label": r"margin $\sigma^-$", "color": ORANGE, "linestyle": ":"},
         "augmented_similarity": {"label": r"$z$ and its $\tilde z$", "color": "0.45", "linestyle": "-."},
     }
-    if not any([curve(ax, metrics, name, **look) for name, look in looks.items()]):
+    if not draw_curves(ax, metrics, looks):
         return nothing(ax, "Similarities", "this method has no contrasted pairs")
     ax.set_ylim(0, 1.02)
     ax.legend(ncols=2, loc="lower left", fontsize=8)
@@ -125,7 +130,7 @@ def alignment_uniformity(metrics: Metrics, ax: Axes) -> Axes:
         "alignment": {"label": "alignment (of views 1, 2)", "color": BLUE},
         "uniformity": {"label": "uniformity (of view 1)", "color": RED, "linestyle": "--"},
     }
-    if not any([curve(ax, metrics, name, **look) for name, look in looks.items()]):
+    if not draw_curves(ax, metrics, looks):
         return nothing(ax, "Alignment and uniformity", "this method has no unit features")
     ax.legend(fontsize=8)
     return dress(ax, "Alignment and uniformity", "step", "lower is better", seeds(metrics))
@@ -138,7 +143,7 @@ def gradient_shares(metrics: Metrics, ax: Axes) -> Axes:
         "augmented_gradient_share": {"label": r"of $\theta$: pairs with a $\tilde z$", "color": BLUE},
         "mixed_gradient_share": {"label": r"of $\omega$: mixed part", "color": GREEN, "linestyle": "--"},
     }
-    if not any([curve(ax, metrics, name, **look) for name, look in looks.items()]):
+    if not draw_curves(ax, metrics, looks):
         return nothing(ax, "Shares of the gradients", "this method has no augmented features")
     fit_scale(ax)
     ax.legend()

@@ -145,6 +145,12 @@ class Run:
         """Weights kept from the last epochs, oldest first."""
         return sorted((self.path / "encoders").glob("epoch-*.safetensors"))
 
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """The machine and versions of each session so far (`machine.environment`), oldest first; none before the first."""
+        file = self.path / "environment.json"
+        return read_json(file) if file.exists() else []
+
     def evaluation_file(self, split: str = "test") -> Path:
         """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., protocol: its version}}."""
         return self.path / f"evaluation-{split}.json"
@@ -217,8 +223,8 @@ def check_current(run: Run) -> None:
     """StoreError if to train this run would make another, or mix two: see `Run.current`."""
     if run.current:
         return
-    file, other = run.path / "environment.json", f"its config now belongs to a run {run.config.name()}"
-    engine = read_json(file)[-1].get("engine", "before 1") if file.exists() else ENGINE_VERSION
+    other, sessions = f"its config now belongs to a run {run.config.name()}", run.sessions
+    engine = sessions[-1].get("engine", "before 1") if sessions else ENGINE_VERSION
     if engine != ENGINE_VERSION:
         raise StoreError(
             f"{run.path} was trained by engine version {engine} and this is {ENGINE_VERSION}, which does not go on with it: {other}"
@@ -276,15 +282,16 @@ def begin(run: Run, step: int, device: str, eager_because: str | None = None) ->
     """
     (run.path / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
-    file = run.path / "environment.json"
-    sessions = read_json(file) if file.exists() and step > 0 else []
-    write_json(file, [*sessions, environment(device) | {"from_step": step, "eager_because": eager_because}])
+    sessions = run.sessions if step > 0 else []
+    write_json(
+        run.path / "environment.json",
+        [*sessions, environment(device) | {"from_step": step, "eager_because": eager_because}],
+    )
     for name in ("metrics.jsonl", "similarities.jsonl", "timing.jsonl"):
         keep_rows(run.path / name, step if step > 0 else -1)
 
 
 def note_eager(run: Run, reason: str) -> None:
     """Write into environment.json why the steps of the session under way are not captured any more."""
-    file = run.path / "environment.json"
-    *before, session = read_json(file)
-    write_json(file, [*before, session | {"eager_because": reason}])
+    *before, session = run.sessions
+    write_json(run.path / "environment.json", [*before, session | {"eager_because": reason}])
