@@ -18,13 +18,14 @@ from torch._C._autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from metaug_core import Config, state
-from metaug_core.data import Images, Splits
-from metaug_core.engine import pick_device
-from metaug_core.machine import freed_memory_kept
-from metaug_core.precision import arithmetic
-from metaug_core.rehearsal import Way, noise
-from metaug_core.stepper import EAGER_STEPS, Batch, Stepper
+from metaug_core import Config
+from metaug_core.data.datasets import Images, Splits
+from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.precision import arithmetic
+from metaug_core.training import state
+from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
+from metaug_core.training.loop import pick_device
+from metaug_workbook.results.step_costs import Way, noise
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 CPU_WARM_STEPS = 4  # the heap has its size after so many: before, most large tensors are page faults

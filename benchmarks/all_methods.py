@@ -25,20 +25,13 @@ from typing import Any
 import pandas as pd
 from _results import FOLDER, write
 
-from metaug_core import (
-    METHODS,
-    Config,
-    evaluate,
-    gallery,
-    paper_figures,
-    paper_gallery,  # noqa: F401  (it enters the paper's figures)
-    preset,
-    results,
-    store,
-)
-from metaug_core.evaluation import interval
-from metaug_core.making import made
-from metaug_core.paper_figures import LEARNS
+from metaug_core import METHODS, Config, evaluate, preset
+from metaug_core.evaluation.representations import interval
+from metaug_core.runs import store
+from metaug_workbook.jobs.making import made
+from metaug_workbook.plots import gallery, paper_figures
+from metaug_workbook.plots.paper_figures import LEARNS
+from metaug_workbook.results import tables
 
 MEASURES = ("probe_paper", "knn")
 BUDGET: dict[str, Any] = {"feature_dim": 128, "head_hidden": 256, "predictor_hidden": 128, "queue_size": 512, "prototypes": 64,
@@ -137,8 +130,8 @@ def choose(method: str, args: argparse.Namespace) -> None:
 def measured(config: Config) -> list[dict[str, Any]]:
     """Rows of a finished run: its encoder untrained and trained, and what a pass over the images took."""
     run = store.request(config)
-    budget = {"epochs": config.epochs, "seconds_per_epoch": results.machine(run)["seconds"] / config.epochs}
-    table = evaluate(run, measures=MEASURES, representations=results.DEFAULT).reset_index()
+    budget = {"epochs": config.epochs, "seconds_per_epoch": tables.machine(run)["seconds"] / config.epochs}
+    table = evaluate(run, measures=MEASURES, representations=tables.DEFAULT).reset_index()
     return table.assign(views=", ".join(config.views), **budget).to_dict("records")
 
 
@@ -186,7 +179,7 @@ def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: st
     """Put the figure of these rows, and of the stored ones of other methods, into figures/. runs: where the rows are from."""
     name, kept = f"09-all-methods-{kind}", None
     if set(methods) != set(METHODS):
-        stored = results.load(gallery.FOLDER / "data" / name)
+        stored = tables.load(gallery.FOLDER / "data" / name)
         rows = pd.concat([stored.query("method not in @methods"), rows])
         kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
         mine = tuple(f"{kind}-{method}-conv-s" for method in methods)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from metaug_core import store
+from metaug_core.runs import store
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {

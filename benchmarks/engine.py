@@ -24,8 +24,8 @@ from _measure import Steps, default, free, launches, limits, peaks, ratio, turns
 from _results import table, write
 
 from metaug_core import DATASETS, Config, fit, preset
-from metaug_core.engine import pick_device
-from metaug_core.rehearsal import Work, counted, noise
+from metaug_core.training.loop import pick_device
+from metaug_workbook.results.step_costs import Work, counted, noise
 
 Cell = tuple[str, int, int]  # encoder, pixels, batch
 ON_A_CPU: list[Cell] = [("conv", 32, 64), ("conv", 64, 64), ("conv", 224, 16), ("fc", 32, 64), ("resnet50", 32, 4)]

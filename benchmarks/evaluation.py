@@ -15,11 +15,11 @@ from _measure import default, seconds
 from _results import table, write
 
 from metaug_core import Config
-from metaug_core.engine import pick_device
-from metaug_core.evaluation import features, load_networks
-from metaug_core.machine import freed_memory_kept
-from metaug_core.probe import PROBES, Labelled, knn, probe_accuracy
-from metaug_core.rehearsal import noise
+from metaug_core.evaluation.probes import PROBES, Labelled, knn, probe_accuracy
+from metaug_core.evaluation.representations import features, load_networks
+from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.training.loop import pick_device
+from metaug_workbook.results.step_costs import noise
 
 CLASSES = 10
 

@@ -25,9 +25,10 @@ from typing import Any
 import pandas as pd
 from _results import table
 
-from metaug_core import data, evaluate, fit_trials, preset
-from metaug_core.engine import pick_device
-from metaug_core.evaluation import interval, mag_moved
+from metaug_core import evaluate, fit_trials, preset
+from metaug_core.data import datasets
+from metaug_core.evaluation.representations import interval, mag_moved
+from metaug_core.training.loop import pick_device
 
 METAUG = {"method": "metaug", "mag_objective": "scaled", "look_ahead_update": "optimiser", "alpha": 0.0}
 ONLY = {"method": "metaug-only-oucl"}
@@ -91,7 +92,7 @@ def rows(experiment: str, name: str, shared: dict[str, Any], seeds: list[int]) -
     configs = [preset("quick", **shared, **variants[name], seed=first + seed) for seed in seeds]
     device = pick_device(configs[0].device)
     if "loaded" not in _splits:  # the images are the same for every variant
-        _splits["loaded"] = data.load(configs[0], device)
+        _splits["loaded"] = datasets.load(configs[0], device)
     splits = _splits["loaded"]
     runs = fit_trials(configs, lambda _: None, splits)
     found = []

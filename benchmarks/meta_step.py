@@ -14,8 +14,8 @@ from _measure import Steps, peaks, ratio, turns
 from _results import table, write
 
 from metaug_core import Config
-from metaug_core.engine import pick_device
-from metaug_core.rehearsal import counted
+from metaug_core.training.loop import pick_device
+from metaug_workbook.results.step_costs import counted
 
 VARIANTS = {
     "plain (only OUCL)": {"method": "metaug-only-oucl"},

@@ -15,8 +15,9 @@ import torch
 from _measure import ratio, seconds
 from _results import write
 
-from metaug_core import making, preset
-from metaug_core.progress import silent
+from metaug_core import preset
+from metaug_core.training.progress import silent
+from metaug_workbook.jobs import making
 
 QUIET = {"measures": ("probe_fast",), "representations": ("trained",), "view": silent}
 

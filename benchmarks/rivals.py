@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from metaug_core import ENCODERS, VIEWS, Config
-from metaug_core.data import Images
-from metaug_core.encoders import output_dim
-from metaug_core.engine import pick_device
-from metaug_core.machine import freed_memory_kept
-from metaug_core.rehearsal import noise
+from metaug_core.data.datasets import Images
+from metaug_core.networks.encoders import output_dim
+from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.training.loop import pick_device
+from metaug_workbook.results.step_costs import noise
 
 PUBLISHED, LIGHTLY = "published data path, MetAug", "lightly's SimCLR loop"
 IMAGES, QUEUED = 512, 2  # batches that a DataLoader worker prepares ahead

@@ -14,31 +14,25 @@ from pathlib import Path
 import pandas as pd
 from _results import write
 
-from metaug_core import (
-    evaluate,
-    evaluation,
-    figures,
-    fit,
-    gallery,
-    notebooks,
-    paper_gallery,  # noqa: F401  (it enters the figure)
-    preset,
-)
-from metaug_core.evaluation import over_seeds
-from metaug_core.probe import MEASURES
-from metaug_core.store import Run
+from metaug_core import evaluate, fit, preset
+from metaug_core.evaluation import representations
+from metaug_core.evaluation.probes import MEASURES
+from metaug_core.evaluation.representations import over_seeds
+from metaug_core.runs.store import Run
+from metaug_workbook import notebook
+from metaug_workbook.plots import gallery, training
 
 IMAGES = 1000  # of the map
 
 
 def points(run: Run) -> pd.DataFrame:
     """Test images in the plane by t-SNE, before and after training: panel, label, name of the class, x, y."""
-    splits, found = notebooks.load(run.config), []
-    images = notebooks.sample(splits.test, IMAGES)
+    splits, found = notebook.load(run.config), []
+    images = notebook.sample(splits.test, IMAGES)
     labels = images.labels.tolist()
     for panel, trained in (("before", False), ("after", True)):
-        features = evaluation.features(notebooks.networks(run, splits, trained), images, run.config)
-        plane = pd.DataFrame(figures.project(features), columns=["x", "y"]).round(2)
+        features = representations.features(notebook.networks(run, splits, trained), images, run.config)
+        plane = pd.DataFrame(training.project(features), columns=["x", "y"]).round(2)
         found.append(plane.assign(panel=panel, label=labels, name=[images.classes[label] for label in labels]))
     return pd.concat(found)
 

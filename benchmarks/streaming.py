@@ -23,11 +23,12 @@ from _results import table, write
 from PIL import Image
 from torch import Tensor
 
-from metaug_core import Config, data
-from metaug_core.data import StreamedImages
-from metaug_core.engine import pick_device
-from metaug_core.machine import freed_memory_kept
-from metaug_core.rehearsal import noise
+from metaug_core import Config
+from metaug_core.data import datasets
+from metaug_core.data.datasets import StreamedImages
+from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.training.loop import pick_device
+from metaug_workbook.results.step_costs import noise
 
 
 def pictures(folder: Path, count: int) -> float:
@@ -84,7 +85,10 @@ def one_turn(images: StreamedImages, step: Steps, batch: int, steps: int, device
 
 
 def measure(config: Config, workers: list[int], rounds: int, steps: int, device: str) -> list[dict]:
-    images, step = data.load(config, device).pretrain, Steps(config, images=noise(4 * config.batch_size, 256, device))
+    images, step = (
+        datasets.load(config, device).pretrain,
+        Steps(config, images=noise(4 * config.batch_size, 256, device)),
+    )
     assert isinstance(images, StreamedImages)
     by_workers = {n: StreamedImages(images.source, images.index, images.labels, images.classes, n) for n in workers}
     found: dict[int, list[dict[str, float]]] = {n: [] for n in workers}

@@ -14,8 +14,9 @@ from pathlib import Path
 from _measure import default, ratio, seconds
 from _results import write
 
-from metaug_core import data, fit, fit_trials, preset
-from metaug_core.engine import pick_device
+from metaug_core import fit, fit_trials, preset
+from metaug_core.data import datasets
+from metaug_core.training.loop import pick_device
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     args.trials, args.images = args.trials or default(device, 16, 4), args.images or default(device, 9_000, 600)
     args.epochs = args.epochs or default(device, 3, 1)
     base = preset("quick", train_images=args.images, epochs=args.epochs, device=args.device)
-    splits = data.load(base, device)
+    splits = datasets.load(base, device)
     found: dict[str, list[float]] = {"together": [], "one by one": []}
     for number in range(args.rounds + 1):  # the first warms up
         with tempfile.TemporaryDirectory() as folder:

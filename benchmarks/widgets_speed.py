@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metaug_core import widgets
+from metaug_workbook import widgets
 
 ROUNDS = 5
 OTHER: dict[str, dict[str, Any]] = {

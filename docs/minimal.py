@@ -1,6 +1,6 @@
 """MetAug (Li et al., ICML 2022) in one file, with torch alone: `python docs/minimal.py`, a minute and a half on one CPU core.
 A linear probe reads 0.55 untrained and 0.68, 0.91, 0.93, 0.93 after 50, 100, 150, 200 steps; the loss falls to 0.37.
-The engine, metaug_core, computes the same step faster: tests/test_minimal.py holds both equal in float64."""
+The engine, metaug_core, computes the same step faster: tests/project/test_minimal.py holds both equal in float64."""
 
 import torch
 from torch import Tensor, nn

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from metaug_core import registry, sources
 from metaug_core.contradictions import contradictions, one_sentence, surprise
-from metaug_core.registry import MetaugError
+from metaug_core.errors import MetaugError
 from metaug_core.settings import (
     ONLY_WITH,
     OPTIONAL,
@@ -34,9 +34,10 @@ from metaug_core.settings import (
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
-ENGINE_VERSION = (
-    1  # raised when the same settings give other numbers, or when a default is another (tests/test_identity.py)
-)
+# Raised when the same settings give other numbers, or when a default is another (tests/core/test_identity.py).
+ENGINE_VERSION = 1
+# Raised when the same features would get other accuracies; those of another version are measured again.
+PROTOCOL_VERSION = 1
 # Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name.
 NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every",
                 "monitor_every"}  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from metaug_core.registry import shown, suggestion
+from metaug_core.errors import shown, suggestion
 
 WORDS = {  # by the beginning of pydantic's type of fault
     "int": "must be a whole number",

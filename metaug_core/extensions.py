@@ -5,7 +5,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from metaug_core.registry import MetaugError
+from metaug_core.errors import MetaugError
 
 loaded: list[Path] = []  # in this process; one that helps it needs them too
 

@@ -8,7 +8,7 @@ that differs: every row of the ledger in the README is a setting here.
 from typing import Any
 
 from metaug_core.config import Config, ConfigError
-from metaug_core.registry import suggestion
+from metaug_core.errors import suggestion
 
 QUICK: dict[str, Any] = {
     # Without RGB: on `shapes` L and ab share the object and nothing else, while RGB holds the nuisances of both, so that

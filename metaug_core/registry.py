@@ -1,28 +1,10 @@
-"""Names that a config may use, and the one exception that a user sees.
+"""Names that a config may use.
 
-The tables are empty here; the room that knows a thing enters it (`encoders.py` fills ENCODERS, and so on), and so does a
-user: ``ENCODERS["mine"] = build``. They stand at rank -1 so that `Config` can refuse a misspelt name before anything runs.
+The tables are empty here; the module that knows a thing enters it (`networks/encoders.py` fills ENCODERS, and so on), and so does
+a user: ``ENCODERS["mine"] = build``. They stand below `Config`, so that it can refuse a misspelt name before anything runs.
 """
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-
-
-class MetaugError(Exception):
-    """Something the user can mend, said in one sentence that names what and where."""
-
-
-def shown(value: object) -> str:
-    """A value as it was given, cut short if it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
-
-
-def suggestion(name: object, known: Iterable[str]) -> str:
-    """`; did you mean 'gamma'?` for a near miss among `known`, else the list of what is known."""
-    names = sorted(known)
-    near = get_close_matches(str(name), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
+from metaug_core.errors import MetaugError, shown, suggestion
 
 
 class Registry(dict):

@@ -2,26 +2,26 @@
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods import modifiers
-from metaug_core.methods.barlow import BarlowTwins
 from metaug_core.methods.base import Composition, Context, Method
-from metaug_core.methods.bigan import BiGAN
-from metaug_core.methods.byol import BYOL
-from metaug_core.methods.cpc import CPC
-from metaug_core.methods.dacl import DACL
-from metaug_core.methods.dim import DIM
-from metaug_core.methods.infomin import InfoMin
-from metaug_core.methods.looc import LooC
+from metaug_core.methods.baselines.barlow import BarlowTwins
+from metaug_core.methods.baselines.bigan import BiGAN
+from metaug_core.methods.baselines.byol import BYOL
+from metaug_core.methods.baselines.cpc import CPC
+from metaug_core.methods.baselines.dacl import DACL
+from metaug_core.methods.baselines.dim import DIM
+from metaug_core.methods.baselines.infomin import InfoMin
+from metaug_core.methods.baselines.looc import LooC
+from metaug_core.methods.baselines.moco import MoCo
+from metaug_core.methods.baselines.nat import NAT
+from metaug_core.methods.baselines.nnclr import NNCLR
+from metaug_core.methods.baselines.simclr import SimCLR
+from metaug_core.methods.baselines.simsiam import SimSiam
+from metaug_core.methods.baselines.splitbrain import SplitBrain
+from metaug_core.methods.baselines.supervised import Supervised
+from metaug_core.methods.baselines.swav import SwAV
+from metaug_core.methods.baselines.wmse import WMSE
 from metaug_core.methods.metaug import MetAug, with_mag
-from metaug_core.methods.moco import MoCo
 from metaug_core.methods.multiview import CMC, OUCL
-from metaug_core.methods.nat import NAT
-from metaug_core.methods.nnclr import NNCLR
-from metaug_core.methods.simclr import SimCLR
-from metaug_core.methods.simsiam import SimSiam
-from metaug_core.methods.splitbrain import SplitBrain
-from metaug_core.methods.supervised import Supervised
-from metaug_core.methods.swav import SwAV
-from metaug_core.methods.wmse import WMSE
 from metaug_core.registry import METHODS, MODIFIERS
 
 __all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",

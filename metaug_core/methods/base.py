@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaug_core import losses
-from metaug_core.bank import Bank
 from metaug_core.config import Config, ConfigError
-from metaug_core.encoders import Networks
-from metaug_core.pairs import Pairs, other_views
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.memory import Bank
+from metaug_core.objectives import losses
+from metaug_core.objectives.similarity import Pairs, other_views
 from metaug_core.settings import OPTIONAL
-from metaug_core.views import make_views
+from metaug_core.views.augmentation import make_views
 
 TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one encoder, as most methods see it
     "views": ("RGB", "RGB"),

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from metaug_core import settings
 from metaug_core.config import Config
-from metaug_core.generator import MAG
-from metaug_core.losses import margin_regularisation
-from metaug_core.margins import margins
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Augment, Composition, Context, Method
-from metaug_core.pairs import Pairs
-from metaug_core.registry import MetaugError
+from metaug_core.networks.mag import MAG
+from metaug_core.objectives.losses import margin_regularisation
+from metaug_core.objectives.margins import margins
+from metaug_core.objectives.similarity import Pairs
 
 
 class MetAug(Method):

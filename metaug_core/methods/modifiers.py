@@ -8,8 +8,8 @@ from functools import partial
 
 from metaug_core import settings
 from metaug_core.config import ConfigError
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Composition, Method, unified
-from metaug_core.registry import MetaugError
 
 Base = type[Method] | Composition
 

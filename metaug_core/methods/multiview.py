@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from metaug_core import settings
-from metaug_core.bank import Bank
-from metaug_core.losses import log_sum_exp_square
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method, bank_context, bank_memory, unified
-from metaug_core.pairs import Pairs
-from metaug_core.registry import MetaugError
+from metaug_core.networks.memory import Bank
+from metaug_core.objectives.losses import log_sum_exp_square
+from metaug_core.objectives.similarity import Pairs
 
 
 class MultiView(Method):

@@ -1,0 +1,1 @@
+"""Files and arrays -> uint8 images and labels."""

@@ -1,0 +1,125 @@
+"""Protocols that measure a frozen representation: linear probes and kNN, as functions of features and labels.
+
+Nothing is chosen on the split that is reported: a learning rate is chosen on the validation split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BATCH = 512  # rows at a time, so that scores of a large split fit in memory
+NEIGHBOURS, VOTE_TEMPERATURE = 20, 0.07  # weighted kNN of Wu et al. 2018
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier on frozen features by SGD with momentum 0.9, batch 256; several learning rates at once."""
+
+    lrs: tuple[float, ...]
+    epochs: int
+    milestones: tuple[int, ...]  # epochs after which the rate is multiplied by 0.2; (): cosine to 0
+    standardise: bool  # features to zero mean and unit variance by the training set's statistics
+
+    def rate(self, progress: float) -> float:
+        """Factor on the learning rate after `progress` in [0, 1] of the epochs."""
+        if not self.milestones:
+            return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+        return 0.2 ** sum(progress * self.epochs >= m for m in self.milestones)
+
+
+PROBES = {
+    "paper": Probe((0.1,), 60, (30, 40, 50), standardise=False),  # of the CMC line of work, which the paper follows
+    "fast": Probe((0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 15, (), standardise=True),
+}
+MEASURES = (*(f"probe_{name}" for name in PROBES), "knn")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features (N, D) and labels (N,) of one split."""
+
+    x: Tensor
+    y: Tensor
+
+    def __getitem__(self, rows: Any) -> "Labelled":
+        return Labelled(self.x[rows], self.y[rows])
+
+
+@torch.no_grad()
+def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
+    """Accuracy of the weighted vote of the 20 nearest by cosine: one matmul and a topk. Features (N, D), labels (N,)."""
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    votes = F.one_hot(train_labels, classes).float()
+    correct = 0
+    for x, y in zip(test.split(BATCH), test_labels.split(BATCH), strict=True):
+        near, who = (x @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
+        score = (votes[who] * (near / VOTE_TEMPERATURE).exp()[..., None]).sum(1)
+        correct += int((score.argmax(1) == y).sum())
+    return correct / len(test)
+
+
+@torch.no_grad()
+def linear_probe(train: Tensor, labels: Tensor, classes: int, probe: Probe, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Weights (L, D, C) and biases (L, 1, C) for all L learning rates, trained side by side.
+
+    Their gradient is written out (softmax minus one-hot). All classifiers are rows of one matrix (LC, D), so a step is two plain
+    matmuls whatever L is: on a CPU a fifth of the time of L batched ones with L = 6, half of it with L = 1 (LOG.md).
+    """
+    count, (_, dim) = len(probe.lrs), train.shape
+    lr = torch.tensor(probe.lrs, device=train.device, dtype=train.dtype).repeat_interleave(classes)[:, None]
+    weight, bias = train.new_zeros(count * classes, dim), train.new_zeros(count * classes, 1)
+    speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    target = F.one_hot(labels, classes).to(train.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(probe.epochs):
+        batches = torch.randperm(len(train), generator=generator).to(train.device).split(256)
+        for number, rows in enumerate(batches):
+            x, ones = train.index_select(0, rows), train.new_ones(len(rows), 1)
+            score = torch.addmm(bias.T, x, weight.T).view(len(rows), count, classes)
+            error = score.softmax(-1).sub_(target[rows][:, None]).div_(len(rows)).flatten(1)  # (B, LC)
+            rate = lr * probe.rate((epoch + number / len(batches)) / probe.epochs)
+            for parameter, moved, seen in ((weight, speed[0], x), (bias, speed[1], ones)):
+                moved.addmm_(error.T, seen, beta=0.9)
+                parameter.addcmul_(rate, moved, value=-1)
+    return weight.view(count, classes, dim).mT, bias.view(count, 1, classes)
+
+
+def accuracy(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Share of right answers of each of the L classifiers, (L,)."""
+    right = [
+        ((part @ weight + bias).argmax(-1) == y).sum(1)
+        for part, y in zip(x.split(BATCH), labels.split(BATCH), strict=True)
+    ]
+    return torch.stack(right).sum(0) / len(x)
+
+
+def probe_accuracy(probe: Probe, train: Labelled, test: Labelled, val: Labelled | None, classes: int) -> float:
+    """Test accuracy of the learning rate that is best on val (None: on every tenth training image, then held out)."""
+    if val is None and len(probe.lrs) > 1:
+        held_out = torch.arange(len(train.y), device=train.y.device) % 10 == 0
+        train, val = train[~held_out], train[held_out]
+    mean, std = train.x.mean(0), train.x.std(0).clamp(min=1e-5)
+
+    def prepared(x: Tensor) -> Tensor:
+        return (x - mean) / std if probe.standardise else x
+
+    fitted = linear_probe(prepared(train.x), train.y, classes, probe)
+    best = int(accuracy(prepared(val.x), val.y, *fitted).argmax()) if val and len(probe.lrs) > 1 else 0
+    return float(accuracy(prepared(test.x), test.y, *fitted)[best])
+
+
+def measure(
+    train: Labelled, test: Labelled, val: Labelled | None, classes: int, measures: Sequence[str] = MEASURES
+) -> dict[str, float]:
+    """The measures asked of one representation, of probe_paper, probe_fast and knn: accuracies in [0, 1]."""
+    found = {}
+    for name in measures:
+        if name == "knn":
+            found[name] = knn(train.x, train.y, test.x, test.y, classes)
+        else:
+            found[name] = probe_accuracy(PROBES[name.removeprefix("probe_")], train, test, val, classes)
+    return found

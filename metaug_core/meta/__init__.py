@@ -1,0 +1,1 @@
+"""Loss -> look-ahead -> gradient of the MAG."""

@@ -1,0 +1,1 @@
+"""The methods that MetAug is compared with, each in its own file."""

@@ -1,0 +1,57 @@
+"""BYOL: from one crop predict what a slowly averaged copy of the network makes of the other. There are no negatives."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaug_core.config import Config
+from metaug_core.methods.base import TWO_CROPS, Context, Method
+from metaug_core.networks.encoders import Networks, centred
+from metaug_core.networks.heads import mlp
+from metaug_core.networks.memory import Averaged
+
+
+def projector(inputs: int, config: Config) -> nn.Module:
+    return centred(mlp(inputs, config.head_hidden, config.feature_dim), config)
+
+
+def predictor(config: Config) -> nn.Module:
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
+
+
+class BYOL(Method):
+    """Bootstrap your own latent (Grill et al. 2020, eq. 2), symmetric:
+
+        L = mean over views v != u of 2 - 2 cos(q(z_v), z'_u),   z' = f_ema(x),  f_ema <- m f_ema + (1 - m) f
+
+    z holds projections and then predictions; the loss reads the predictions, the projections are what is monitored.
+    Defaults: projector and predictor with 4096 hidden units and 256 outputs, m 0.99 (the paper: 0.996 rising to 1 in 1000
+    epochs). The averaged network normalises by batch statistics, as in the authors' code.
+    """
+
+    title = "BYOL"
+    paper = "Grill et al. 2020"
+    objective = "2 - 2 cos(q(z_v), z'_u), z' of averaged networks"
+    remembers = "averaged networks"
+    parts = 2
+    uses = {"feature_dim", "head_hidden", "projector_norm", "predictor_hidden", "ema_momentum"}
+    defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 4096, "predictor_hidden": 4096, "ema_momentum": 0.99}
+
+    def networks(self, classes: int) -> nn.Module:
+        return Networks(self.config, projector, predictor)
+
+    def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
+        averaged = Averaged(networks)
+        averaged.networks.register_module("predictors", None)  # a target does not predict
+        return averaged
+
+    def context(self, memory: Any, views, indices, labels, generator) -> Context:
+        return Context(indices, labels, given={"targets": memory(views)})
+
+    def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
+        memory.follow(networks, self.config.ema_momentum)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        pairs = self.across(self.part(z, 1), context.given["targets"])
+        return torch.stack([2 - 2 * (q * target).sum(-1).mean() for q, target in pairs]).mean()

@@ -1,0 +1,101 @@
+"""CPC v2: what stands below in an image is predicted from what stands above, among the patches of all images."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaug_core.config import Config, ConfigError
+from metaug_core.methods.base import Context, Method
+from metaug_core.networks.encoders import PatchEncoders, patches
+from metaug_core.views.augmentation import draw, resample, split, tinted
+
+SCALE = 0.1  # of the predictions, in the paper's pseudocode
+
+
+class Above(nn.Module):
+    """A block of the context network: (B, D, g, g) plus what its row and the row above show, neighbours included."""
+
+    def __init__(self, dim: int, hidden: int = 256):
+        super().__init__()
+        across = nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1))
+        self.narrow = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.ReLU(), across)
+        self.rows = nn.Sequential(nn.ZeroPad2d((0, 0, 1, 0)), nn.Conv2d(hidden, hidden, (2, 1)), nn.ReLU())
+        self.wide = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.wide(self.rows(self.narrow(x)))
+
+
+class Predictor(nn.Module):
+    """theta: patch encoders, the context network, a target of each patch and a prediction for each row distance."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.encoders, dim = PatchEncoders(config, config.cpc_grid), config.feature_dim
+        inputs = sum(self.encoders.inner.dims[name] for name in config.views)
+        self.context = nn.Sequential(*[Above(inputs) for _ in range(config.cpc_grid - 1)], nn.ReLU())
+        self.target = nn.Conv2d(inputs, dim, 1)
+        self.predict = nn.ModuleList(nn.Conv2d(inputs, dim, 1) for _ in distances(config))
+        self.distances = distances(config)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """`patches` of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
+        latents = torch.cat(self.encoders.of_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
+        context, found = self.context(latents), [self.target(latents)]
+        found += [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
+        return torch.cat([x.flatten(2) for x in found], dim=2).permute(2, 0, 1)
+
+
+class CPC(Method):
+    """CPC v2 (Henaff et al. 2020, eq. 1-2 and the pseudocode of their appendix; van den Oord et al. 2018).
+
+        z^_{i+k,j} = W_k c_{i,j},   L = -log e^(z^_{i+k,j} . z_{i+k,j}) / sum over all patches of the minibatch of e^(z^ . z)
+
+    c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
+    of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
+    images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
+    patches. Each patch changes its colours by itself, as in v2: else its hue tells its image. Left out: other changes of single
+    patches, predictions from below and the sides, LayerNorm (here BatchNorm).
+    """
+
+    title = "CPC v2"
+    paper = "Henaff et al. 2020"
+    objective = "InfoNCE of the prediction W_k c of the patch k rows below, against all patches of the minibatch"
+    minimum_views = 1
+    unit_features = False
+    augmentable = False
+    uses = {"feature_dim", "cpc_grid", "cpc_skip"}
+    defaults = {"views": ("RGB",), "negatives": "batch", "feature_dim": 64, "jitter": 0.5, "grey": 0.2}
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        if not distances(config):
+            got = f"got {config.cpc_skip} and {config.cpc_grid}"
+            raise ConfigError(f"method {config.method!r} needs cpc_skip < cpc_grid - 1, {got}")
+
+    def networks(self, classes: int) -> nn.Module:
+        return Predictor(self.config)
+
+    def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
+        whole = resample(pixels, self.config, draw(len(pixels), generator))
+        cut = patches(whole, self.config.cpc_grid)
+        return split(tinted(cut, self.config, draw(len(cut), generator)), self.config.views)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        return predictive(z, self.config.cpc_grid, distances(self.config))
+
+
+def distances(config: Config) -> range:
+    """The numbers k of rows below that are predicted."""
+    return range(config.cpc_skip + 1, config.cpc_grid)
+
+
+def predictive(z: Tensor, grid: int, distances: range) -> Tensor:
+    """Mean over distances of InfoNCE, of targets and predictions (n, B, d) as `Predictor` gives them."""
+    targets, *predictions = z.split([grid**2, *((grid - k) * grid for k in distances)])
+    places = torch.arange(targets[..., 0].numel(), device=z.device).view(targets.shape[:2])  # (g g, B)
+    terms = [
+        F.cross_entropy((found @ targets.flatten(0, 1).T).flatten(0, 1), places[k * grid :].flatten())
+        for found, k in zip(predictions, distances, strict=True)
+    ]
+    return torch.stack(terms).mean()

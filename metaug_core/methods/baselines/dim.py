@@ -1,0 +1,100 @@
+"""DIM: an image's whole is told from wholes of other images by what its places show."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaug_core.config import Config
+from metaug_core.methods.base import Context, Method
+from metaug_core.networks.encoders import Encoders, last_map, outputs
+from metaug_core.registry import VIEWS
+
+LEAST = 4  # places a side of the map that the local features come from; the paper has 8 x 8 at 32 px
+
+
+class Embedding(nn.Module):
+    """phi and psi of the paper (Appendix A.2): one hidden layer and a linear shortcut, (n, inputs) -> (n, d)."""
+
+    def __init__(self, inputs: int, hidden: int, dim: int):
+        super().__init__()
+        self.bent = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.straight = nn.Linear(inputs, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bent(x) + self.straight(x)
+
+
+class LocalAndGlobal(nn.Module):
+    """theta: the encoders and for each view name phi, of the M places of its last map, and psi, of its h."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.encoders, size = Encoders(config), (config.dim_units, config.feature_dim)
+        nets = self.encoders.nets.items()
+        maps = {name: last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
+        self.places = {name: place for name, (place, _, _) in maps.items()}
+        self.phi = nn.ModuleDict({name: Embedding(channels, *size) for name, (_, channels, _) in maps.items()})
+        self.psi = nn.ModuleDict({name: Embedding(dim, *size) for name, dim in self.encoders.dims.items()})
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """One (B, C_j, H, W) per view -> (V (M + 1), B, d): of each view its local features, then the global one."""
+        names = self.encoders.views
+        with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as found:
+            wholes = self.encoders(images)
+        maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
+        rows = []
+        for name, h in zip(names, wholes, strict=True):
+            local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
+            rows += [self.phi[name](local), self.psi[name](h)[None]]
+        return torch.cat(rows)
+
+
+class DIM(Method):
+    """Deep InfoMax with the local objective alone, DIM(L) (Hjelm et al. 2019, eq. 4 and 8).
+
+        L = mean_neg [sp(-u) + u - log 2] - mean_pos [log 2 - sp(-u)],   u = <phi(local map at a place), psi(h)>
+
+    sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. dim_bound infonce: InfoNCE
+    of u / sqrt(d) (eq. 5; the scale from Bachman et al. 2019), which learns from fewer steps (LOG.md). Of several views place and
+    whole are of two different ones (as theirs [from memory]): within a view an image is told by its hue or light alone.
+    Defaults: RGB, phi and psi of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global,
+    prior) are left out, and so is the batch norm in phi [from memory].
+    """
+
+    title = "DIM"
+    paper = "Hjelm et al. 2019"
+    objective = (
+        "bound on the information in u = phi(map at a place) . psi(h of another view): same image against other images"
+    )
+    minimum_views = 1
+    unit_features = False
+    augmentable = False
+    uses = {"feature_dim", "dim_units", "dim_bound"}
+    defaults = {"views": ("RGB",), "negatives": "batch"}
+
+    def networks(self, classes: int) -> nn.Module:
+        return LocalAndGlobal(self.config)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        views = z.unflatten(0, (len(self.config.views), -1))
+        pairs = [(a[:-1], b[-1]) for i, a in enumerate(views) for j, b in enumerate(views) if i != j or len(views) == 1]
+        scores = [local @ whole.T for local, whole in pairs]
+        infonce = self.config.dim_bound == "infonce"
+        bounds = [info_nce(u / math.sqrt(z.shape[-1])) if infonce else jensen_shannon(u) for u in scores]
+        return torch.stack(bounds).mean()
+
+
+def jensen_shannon(u: Tensor) -> Tensor:
+    """u (M, B, B), place m of image i with the whole of image j -> scalar; 0 for u = 0, least -2 log 2."""
+    same = torch.eye(u.shape[-1], dtype=torch.bool, device=u.device)
+    attract = math.log(2) - F.softplus(-u.diagonal(dim1=1, dim2=2))
+    repel = (F.softplus(u) - math.log(2)).masked_fill(same, 0)  # sp(-u) + u = sp(u)
+    return repel.mean() * (len(same) / (len(same) - 1)) - attract.mean()
+
+
+def info_nce(u: Tensor) -> Tensor:
+    """u as above -> scalar: a place's own whole among those of all images, and a whole's own place m, halved."""
+    own = torch.arange(u.shape[-1], device=u.device).expand(len(u), -1)
+    return (F.cross_entropy(u.mT, own) + F.cross_entropy(u, own)) / 2

@@ -1,0 +1,51 @@
+"""MoCo: a crop attracts what a slowly averaged copy of the network makes of the other crop, and repels a queue of such keys."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from metaug_core import settings
+from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
+from metaug_core.networks.memory import Averaged, Queue
+from metaug_core.objectives.similarity import other_views
+
+
+class MoCo(Method):
+    """Momentum contrast v2 (He et al. 2020; Chen et al. 2020b): InfoNCE of queries against keys and a queue of past keys.
+
+        k = f_ema(x),  f_ema <- m f_ema + (1 - m) f,   L = -log e^(q.k+/t) / (e^(q.k+/t) + sum over the queue of e^(q.k/t))
+
+    Every view is a query in turn against the keys of the others (v2 takes the first alone), and each view has its own queue, so
+    that views of different channels work. No shuffled BatchNorm: statistics are always of the whole minibatch.
+    Defaults: v2's augmentation and MLP head, t 0.1 (v2: 0.2, MoCo 0.07), queue 4096 (65536 on ImageNet), m 0.99
+    (0.999 in runs of many more steps, as in the authors' CIFAR-10 set-up). The objective is this package's InfoNCE.
+    """
+
+    title = "MoCo v2"
+    paper = "He et al. 2020; Chen et al. 2020"
+    objective = "-log e^(q.k/t) / (e^(q.k/t) + sum over the queue of e^(q.k'/t)), k of averaged networks"
+    remembers = "averaged networks; queue of keys (V, K, d)"
+    contrasts = True
+    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum"}
+    defaults = {**TWO_CROPS, "head": "mlp", "temperature": 0.1, "ema_momentum": 0.99, "queue_size": 4096}
+
+    def __init__(self, config):
+        super().__init__(config)
+        queue_fits(config)
+
+    def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
+        config = self.config
+        queue = Queue(len(config.views), config.queue_size, config.feature_dim, generator)
+        return nn.ModuleDict({"averaged": Averaged(networks), "queue": queue})
+
+    def context(self, memory: Any, views, indices, labels, generator) -> Context:
+        return Context(indices, labels, other_views(memory["queue"].entries), positives=memory["averaged"](views))
+
+    def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
+        memory["queue"].write(context.positives)
+        memory["averaged"].follow(networks, self.config.ema_momentum)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        assert context.positives is not None
+        queries_and_keys = context.pairs(len(self.config.views))(z, context.positives, by_view=True)
+        return self.contrast(*queries_and_keys)

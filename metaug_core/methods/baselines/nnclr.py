@@ -1,0 +1,70 @@
+"""NNCLR: SimCLR whose positive is not the image itself but its nearest neighbour among past features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaug_core.config import Config
+from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.heads import mlp
+from metaug_core.networks.memory import Queue
+
+
+def projector(inputs: int, config: Config) -> nn.Module:
+    return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
+
+
+def predictor(config: Config) -> nn.Module:
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
+
+
+class NNCLR(Method):
+    """Nearest-neighbour contrast (Dwibedi et al. 2021, eq. 3), symmetric:
+
+        L = -log e^(n_v.p_u/t) / sum over images k of e^(n_v.p_k/t),   n_v = the entry of the support set nearest to z_v
+
+    z holds projections z and then predictions p = q(z). The support set is a queue of past projections, one for each view; a
+    neighbour has no gradient. So the MAG (MetAug*) is taught through predictions; its projections choose other neighbours.
+    Defaults: t 0.1, projector 2048-2048-256 and predictor 4096-256, support set 4096 (98304 on ImageNet).
+    lightly's NNMemoryBankModule is not in the state dict and waits for the device, so the queue is this package's.
+    """
+
+    title = "NNCLR"
+    paper = "Dwibedi et al. 2021"
+    objective = "-log e^(n.p/t) / sum over images of e^(n.p'/t), n the nearest past feature to z"
+    remembers = "queue of features (V, K, d)"
+    parts = 2
+    contrasts = True
+    uses = {"feature_dim", "head_hidden", "predictor_hidden", "temperature", "queue_size"}
+    defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 2048, "predictor_hidden": 4096, "temperature": 0.1,
+                "queue_size": 4096}  # fmt: skip
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        queue_fits(config)
+
+    def networks(self, classes: int) -> nn.Module:
+        return Networks(self.config, projector, predictor)
+
+    def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
+        return Queue(len(self.config.views), self.config.queue_size, self.config.feature_dim, generator)
+
+    def context(self, memory: Any, views, indices, labels, generator) -> Context:
+        # A copy: `remember` writes to the queue while this step's look-ahead may still ask for neighbours.
+        return Context(indices, labels, given={"support": memory.entries.clone()})
+
+    def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
+        memory.write(z[: len(self.config.views)])
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        support, features = context.given["support"], self.part(z, 0).detach()
+        near = torch.cat([neighbours(x, support) for x in features.split(len(support))])
+        return self.contrast(*context.pairs(len(support))(near, self.part(z, 1), by_view=True))
+
+
+def neighbours(z: Tensor, support: Tensor) -> Tensor:
+    """For each z (V, B, d) the entry of its view's support (V, K, d) that is nearest by cosine."""
+    nearest = (z @ support.transpose(1, 2)).argmax(-1, keepdim=True)  # (V, B, 1)
+    return support.gather(1, nearest.expand(-1, -1, support.shape[2]))

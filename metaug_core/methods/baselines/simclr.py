@@ -1,0 +1,32 @@
+"""SimCLR: two random crops of an image attract, all other images of the minibatch repel."""
+
+from metaug_core import settings
+from metaug_core.methods.base import Method
+from metaug_core.objectives import losses
+
+
+class SimCLR(Method):
+    """NT-Xent (Chen et al. 2020, eq. 1) on one encoder: views RGB, RGB with independent augmentation, no bank.
+
+    Defaults as in the paper's CIFAR-10 set-up: temperature 0.5, crop scale 0.08-1, jitter 0.5, grey 0.2; the head is that of
+    their code, with BatchNorm.
+    """
+
+    title = "SimCLR"
+    paper = "Chen et al. 2020"
+    objective = "-log e^(z1.z2/t) / (e^(z1.z2/t) + sum over other images of e^(z1.z/t)), both ways"
+    contrasts = True
+    uses = settings.PROJECTION | {"temperature"}
+    defaults = {
+        "views": ("RGB", "RGB"),
+        "independent": True,
+        "crop_scale": (0.08, 1.0),
+        "jitter": 0.5,
+        "grey": 0.2,
+        "temperature": 0.5,
+        "head": "mlp-bn",
+        "negatives": "batch",
+    }
+
+    def loss(self, z, context):
+        return self.contrast(*losses.in_batch(z))

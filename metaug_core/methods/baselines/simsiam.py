@@ -1,0 +1,43 @@
+"""SimSiam: from one crop predict the features of the other, whose gradient is stopped. No negatives, no averaged network."""
+
+import torch
+from torch import Tensor, nn
+
+from metaug_core.config import Config
+from metaug_core.methods.base import TWO_CROPS, Context, Method
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.heads import mlp
+
+
+def projector(inputs: int, config: Config) -> nn.Module:
+    # The last BatchNorm has weights, as in the paper; the authors' code leaves them out, which `shards` and `tangents` do not know.
+    return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
+
+
+def predictor(config: Config) -> nn.Module:
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
+
+
+class SimSiam(Method):
+    """Simple siamese learning (Chen and He 2021, eq. 2):
+
+        L = - mean over views v != u of cos(p_v, stopgrad(z_u)),   p = q(z)
+
+    z holds projections z and then predictions p. Between -1 (all alike) and 1; a collapse shows in `effective_rank`.
+    Defaults: projector 2048-2048-2048, predictor with a bottleneck of 512. The paper trains with SGD, lr 0.05 x batch / 256,
+    weight decay 1e-4, cosine.
+    """
+
+    title = "SimSiam"
+    paper = "Chen and He 2021"
+    objective = "-cos(q(z_v), stopgrad(z_u))"
+    parts = 2
+    uses = {"feature_dim", "head_hidden", "predictor_hidden"}
+    defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "predictor_hidden": 512}
+
+    def networks(self, classes: int) -> nn.Module:
+        return Networks(self.config, projector, predictor)
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        pairs = self.across(self.part(z, 1), self.part(z, 0).detach())
+        return -torch.stack([(p * target).sum(-1).mean() for p, target in pairs]).mean()

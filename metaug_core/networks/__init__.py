@@ -1,0 +1,1 @@
+"""Views -> h -> z -> z~, and what is remembered of them."""

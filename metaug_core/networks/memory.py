@@ -1,0 +1,80 @@
+"""What a method remembers of the past: a bank with an entry for each image, a queue of the last features, averaged networks.
+
+Each is a module without gradient whose `state_dict` is all of it. Reading and writing are apart.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaug_core.meta.forward_ad import frozen_statistics
+from metaug_core.runtime import distributed
+
+
+class Bank(nn.Module):
+    """Memory bank of past features (Wu et al. 2018; CMC), entries (V, N, d), one per training image and view, unit norm; random
+    before the first write, as in CMC."""
+
+    entries: Tensor
+
+    def __init__(self, views: int, images: int, dim: int, generator: torch.Generator):
+        super().__init__()
+        entries = torch.randn(views, images, dim, generator=generator, device=generator.device)
+        self.register_buffer("entries", F.normalize(entries, dim=-1))
+
+    def draw(self, indices: Tensor, count: int, generator: torch.Generator, per_anchor: bool = False) -> Tensor:
+        """Image numbers (count,), or (B, count) with per_anchor, uniform with replacement over all images that are not
+        in the minibatch `indices` (B, distinct). No rejection: a draw from N - B numbers is shifted past those left out.
+        """
+        left_out = indices.sort().values
+        shape = (len(indices), count) if per_anchor else (count,)
+        room = self.entries.shape[1] - len(indices)
+        drawn = torch.randint(room, shape, generator=generator, device=self.entries.device)
+        gaps = left_out - torch.arange(len(indices), device=left_out.device)  # how many may be drawn below each
+        return drawn + torch.searchsorted(gaps, drawn, right=True)
+
+    def write(self, indices: Tensor, z: Tensor, momentum: float) -> None:
+        """Mix z (V, B, d) into the entries of images `indices` (B,) and renormalise: m old + (1 - m) z."""
+        mixed = torch.lerp(z.detach().to(self.entries.dtype), self.entries[:, indices], momentum)
+        self.entries[:, indices] = F.normalize(mixed, dim=-1)
+
+
+class Queue(nn.Module):
+    """The last K features of each view, entries (V, K, d), unit norm (MoCo, NNCLR, SwAV); random before they are written."""
+
+    entries: Tensor
+    place: Tensor
+
+    def __init__(self, views: int, size: int, dim: int, generator: torch.Generator):
+        super().__init__()
+        entries = torch.randn(views, size, dim, generator=generator, device=generator.device)
+        self.register_buffer("entries", F.normalize(entries, dim=-1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=generator.device))  # of the next write
+
+    def write(self, z: Tensor) -> None:
+        """Put z (V, B, d), B <= K, in the place of the oldest; round and round, without a wait for the device."""
+        rows = (self.place + torch.arange(z.shape[1], device=z.device)) % self.entries.shape[1]
+        self.entries[:, rows] = z.detach().to(self.entries.dtype)
+        self.place.copy_((rows[-1] + 1) % self.entries.shape[1])
+
+
+class Averaged(nn.Module):
+    """The exponential moving average of a method's networks: MoCo's key encoder, BYOL's target."""
+
+    def __init__(self, networks: nn.Module):
+        super().__init__()
+        self.networks = deepcopy(networks).requires_grad_(False)
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        """Their z (V, B, d) of the whole minibatch, by batch statistics as the originals have it; no buffer moves."""
+        with torch.no_grad(), frozen_statistics(self), distributed.whole_batch():
+            return distributed.gather(self.networks(views), 1)
+
+    def follow(self, networks: nn.Module, momentum: float) -> None:
+        """m own + (1 - m) theirs for every weight that both have (a target has no predictor)."""
+        theirs = dict(networks.named_parameters())
+        with torch.no_grad():
+            for name, own in self.networks.named_parameters():
+                own.lerp_(theirs[name], 1 - momentum)

@@ -1,0 +1,1 @@
+"""z -> similarities -> losses and margins."""

@@ -1,0 +1,1 @@
+"""Where and how a step runs: processes, devices, formats of numbers, streams."""

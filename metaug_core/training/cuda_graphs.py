@@ -1,0 +1,122 @@
+"""How steps are run: one after another on a CPU; on CUDA each kind of step captured once as a graph and replayed as one launch.
+
+At batch 64 a step is hundreds of kernels of microseconds, and launching them takes longer than computing them. Several trials go
+into one graph, each on a stream of its own (`branches`), so that they fill the device together. A trial touches nothing of another:
+its numbers are those of a run of its own. With `graphs="forked"` the encoders of a single run are such branches too.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaug_core.runtime import distributed
+from metaug_core.runtime.streams import side_by_side
+from metaug_core.training.state import TrainState, own_device_numbers, own_random_numbers
+from metaug_core.training.step import Update, describe, train_step, update
+
+EAGER_STEPS = 3  # of a kind before it is captured: optimiser states and cuBLAS workspaces are made there
+
+
+class Batch(NamedTuple):
+    """What one step of a trial is asked to do."""
+
+    pixels: Tensor  # uint8 (B, 3, H, W)
+    indices: Tensor  # int64 (B,), on the device
+    log: bool
+
+
+class Replay(NamedTuple):
+    """A captured kind of step: copy the batches into `inputs`, replay, read `outputs`."""
+
+    graph: "torch.cuda.CUDAGraph"
+    inputs: list[Batch]
+    outputs: list[Update]
+
+
+def not_captured_because(states: Sequence[TrainState]) -> str | None:
+    """Why these trials step eagerly, or None if they are captured."""
+    if states[0].device != "cuda":
+        return f"device {states[0].device} has no CUDA graphs"
+    if states[0].config.graphs == "off":
+        return "graphs is off"
+    if distributed.count() > 1:
+        return "several processes take part"
+    if any(s.config.meta == "double-backward" for s in states):
+        return "meta double-backward is the plain reference"
+    for s in states:
+        if not s.method.description.captured:
+            return f"method {s.config.method!r} waits for the device within a step"
+    return None
+
+
+def capture(states: Sequence[TrainState], batches: Sequence[Batch], generators: Sequence[torch.Generator]) -> Replay:
+    """A step of each of these states as one graph; nothing is run. RuntimeError, of torch, where it cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    inputs = [Batch(b.pixels.clone(), b.indices.clone(), b.log) for b in batches]
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        outputs = side_by_side([partial(update_alone, *pair) for pair in zip(states, inputs, strict=True)], forked=True)
+    return Replay(graph, inputs, outputs)
+
+
+def update_alone(s: TrainState, batch: Batch) -> Update:
+    """`update` with the run's own random numbers."""
+    with own_device_numbers(s):
+        return update(s, *batch)
+
+
+class Stepper:
+    """Steps of one run, or of several trials. `reason` says why steps are not captured, if they are not; it can change with a step,
+    where a capture fails."""
+
+    def __init__(self, states: Sequence[TrainState]):
+        self.states = states
+        self.reason = not_captured_because(states)
+        self.seen: Counter[tuple] = Counter()
+        self.replays: dict[tuple, Replay] = {}
+
+    def __call__(self, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor]]:
+        """One step of each trial that has a batch: its metrics, tensors that were not read yet."""
+        if self.reason is not None:
+            return {number: self._eager(number, batch) for number, batch in batches.items()}
+        kind = tuple((number, batch.log, self.states[number].mag_pass) for number, batch in batches.items())
+        self.seen[kind] += 1
+        if self.seen[kind] <= EAGER_STEPS or (kind not in self.replays and not self._capture(kind, batches)):
+            return {number: self._eager(number, batch) for number, batch in batches.items()}
+        return self._replay(kind, batches)
+
+    def _eager(self, number: int, batch: Batch) -> dict[str, Tensor]:
+        with own_random_numbers(self.states[number]):
+            return train_step(self.states[number], *batch)
+
+    def _capture(self, kind: tuple, batches: dict[int, Batch]) -> bool:
+        """Capture a kind of step, which runs nothing. False, with `reason` from now on, if it cannot be captured."""
+        states = [self.states[number] for number in batches]
+        generators = [generator for s in states for generator in s.device_generators]
+        before = [generator.get_state() for generator in generators]
+        try:
+            self.replays[kind] = capture(states, [*batches.values()], generators)
+        except RuntimeError as error:
+            self.reason = f"the step could not be captured: {' '.join(str(error).split())[:200]}"
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
+            return False
+        return True
+
+    def _replay(self, kind: tuple, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor]]:
+        replay = self.replays[kind]
+        for place, batch in zip(replay.inputs, batches.values(), strict=True):
+            place.pixels.copy_(batch.pixels, non_blocking=True)
+            place.indices.copy_(batch.indices, non_blocking=True)
+        replay.graph.replay()
+        found = {}
+        for (number, batch), seen in zip(batches.items(), replay.outputs, strict=True):
+            metrics = {name: value.clone() for name, value in seen.metrics.items()}  # the next replay writes over them
+            found[number] = metrics | describe(self.states[number], seen) if batch.log else metrics
+        return found

@@ -1,0 +1,239 @@
+"""The `metaug` command: run notebooks, list, resume and report runs, download data. Slow imports wait until they are needed."""
+
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metaug_core.errors import MetaugError
+from metaug_workbook.cli import sweep
+from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class Sentences(click.Group):
+    """A group whose commands end with one sentence and an exit code instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MetaugError as error:
+            code = {"CellFailed": FAILED, "Interrupted": INTERRUPTED}.get(type(error).__name__, BAD_INPUT)
+            self.end(str(error), code)
+        except KeyboardInterrupt:
+            self.end("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.end(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
+
+    @staticmethod
+    def end(sentence: str, code: int) -> None:
+        click.echo(f"metaug: {sentence}", err=True)
+        sys.exit(code)
+
+
+@click.group(cls=Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("metaug-workbook"), prog_name="metaug")
+def main() -> None:
+    """MetAug Workbook: run its notebooks, and look after the runs they leave."""
+
+
+@main.command()
+@click.argument("notebook")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter or a setting.")
+@takes_imports(expose=True)
+@takes_runs_dir
+def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], runs_dir: Path) -> None:
+    """Execute NOTEBOOK (a path, or a name such as 01_pretrain) without a screen.
+
+    NAME is a parameter of the notebook or any setting of Config. All are checked before anything starts. A run that is finished
+    already is found, not repeated.
+    """
+    from metaug_workbook import papermill_runner
+
+    path = papermill_runner.find(notebook)
+    values, config = papermill_runner.checked(path, dict(given), imports)
+    if config is not None:
+        note_idle(config, dict(given))
+        config = config.replace(runs_dir=runs_dir)
+    output = papermill_runner.execute(path, values, config, runs_dir)
+    click.echo(f"executed notebook: {shown(output)}")
+
+
+def note_idle(config: Any, given: Iterable[str]) -> None:
+    """Say of each setting that was given and changes nothing why that is so."""
+    for name in given:
+        if reason := config.idle(name):
+            click.echo(f"note: {reason}", err=True)
+
+
+@main.command()
+@takes_runs_dir
+def runs(runs_dir: Path) -> None:
+    """List the runs, oldest first."""
+    from metaug_core.runs import store
+
+    rows = [describe(found) for found in store.list_runs(runs_dir)]
+    if not rows:
+        click.echo(f"no runs in {shown(runs_dir)}; `metaug run 01_pretrain` makes one")
+        return
+    heads = ("run", "method", "dataset", "epochs", "state", "probe %", "age")
+    widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
+    for row in [heads, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def describe(found: Any) -> tuple[str, ...]:
+    """One row of `metaug runs`."""
+    from metaug_core.runs import store
+
+    metrics = store.rows(found.path / "metrics.jsonl")
+    epochs = f"{int(metrics[-1]['epoch']) if metrics else 0}/{found.config.epochs}"
+    trained = found.evaluation().get("trained", {})
+    probe = f"{100 * trained['probe_paper']:.1f}" if trained else "-"
+    newest = max(path.stat().st_mtime for path in found.path.glob("*.json*"))
+    state = "finished" if found.finished else "unfinished"
+    return found.path.name, found.config.method, found.config.dataset, epochs, state, probe, age(time.time() - newest)
+
+
+def age(seconds: float) -> str:
+    """Roughly, in one unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+@main.command()
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A setting; `preset` names a preset.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, help="How many seeds to train side by side, from `seed` on."
+)
+@takes_imports(expose=False)
+@takes_runs_dir
+def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
+    """Train a run without a notebook, or several seeds side by side. Under torchrun one run takes all its processes:
+    `torchrun --standalone --nproc-per-node 2 --no-python metaug train -p dataset cifar10`."""
+    from metaug_core.runtime import distributed
+    from metaug_core.training import loop
+    from metaug_workbook import papermill_runner
+    from metaug_workbook.jobs.grid import build, value
+
+    first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
+    note_idle(first, dict(given))
+    configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
+    try:
+        found = loop.fit_trials(configs)
+    except KeyboardInterrupt:
+        raise papermill_runner.Interrupted("interrupted and saved; the same command goes on") from None
+    for one in found if distributed.rank() == 0 else ():
+        click.echo(f"finished: {shown(one.path)}")
+
+
+@main.command()
+@click.argument("name", metavar="RUN")
+@takes_imports(expose=False)
+@takes_runs_dir
+def resume(name: str, runs_dir: Path) -> None:
+    """Train RUN (its name, the beginning of it, or its folder) from its last checkpoint to the end."""
+    from metaug_core.runs import store
+    from metaug_core.training import loop
+    from metaug_workbook import papermill_runner
+
+    found = store.open_run(name, runs_dir)
+    if found.finished:
+        click.echo(f"{found.path.name} is finished already: {shown(found.path)}")
+        return
+    store.check_current(found)
+    try:
+        loop.fit(found.config)
+    except KeyboardInterrupt:
+        raise papermill_runner.Interrupted(f"interrupted{papermill_runner.how_to_continue(found)}") from None
+    click.echo(f"finished: {shown(found.path)}")
+
+
+@main.command()
+@click.argument("name", metavar="[RUN]", required=False)
+@takes_runs_dir
+def report(name: str | None, runs_dir: Path) -> None:
+    """Say where a run's files are, what its MAG did and how good its encoder is; without RUN, the latest that is evaluated."""
+    from metaug_core.runs import store
+    from metaug_core.training import diagnostics
+
+    found = store.open_run(name, runs_dir) if name else latest(runs_dir)
+    click.echo(f"run        {shown(found.path.resolve())}")
+    for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
+        for number, path in enumerate(sorted(found.path.resolve().glob(pattern))):
+            click.echo(f"{'' if number else label:<11}{shown(path)}")
+    sessions = found.sessions
+    session = sessions[-1] if sessions else {}
+    if session.get("device") == "cuda" and (reason := session.get("eager_because")):
+        click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
+    for number, (text, value) in enumerate(diagnostics.mag_readings(found.metrics).items()):
+        click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
+    if not found.evaluation():
+        click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
+        return
+    click.echo("\n" + table(found))
+
+
+def latest(runs_dir: Path) -> Any:
+    """The finished run that was evaluated last. MetaugError if there is none."""
+    from metaug_core.runs import store
+
+    evaluated = [found for found in store.list_runs(runs_dir) if found.evaluation()]
+    if not evaluated:
+        raise MetaugError(f"no evaluated run in {shown(runs_dir)}: `metaug run 02_evaluate` makes one")
+    return max(evaluated, key=lambda found: found.evaluation_file().stat().st_mtime)
+
+
+def table(found: Any) -> str:
+    """Accuracies in percent on the test split, as text."""
+    stored = found.evaluation()
+    measures = {"probe_paper": "linear probe", "probe_fast": "probe (fast)", "knn": "kNN"}
+    lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in measures.values())]
+    for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):
+        if name in stored:
+            lines.append(f"{name:<20}" + "".join(f"{100 * stored[name][key]:>14.1f}" for key in measures))
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where to; default: that of Config.")
+def download(dataset: str, data_dir: Path | None) -> None:
+    """Fetch DATASET from its authors."""
+    from metaug_core.config import Config
+    from metaug_core.data import datasets
+
+    place = datasets.download(dataset, data_dir or Config.model_fields["data_dir"].default)
+    click.echo(f"{dataset} is in {shown(place)}")
+
+
+@main.command()
+@click.option("--markdown", is_flag=True, help="As the table that stands in the README.")
+def methods(markdown: bool) -> None:
+    """Say of every method what it is: paper, views, objective, what it remembers, the settings it brings."""
+    from metaug_workbook.cli import catalogue
+
+    click.echo(catalogue.markdown() if markdown else catalogue.text(), nl=not markdown)
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: site/ in the workbook.")
+def site(out: Path | None) -> None:
+    """Build a static site of the notebooks, the gallery as its front page. It is read without a network."""
+    from metaug_core.config import HOME
+    from metaug_workbook.site import build as room
+
+    click.echo(f"open {shown(room.build(HOME, out or HOME / 'site'))} in a browser")
+
+
+main.add_command(sweep.figures)
+main.add_command(sweep.sweep)

@@ -1,0 +1,1 @@
+"""Finished runs -> tidy tables."""

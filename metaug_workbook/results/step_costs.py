@@ -1,0 +1,186 @@
+"""A step rehearsed on random images: what it costs, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from metaug_core.config import Config
+from metaug_core.data.datasets import Images, Splits
+from metaug_core.meta import meta_gradient
+from metaug_core.meta.forward_ad import Params
+from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.precision import arithmetic
+from metaug_core.training import loop, state
+from metaug_core.training.state import TrainState
+from metaug_core.training.step import total, train_step
+
+Way = Callable[[], object]
+
+
+def noise(count: int, size: int, device: str = "cpu") -> Images:
+    """Random bytes as images of two classes: what is in a picture does not change what it costs."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return Images(pixels.to(device), (torch.arange(count) % 2).to(device), ("one", "two"))
+
+
+class Rehearsal(NamedTuple):
+    """A run's state before its first step, and a minibatch of random images."""
+
+    s: TrainState
+    pixels: Tensor  # uint8 (B, 3, H, W)
+    indices: Tensor  # int64 (B,)
+
+    def step(self) -> dict[str, Tensor]:
+        """One whole training step: views, losses, gradients, optimisers, bank."""
+        with arithmetic(self.s.config.precision):
+            return train_step(self.s, self.pixels, self.indices, log=False)
+
+
+def rehearse(config: Config) -> Rehearsal:
+    """The state of config on two minibatches of random images, where config wants it; no data set is read."""
+    batch, size, device = config.batch_size, config.stored_size or config.image_size, loop.pick_device(config.device)
+    images = noise(2 * batch, size, device)
+    s = state.create(config, Splits(images, images, None, images), device)
+    return Rehearsal(s, images.pixels[:batch], torch.arange(batch, device=device))
+
+
+def seconds(way: Way) -> float:
+    """Of one call, to the end of what it started on the device."""
+    started = time.perf_counter()
+    way()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step has to do, counted as it runs eagerly."""
+
+    flops: int  # of matmuls and convolutions, by torch's own formulas
+    least: int  # bytes that these and the fused optimisers read and write, each tensor once: all else fused into them
+    moved: int  # bytes that all operations read and write, each by itself
+    operations: int  # ATen operations that compute, not only look at memory in another way
+
+    def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """Seconds below which no program can do it on a machine with these limits."""
+        return max(self.flops / flops_per_second, self.least / bytes_per_second)
+
+
+class _Count(TorchDispatchMode):
+    """torch's FlopCounterMode hooks modules, and with that torch.autograd.grad to a feature fails; so this counts by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.least = self.moved = self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.is_view or func._schema.name in ("aten::detach", "aten::lift_fresh", "aten::_unsafe_view"):
+            return out
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+        size = sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+        formula = flop_registry.get(func._overloadpacket)
+        self.operations += 1
+        self.moved += size
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        if formula is not None or "_fused_" in func._schema.name:
+            self.least += size
+        return out
+
+
+def counted(step: Way) -> Work:
+    """Of one step, which must be eager."""
+    with _Count() as count:
+        step()
+    return Work(count.flops, count.least, count.moved, count.operations)
+
+
+def compared(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
+    """A row for each way: step (its name), milliseconds (median), times_plain (median over rounds of its time in that of the first
+    way), low, high (least and greatest), gflop, flops_plain, rounds. Ways take turns within a round, so that a drift of the
+    machine's speed meets all of them.
+    """
+    with freed_memory_kept():  # as in training
+        counts = {name: counted(way).flops for name, way in ways.items()}  # warms up as well
+        found = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds)]
+    first = next(iter(ways))
+    rows = []
+    for name in ways:
+        ratios = [one[name] / one[first] for one in found]
+        rows.append(
+            {
+                "step": name,
+                "milliseconds": 1e3 * statistics.median(one[name] for one in found),
+                "times_plain": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "gflop": counts[name] / 1e9,
+                "flops_plain": counts[name] / counts[first],
+                "rounds": rounds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# --- is the meta-gradient right
+class Problem(NamedTuple):
+    """eq. 2-6 on one minibatch in float64: features(theta), loss(z, omega), and the parameters as leaves."""
+
+    features: meta_gradient.Features
+    loss: meta_gradient.Loss
+    theta: Params
+    omega: Params
+    modules: tuple[nn.Module, ...]  # of `frozen_statistics`
+
+
+def problem(config: Config) -> Problem:
+    """The look-ahead of config, of a method with a MAG, on random images on the CPU. loss includes alpha R_sigma."""
+    s, pixels, indices = rehearse(config.replace(device="cpu"))
+    networks, mag, memory = (m.double() if m is not None else None for m in (s.networks, s.mag, s.memory))
+    assert networks is not None
+    assert mag is not None
+    views = [view.double() for view in s.method.views(pixels, s.generators["views"])]
+    context = s.method.context(memory, views, indices, torch.zeros_like(indices), s.generators["draw"])
+
+    def features(theta: Params) -> Tensor:
+        return functional_call(networks, theta, (views,))
+
+    def loss(z: Tensor, omega: Params) -> Tensor:
+        return total(s.method.outer_terms(z, context, lambda x: functional_call(mag, omega, (x,))))
+
+    theta, omega = ({name: p.detach().requires_grad_() for name, p in m.named_parameters()} for m in (networks, mag))
+    return Problem(features, loss, theta, omega, (networks, mag))
+
+
+def distances(found: Mapping[str, Params], reference: Params) -> pd.DataFrame:
+    """Largest absolute difference from the reference, and that relative to the reference's largest entry."""
+    size = max(float(g.abs().max()) for g in reference.values())
+    rows = {k: max(float((g[n] - reference[n]).abs().max()) for n in reference) for k, g in found.items()}
+    return pd.DataFrame({"largest difference": rows, "relative": {k: v / size for k, v in rows.items()}})
+
+
+def central_difference(p: Problem, lr: float, direction: Params, step: float = 1e-7) -> float:
+    """d/dt of loss(features(theta'), omega + t direction) at t = 0, where theta' is computed again at every omega: no derivative
+    with respect to omega is used. At a larger step the loss has kinks between the two points (ReLU and max-pool switch); at a
+    smaller one the rounding of float64 takes over."""
+
+    def ahead(t: float) -> float:
+        omega = {name: (w + t * direction[name]).detach() for name, w in p.omega.items()}
+        inner = meta_gradient.gradients(p.loss(p.features(p.theta), omega), p.theta)
+        with torch.no_grad():
+            return float(p.loss(p.features(meta_gradient.step(p.theta, inner, lr)), omega))
+
+    return (ahead(step) - ahead(-step)) / (2 * step)

@@ -1,0 +1,1 @@
+"""Small examples that the walkthrough and its widgets compute live."""

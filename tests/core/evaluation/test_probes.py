@@ -1,0 +1,425 @@
+"""Probes and kNN against literal versions; evaluation of runs, stored and over seeds."""
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metaug_core import ENCODERS, MetaugError, evaluate, fit
+from metaug_core.data import datasets
+from metaug_core.evaluation import representations
+from metaug_core.evaluation.probes import PROBES, Labelled, Probe, accuracy, knn, linear_probe, measure, probe_accuracy
+from metaug_core.evaluation.representations import (
+    evaluating,
+    features,
+    interval,
+    load_networks,
+    over_seeds,
+    settle_mag,
+    settle_statistics,
+)
+from metaug_core.training import session, state
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def classes(count, seed=0, kinds=3):
+    return torch.randint(kinds, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+# --- kNN
+
+
+def knn_literal(train, labels, test, kinds):
+    found = []
+    for x in test:
+        cosine = [float(x @ t / (x.norm() * t.norm())) for t in train]
+        nearest = sorted(range(len(train)), key=lambda i: -cosine[i])[:20]
+        votes = [sum(math.exp(cosine[i] / 0.07) for i in nearest if labels[i] == kind) for kind in range(kinds)]
+        found.append(votes.index(max(votes)))
+    return found
+
+
+@pytest.mark.parametrize("count", [60, 7])  # more than 20 neighbours, and fewer
+def test_knn_by_hand(count):
+    train, test, labels = normal(count, 5), normal(40, 5, seed=1), classes(count)
+    predicted = torch.tensor(knn_literal(train, labels, test, 3))
+    truth = classes(40, seed=3)
+    assert knn(train, labels, test, truth, 3) == pytest.approx(float((predicted == truth).float().mean()))
+    assert knn(train, labels, test, predicted, 3) == 1
+
+
+def test_knn_weighs_near_neighbours_more():
+    train = torch.tensor([[1.0, 0.0], *[[0.6, 0.8]] * 3])
+    labels = torch.tensor([1, 0, 0, 0])
+    assert knn(train, labels, torch.tensor([[3.0, 0.0]]), torch.tensor([1]), 2) == 1
+
+
+def test_knn_of_more_rows_than_fit_at_once():
+    train, labels = normal(90, 4), classes(90)
+    test, truth = normal(1100, 4, seed=2), classes(1100, seed=4)
+    parts = [knn(train, labels, test[n : n + 100], truth[n : n + 100], 3) for n in range(0, 1100, 100)]
+    assert knn(train, labels, test, truth, 3) == pytest.approx(sum(parts) / 11)
+
+
+# --- linear probe
+
+
+@pytest.mark.parametrize("milestones", [(), (2, 4)])
+def test_linear_probe_is_sgd_with_momentum(milestones):
+    """Step by step torch.autograd and torch.optim.SGD, batches and rates included."""
+    x, y = normal(600, 6).double(), classes(600)
+    probe = Probe((0.3,), 5, milestones, standardise=False)
+    weight, bias = linear_probe(x, y, 3, probe, seed=7)
+    layer = nn.Linear(6, 3).double()
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.3, momentum=0.9)
+    generator = torch.Generator().manual_seed(7)
+    for epoch in range(5):
+        order = torch.randperm(600, generator=generator)
+        batches = [order[:256], order[256:512], order[512:]]
+        for number, rows in enumerate(batches):
+            done = epoch + number / 3
+            factor = 0.2 ** sum(done >= m for m in milestones) if milestones else (1 + math.cos(math.pi * done / 5)) / 2
+            optimiser.param_groups[0]["lr"] = 0.3 * factor
+            optimiser.zero_grad()
+            F.cross_entropy(layer(x[rows]), y[rows]).backward()
+            optimiser.step()
+    torch.testing.assert_close(weight[0], layer.weight.T.detach(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(bias[0, 0], layer.bias.detach(), rtol=1e-5, atol=1e-7)
+    right = (layer(x).argmax(1) == y).double().mean()
+    assert float(accuracy(x, y, weight, bias)[0]) == pytest.approx(float(right))
+
+
+def test_learning_rates_side_by_side_are_each_alone():
+    x, y, rates = normal(300, 6).double(), classes(300), (0.001, 0.1, 1.0)
+    weight, bias = linear_probe(x, y, 3, Probe(rates, 4, (), standardise=False))
+    for number, rate in enumerate(rates):
+        alone = linear_probe(x, y, 3, Probe((rate,), 4, (), standardise=False))
+        torch.testing.assert_close(weight[number], alone[0][0])
+        torch.testing.assert_close(bias[number], alone[1][0])
+    assert not torch.allclose(weight[0], weight[1])
+
+
+def test_the_papers_rates():
+    probe = PROBES["paper"]
+    assert [probe.rate(epoch / 60) for epoch in (0, 29.99, 30, 39.9, 40, 49.9, 50, 59)] == pytest.approx(
+        [1, 1, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008]
+    )
+    assert [PROBES["fast"].rate(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0], abs=1e-6)
+
+
+def separable(count, seed, shift=0.0, scale=1.0):
+    y = classes(count, seed)
+    x = normal(count, 4, seed=seed) * 0.3
+    x[torch.arange(count), y] += 2
+    return Labelled(x * scale + shift, y)
+
+
+def test_standardisation_uses_training_statistics_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: seen.append(x) or linear_probe(x, *rest)
+    )
+    train, test, val = separable(300, 0, 5, 3), separable(100, 1, 900, 3), separable(100, 2, 5, 3)
+    probe = Probe((0.01, 0.1), 3, (), standardise=True)
+    probe_accuracy(probe, train, test, val, 3)
+    torch.testing.assert_close(seen[0], (train.x - train.x.mean(0)) / train.x.std(0))
+    one = probe_accuracy(probe, train, separable(100, 1, 5, 3), val, 3)
+    assert one > 0.95
+    assert probe_accuracy(probe, train, test, val, 3) < one  # the test split's own mean is not taken away
+    constant = Labelled(torch.cat([train.x, torch.ones(300, 1)], 1), train.y)
+    wider = Labelled(torch.cat([val.x, torch.ones(100, 1)], 1), val.y)
+    assert probe_accuracy(probe, constant, wider, wider, 3) > 0.95  # a constant feature is no division by 0
+
+
+def test_the_learning_rate_is_chosen_on_val_not_on_test():
+    """The labels of val decide which classifier is reported, though test says the other is better."""
+    train, test, val = separable(400, 0), separable(200, 1), separable(200, 2)
+    test = Labelled(test.x, torch.where(torch.arange(200) < 20, (test.y + 1) % 3, test.y))
+    probe = Probe((3.0, 0.1), 5, (), standardise=False)
+    weight, bias = linear_probe(train.x, train.y, 3, probe)
+    weight[1].neg_()  # the second is always wrong
+    bias[1].neg_()
+    of_test = accuracy(test.x, test.y, weight, bias).tolist()
+    assert of_test[0] > of_test[1] + 0.3
+    for number in range(2):
+        labels = (val.x @ weight[number] + bias[number]).argmax(1)  # what this classifier says is right
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("metaug_core.evaluation.probes.linear_probe", lambda *_: (weight, bias))
+            found = probe_accuracy(probe, train, test, Labelled(val.x, labels), 3)
+        assert found == pytest.approx(of_test[number])
+
+
+def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: seen.append(len(x)) or linear_probe(x, *rest)
+    )
+    found = measure(separable(300, 0), separable(100, 1), None, 3)
+    assert seen == [300, 270]  # the paper's has nothing to choose
+    assert found.keys() == {"probe_paper", "probe_fast", "knn"}
+    assert min(found.values()) > 0.95
+
+
+# --- over seeds
+
+
+def test_interval_by_hand():
+    mean, half = interval([0.7, 0.8, 0.75])
+    assert mean == pytest.approx(0.75)
+    assert half == pytest.approx(4.302653 * 0.05 / math.sqrt(3), rel=1e-6)  # t quantile 0.975 at 2 degrees of freedom
+    mean, half = interval([0.2, 0.4, 0.4, 0.6, 0.9])
+    assert mean == pytest.approx(0.5)
+    assert half == pytest.approx(2.776445 * math.sqrt(0.28 / 4 / 5), rel=1e-6)
+    mean, half = interval([0.6])
+    assert mean == pytest.approx(0.6)
+    assert math.isnan(half)
+
+
+def test_over_seeds():
+    tables = [
+        pd.DataFrame(
+            {
+                "representation": ["untrained", "trained"],
+                "probe_paper": [0.1, p],
+                "probe_fast": [0.2, p],
+                "knn": [0.3, p],
+            }
+        ).set_index("representation")
+        for p in (0.5, 0.6, 0.7)
+    ]
+    long = over_seeds(tables)
+    assert len(long) == 6
+    assert set(long["n"]) == {3}
+    row = long[(long["representation"] == "trained") & (long["measure"] == "knn")].iloc[0]
+    assert row["mean"] == pytest.approx(0.6)
+    assert row["half_width"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from tiny import TINY
+
+    from metaug_core import Config
+
+    config = Config(**{**TINY, "epochs": 3, "keep_last": 2, "runs_dir": tmp_path_factory.mktemp("runs")})
+    return fit(config, lambda progress: None)
+
+
+def test_evaluation_is_stored_and_found(run, monkeypatch):
+    table = evaluate(run)
+    file = run.path / "evaluation-test.json"
+    before = (file.read_bytes(), file.stat().st_mtime_ns)
+    assert table.loc["trained", "epochs"] == 2
+    assert table.loc["untrained", "epochs"] == 1
+    assert set(table["n_train"]) == {90}
+    assert set(table["n_eval"]) == {60}
+    assert table.loc["raw pixels", "probe_fast"] > 0.5
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "load", lambda *_: pytest.fail("it measures again"))
+        pd.testing.assert_frame_equal(evaluate(run), table)
+    assert before == (file.read_bytes(), file.stat().st_mtime_ns)
+    more = evaluate(run, augmented=True)
+    assert more.index.tolist() == ["raw pixels", "untrained", "trained", "trained, z and z~"]
+    pd.testing.assert_frame_equal(more.iloc[:3], table)
+    assert len(json.loads(file.read_text())) == 4
+    pd.testing.assert_frame_equal(evaluate(run), table)  # without the row that was not asked for
+    assert evaluate(run, split="val").loc["trained", "n_eval"] == 10
+
+
+def test_the_trained_row_is_the_mean_over_the_kept_epochs(run):
+    splits: Any = datasets.load(run.config)
+    accuracies = []
+    for file in run.encoder_files():
+        networks, _ = load_networks(run.config, 4, file)
+        train, test, val = (
+            Labelled(features(networks, s, run.config), s.labels) for s in (splits.train, splits.test, splits.val)
+        )
+        accuracies.append(measure(train, test, val, 4))
+    for name in ("probe_paper", "probe_fast", "knn"):
+        assert evaluate(run).loc["trained", name] == pytest.approx(sum(a[name] for a in accuracies) / 2)
+
+
+def test_what_cannot_be_evaluated_is_said_before_anything_is_computed(run, tiny, monkeypatch):
+    from metaug_core.runs.store import request
+
+    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("it loads the data"))
+    with pytest.raises(MetaugError, match="^split must be test, or val with val_fraction > 0, got 'train'$"):
+        evaluate(run, split="train")
+    with pytest.raises(
+        MetaugError, match=r"^run tiny-metaug-\S+ is not finished: finish it with `metaug resume tiny-\S+`$"
+    ):
+        evaluate(request(tiny()))
+    monkeypatch.undo()
+    other = fit(tiny(method="cmc", epochs=1, val_fraction=0), lambda progress: None)
+    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("it loads the data"))
+    with pytest.raises(MetaugError, match="^method 'cmc' has no MAG, so there are no augmented features to evaluate$"):
+        evaluate(other, augmented=True)
+    with pytest.raises(MetaugError, match="val_fraction > 0, got 'val'$"):
+        evaluate(other, split="val")
+    assert not list(other.path.glob("evaluation-*"))
+
+
+def test_an_unfinished_run_with_kept_encoders_is_not_evaluated(run, tmp_path):
+    """Its mean would be over too few epochs, and would be found again when it is finished."""
+    import shutil
+
+    from metaug_core import open_run
+
+    shutil.copytree(run.path, tmp_path / run.path.name)
+    copied = open_run(tmp_path / run.path.name, tmp_path)
+    (copied.path / "finished.json").unlink()
+    for file in copied.path.glob("evaluation-*"):
+        file.unlink()
+    with pytest.raises(MetaugError, match="is not finished"):
+        evaluate(copied)
+
+
+def test_without_a_device_the_runs_own_is_used(run, tmp_path, monkeypatch):
+    """Also where the run's is not there: then it is said, and what was not asked for is not computed."""
+    import shutil
+
+    from metaug_core.runs.store import Run
+
+    shutil.copytree(run.path, tmp_path / run.path.name, ignore=shutil.ignore_patterns("evaluation-*"))
+    of_gpu = Run(tmp_path / run.path.name, run.config.replace(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MetaugError, match="^device 'cuda' is not available on this machine"):
+        evaluate(of_gpu, measures=("knn",))
+    of_images = evaluate(of_gpu, measures=("knn",), splits=datasets.load(run.config))
+    pd.testing.assert_frame_equal(of_images, evaluate(of_gpu, measures=("knn",), device="cpu"))
+
+
+class Recording(nn.Module):
+    """Networks with one BatchNorm of each kind that count the images they see."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.flat, self.sizes = nn.BatchNorm2d(1, momentum=0.3), nn.BatchNorm1d(4), []
+
+    def encoders(self, views, names):
+        self.sizes.append(len(views[0]))
+        return [self.flat(self.norm(views[0]).flatten(1)[:, :4])]
+
+
+@pytest.mark.parametrize("count", [513, 700])
+def test_settled_statistics_are_those_of_the_images(tiny, count):
+    """Every image weighs the same, a last image alone is no batch, and labels play no part."""
+    pixels = torch.randint(256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = datasets.Images(pixels, torch.zeros(count, dtype=torch.int64), ("a",))
+    networks: Any = Recording()
+    config = tiny(views=("L",), method="supervised")
+    networks.norm.running_mean += 100
+    settle_statistics(networks, images, config)
+    assert sum(networks.sizes) == count
+    assert max(networks.sizes) - min(networks.sizes) <= 1
+    assert (networks.norm.momentum, networks.flat.momentum) == (0.3, 0.1)
+    lightness = representations.evaluation_views(pixels, config)[0]
+    torch.testing.assert_close(networks.norm.running_mean, lightness.mean()[None], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(networks.norm.running_var, lightness.var()[None], rtol=1e-2, atol=1e-3)
+    twin: Any = Recording()
+    settle_statistics(twin, datasets.Images(pixels, torch.randint(9, (count,)), ("a",)), config)
+    assert torch.equal(twin.norm.running_mean, networks.norm.running_mean)
+
+
+def test_features_are_of_evaluation_mode_and_leave_no_trace(run):
+    splits = datasets.load(run.config)
+    networks, _ = load_networks(run.config, 4, run.encoder_files()[-1])
+    before = {name: t.clone() for name, t in networks.state_dict().items()}
+    networks.train()
+    found = features(networks, splits.test, run.config)
+    assert networks.training
+    assert all(torch.equal(t, before[name]) for name, t in networks.state_dict().items())
+    reversed_rows = splits.test.take(torch.arange(59, -1, -1))
+    torch.testing.assert_close(
+        features(networks, reversed_rows, run.config).flip(0), found
+    )  # no image depends on another
+    with evaluating(networks, None):
+        assert not networks.training
+
+
+def test_embeddings_are_the_unit_features_of_z_then_of_the_mag(run):
+    splits = datasets.load(run.config)
+    networks, mag = load_networks(run.config, 4, run.encoder_files()[-1])
+    z = representations.embeddings(networks, splits.test, run.config)
+    both = representations.embeddings(networks, splits.test, run.config, mag)
+    assert z.shape == (2, 60, 8)
+    assert both.shape == (4, 60, 8)
+    assert torch.equal(both[:2], z)
+    torch.testing.assert_close(both.norm(dim=-1), torch.ones(4, 60))
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "alternate"])
+def test_z_tilde_at_evaluation_is_the_function_that_was_trained(tiny, monkeypatch, schedule):
+    """What `evaluate` measures: beside it the MAG with the statistics of the minibatch, on the same z of evaluation mode."""
+    run = fit(tiny(schedule=schedule, epochs=8, mag_lr=0.01), lambda progress: None)
+    splits, seen = datasets.load(run.config), []
+    monkeypatch.setattr(representations, "measure", lambda train, *rest: seen.append(train.x) or {"knn": 0.0})
+    evaluate(run, augmented=True, splits=splits, measures=("knn",), representations=())
+    z, found = seen[0].unflatten(1, (2, 2, 8)).permute(1, 2, 0, 3)  # z or z~, view, image
+    _, mag = load_networks(run.config, 4, run.encoder_files()[-1])
+    assert mag is not None
+    with torch.no_grad():
+        trained = mag.train()(z)
+    assert F.cosine_similarity(found, trained, dim=-1).mean() > 0.999
+
+
+def test_settling_a_mag_leaves_weights_and_encoders_alone(run):
+    splits = datasets.load(run.config)
+    networks, mag = load_networks(run.config, 4, run.encoder_files()[-1])
+    assert mag is not None
+    before = {name: t.clone() for module in (networks, mag) for name, t in module.state_dict().items()}
+    settle_mag(networks, mag, splits.train, run.config)
+    after = {name: t for module in (networks, mag) for name, t in module.state_dict().items()}
+    changed = {name for name, t in after.items() if not torch.equal(t, before[name])}
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed <= {f"{norm}_norm.{kind}" for norm in ("first", "second") for kind in kinds}
+    assert {"first_norm.running_mean", "second_norm.running_var"} <= changed
+    assert networks.training
+    assert mag.training
+
+
+class Noisy(nn.Sequential):
+    """An encoder with BatchNorm that draws random numbers in training mode."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Flatten(), nn.Linear(channels * 256, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
+
+
+def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "noisy", lambda channels, config: Noisy(channels))
+    config = tiny(encoder="noisy")
+    splits: Any = datasets.load(config)
+    s = state.create(config, splits, "cpu")
+    before = {name: t.clone() for name, t in s.networks.state_dict().items()}
+    drawn = s.random.clone()
+    with state.own_random_numbers(s):
+        found = session.knn_monitor(s, splits)
+    assert s.networks.training
+    assert all(torch.equal(t, before[name]) for name, t in s.networks.state_dict().items())
+    assert torch.equal(s.random, drawn)
+    settle_statistics(s.networks, splits.train, config)
+    train, val = (features(s.networks, images, config) for images in (splits.train, splits.val))
+    assert found == knn(train, splits.train.labels, val, splits.val.labels, 4)
+
+
+def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):
+    """Over several seeds: with unset statistics some of so few validation images fall to another class."""
+    readings, floors = [], []
+    for seed in range(8):
+        run = fit(tiny(method="cmc", epochs=1, seed=seed, val_fraction=0.4), lambda progress: None)
+        readings.append(run.metrics["knn_val"].dropna().iloc[0])
+        floors.append(evaluate(run, "val", measures=("knn",), representations=("untrained",)).loc["untrained", "knn"])
+    assert readings == floors

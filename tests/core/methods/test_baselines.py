@@ -1,0 +1,457 @@
+"""The compared methods: objectives against independent references, what they remember by hand, killed and resumed."""
+
+import os
+import re
+import signal
+from typing import Any
+
+import lightly.loss
+import pytest
+import torch
+from pytorch_metric_learning.losses import NTXentLoss
+from tiny import ROOT, TINY
+from torch import nn
+from torch.nn import functional as F
+
+from metaug_core import DATASETS, METHODS, Config, ConfigError, MetaugError, fit, fit_trials
+from metaug_core.methods import build
+from metaug_core.methods.base import Context, Method, initial_networks
+from metaug_core.methods.baselines.swav import sinkhorn
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.memory import Averaged, Queue
+from metaug_core.objectives import losses
+from metaug_core.runs.store import read_tensors
+from metaug_core.training import session
+from metaug_workbook.cli import catalogue
+
+FILES = sorted((ROOT / "metaug_core" / "methods").rglob("*.py"))
+SMALL: dict[str, Any] = {
+    **{name: value for name, value in TINY.items() if name != "views"},
+    "head_hidden": 16, "predictor_hidden": 12, "queue_size": 32, "prototypes": 6, "dim_units": 16,
+}  # fmt: skip
+PLAIN = [name for name in METHODS if "+" not in name]
+COMPOSED = ["cmc+hard+mag", "simclr+debiased", "swav+hard", "nnclr+mag", "byol+mag", "barlow+mag", "cmc+randaugment"]
+VIEWS, BATCH, DIM = 2, 6, 8
+
+
+def quiet(progress):
+    pass
+
+
+def config(method, **changes):
+    return Config(**{**SMALL, "method": method, **changes})
+
+
+def unit(*shape, seed=0):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return F.normalize(x, dim=-1)
+
+
+def context(**what):
+    return Context(torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64), **what)
+
+
+def loss(method, z, what=None, **changes):
+    return build(config(method, **changes)).loss(z, what or context())
+
+
+# --- objectives
+
+
+def test_simclr_is_lightlys_and_metric_learnings():
+    z = unit(2, BATCH, DIM)
+    found = loss("simclr", z, temperature=0.3)
+    torch.testing.assert_close(found, lightly.loss.NTXentLoss(temperature=0.3)(z[0], z[1]))
+    labels = torch.arange(BATCH).repeat(2)
+    torch.testing.assert_close(found, NTXentLoss(temperature=0.3)(z.flatten(0, 1), labels))
+
+
+def test_in_batch_is_every_other_feature_once():
+    z = unit(3, BATCH, DIM)
+    positives, negatives = losses.in_batch(z)
+    flat, image = z.flatten(0, 1), torch.arange(BATCH).repeat(3)
+    for row in range(3 * BATCH):
+        d = (1 + flat @ flat[row]) / 2
+        same = image == image[row]
+        torch.testing.assert_close(negatives[row].sort().values, d[~same].sort().values)
+        same[row] = False
+        torch.testing.assert_close(positives[row].sort().values, d[same].sort().values)
+
+
+def literal_info_nce(anchors, positives, negatives, t, tau=0.0, b=0.0):
+    """Chuang et al. 2020 and Robinson et al. 2021 as their code has it, on cosines, anchor by anchor."""
+    terms = []
+    for z, z_plus, others in zip(anchors, positives, negatives, strict=True):
+        pos, neg, count = torch.exp(z @ z_plus / t), torch.exp(others @ z / t), len(others)
+        importance = torch.exp(b * neg.log())
+        total = (importance * neg).sum() / importance.mean()
+        floor = torch.tensor(count * torch.e ** (-1 / t), dtype=torch.float64)
+        rest = torch.maximum((total - tau * count * pos) / (1 - tau), floor)
+        terms.append(-torch.log(pos / (pos + rest)))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize(("name", "tau", "b"), [("simclr", 0.0, 0.0), ("simclr+debiased", 0.1, 0.0), ("simclr+hard", 0.1, 1.5),
+                                                ("simclr+hard", 0.9, 0.5)])  # fmt: skip
+def test_debiased_and_hard_are_their_authors(name, tau, b):
+    """tau 0.9 is where the floor holds for some anchors. Values and gradients."""
+    z = unit(2, BATCH, DIM).requires_grad_()
+    flat, image = z.flatten(0, 1), torch.arange(BATCH).repeat(2)
+    others = [flat[image != i] for i in image]
+    expected = literal_info_nce(flat, z.flip(0).flatten(0, 1), others, 0.5, tau, b)
+    found = loss(name, z, temperature=0.5, tau_plus=tau, hard_beta=b)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, z)[0] for x in (found, expected)))
+
+
+def test_hard_without_beta_is_debiased_and_without_tau_the_plain_sum():
+    """To the bit, in float32."""
+    z = unit(2, BATCH, DIM).float()
+    for base in ("simclr", "cmc", "nnclr"):
+        rows = torch.cat([z, unit(2, BATCH, DIM, seed=1).float()]) if base == "nnclr" else z
+        what = context(given={"support": unit(2, 32, DIM, seed=2).float()})
+        hard, debiased, neither, plain = (
+            loss(base + modifier, rows, what, views=("L", "ab"), negatives="batch", **changes)
+            for modifier, changes in (("+hard", {"hard_beta": 0.0}), ("+debiased", {}),
+                                      ("+hard", {"hard_beta": 0.0, "tau_plus": 0.0}), ("", {}))
+        )  # fmt: skip
+        assert torch.equal(hard, debiased)
+        assert torch.equal(neither, plain)
+        assert not torch.equal(hard, plain)
+
+
+def test_a_low_temperature_stays_finite():
+    """Also where the floor of the debiased sum is far below what float32 can hold beside the sum."""
+    p, n = torch.tensor([[1.0], [0.0]], requires_grad=True), torch.rand(2, 50, requires_grad=True)
+    value = losses.info_nce(p, n, 0.005, 0.1, 2.0)
+    assert torch.isfinite(value)
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, (p, n)))
+
+
+def test_moco_is_cross_entropy_at_the_key_of_the_other_view():
+    queries, keys, queue = unit(2, BATCH, DIM), unit(2, BATCH, DIM, seed=1), unit(2, 32, DIM, seed=2)
+    method: Any = build(config("moco", temperature=0.2))
+    memory: Any = nn.ModuleDict({"averaged": nn.Identity(), "queue": nn.Module()})
+    memory["queue"].entries = queue
+    found = method.loss(queries, method.context(memory, keys, torch.arange(BATCH), torch.zeros(BATCH), None))
+    terms = []
+    for query, key, past in ((queries[0], keys[1], queue[1]), (queries[1], keys[0], queue[0])):
+        logits = torch.cat([(query * key).sum(-1, keepdim=True), query @ past.T], dim=1) / 0.2
+        terms.append(F.cross_entropy(logits, torch.zeros(BATCH, dtype=torch.int64)))
+    torch.testing.assert_close(found, torch.stack(terms).mean())
+
+
+def test_byol_and_simsiam_are_lightlys_cosine():
+    z, p, targets = (unit(2, BATCH, DIM, seed=seed) for seed in range(3))
+    cosine = lightly.loss.NegativeCosineSimilarity()
+    both = torch.cat([z, p]).requires_grad_()
+    expected = 2 + cosine(p[0], targets[1]) + cosine(p[1], targets[0])
+    torch.testing.assert_close(loss("byol", both, context(given={"targets": targets})), expected)
+    found = loss("simsiam", both)
+    torch.testing.assert_close(found, (cosine(p[0], z[1]) + cosine(p[1], z[0])) / 2)
+    assert not torch.autograd.grad(found, both)[0][:2].any()  # the gradient of projections is stopped
+
+
+def test_barlow_is_lightlys_and_0_at_the_identity():
+    z = 3 * unit(2, BATCH, DIM) + 1
+    expected = lightly.loss.BarlowTwinsLoss(lambda_param=0.02)(z[0], z[1])
+    torch.testing.assert_close(loss("barlow", z, barlow_lambda=0.02), expected)
+    hadamard = torch.tensor([[1.0]], dtype=torch.float64)
+    for _ in range(3):
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    white = hadamard[:, 1:]  # (8, 7): columns of mean 0 and variance 1, orthogonal
+    assert float(loss("barlow", torch.stack([white, 2 * white]))) == pytest.approx(0, abs=1e-8)
+    assert float(loss("barlow", torch.stack([white, -white]))) == pytest.approx(
+        4 * 7, rel=1e-4
+    )  # C = -1 on the diagonal
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_swav_is_lightlys(queue):
+    z = torch.cat([unit(2, BATCH, DIM), 2 * torch.rand(2, BATCH, 6, dtype=torch.float64) - 1], -1)
+    past = 2 * torch.rand(2, 9, 6, dtype=torch.float64) - 1
+    lightlys = lightly.loss.SwaVLoss(temperature=0.1, sinkhorn_iterations=3, sinkhorn_epsilon=0.05)
+    expected = lightlys([*z[..., DIM:]], [], [*past] if queue else None)
+    found = loss("swav", z, context(given={"past": past} if queue else {}))
+    torch.testing.assert_close(found, expected[0])
+
+
+def test_sinkhorn_balances_and_takes_a_small_epsilon():
+    cosines = 2 * torch.rand(12, 4, generator=torch.Generator().manual_seed(0)) - 1
+    q = sinkhorn(cosines / 0.05, 200)
+    torch.testing.assert_close(q.sum(1), torch.ones(12))
+    torch.testing.assert_close(q.sum(0), torch.full((4,), 3.0))
+    sharp = sinkhorn(cosines / 0.001, 3)  # exp(1 / 0.001) is no float32
+    torch.testing.assert_close(sharp.sum(1), torch.ones(12))
+
+
+def test_swav_hard_weighs_the_other_prototypes():
+    """Every prototype's share against the sum over the others, written out."""
+    t, tau, b = 0.1, 0.05, 1.5
+    found: list[Any] = [
+        build(config(name, **how))
+        for name, how in (("swav+hard", {"tau_plus": tau, "hard_beta": b}),
+                          ("swav+hard", {"tau_plus": 0.0, "hard_beta": 0.0}), ("swav", {}))
+    ]  # fmt: skip
+    method, without, swav = found
+    cosines = 2 * torch.rand(BATCH, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    shares = method.log_shares((1 + cosines) / t)
+    for row, scores in enumerate(torch.exp(cosines / t)):
+        for k in range(6):
+            others = torch.cat([scores[:k], scores[k + 1 :]])
+            total = (others**b * others).sum() / (others**b).mean()
+            rest = max((total - tau * 5 * scores[k]) / (1 - tau), 5 * torch.e ** (-1 / t))
+            torch.testing.assert_close(shares[row, k], torch.log(scores[k] / (scores[k] + rest)))
+    plain = without.log_shares((1 + cosines) / t)
+    assert torch.equal(plain, swav.log_shares((1 + cosines) / t))
+    rest = losses.logsumexp_others(cosines / t)
+    torch.testing.assert_close(cosines / t - torch.logaddexp(cosines / t, rest), plain)
+
+
+def test_nnclr_is_cross_entropy_from_the_nearest_past_feature():
+    z, p, support = unit(2, BATCH, DIM), unit(2, BATCH, DIM, seed=1), unit(2, 40, DIM, seed=2)
+    both = torch.cat([z, p]).requires_grad_()
+    terms = []
+    for first, second in ((0, 1), (1, 0)):
+        near = torch.stack([max(support[first], key=lambda entry, x=x: float(entry @ x)) for x in z[first]])
+        terms.append(F.cross_entropy(near @ both[2 + second].T / 0.1, torch.arange(BATCH)))
+    expected = torch.stack(terms).mean()
+    found = loss("nnclr", both, context(given={"support": support}))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, both)[0] for x in (found, expected)))
+
+
+def test_oucl_takes_the_pairs_of_the_method():
+    z, p, support = unit(2, BATCH, DIM), unit(2, BATCH, DIM, seed=1), unit(2, 40, DIM, seed=2)
+    near = torch.stack([support[v][(z[v] @ support[v].T).argmax(1)] for v in range(2)])
+    d = [(1 + near[v] @ p[1 - v].T) / 2 for v in range(2)]
+    positives = torch.cat([x.diagonal() for x in d])[:, None]
+    negatives = torch.cat([x[~torch.eye(BATCH, dtype=torch.bool)].view(BATCH, -1) for x in d])
+    found = loss("nnclr+oucl", torch.cat([z, p]), context(given={"support": support}), beta=8.0)
+    torch.testing.assert_close(found, losses.oucl(positives, negatives, 8.0, 0.4))
+
+
+def test_dacl_mixes_each_view_with_another_image():
+    pixels = torch.randint(256, (BATCH, 3, 16, 16), dtype=torch.uint8)
+    method = build(config("dacl", mixup=0.3))
+    first, second = method.views(pixels, torch.Generator().manual_seed(0))
+    images = 2 * (pixels.double() / 255) - 1
+    for view in (first, second):
+        for number, mixed in enumerate(view.double()):
+            fits = []
+            for other in range(BATCH):  # mixed = x + share (x' - x), solved for share
+                away = (images[other] - images[number]).flatten()
+                share = (mixed - images[number]).flatten() @ away / (away @ away).clamp(min=1e-9)
+                fits.append(
+                    torch.allclose(mixed, images[number] + share * away.view_as(mixed), atol=1e-5)
+                    and -1e-6 < share < 0.3
+                )
+            assert any(fits)
+    assert not torch.allclose(first, second)
+
+
+# --- what is remembered
+
+
+def test_a_queue_goes_round():
+    queue = Queue(2, 5, DIM, torch.Generator().manual_seed(0))
+    before, z = queue.entries.clone(), unit(2, 9, DIM).float()
+    torch.testing.assert_close(before.norm(dim=-1), torch.ones(2, 5))
+    queue.write(z[:, :3])
+    assert torch.equal(queue.entries[:, :3], z[:, :3])
+    assert torch.equal(queue.entries[:, 3:], before[:, 3:])
+    queue.write(z[:, 3:6])
+    assert torch.equal(queue.entries, torch.cat([z[:, 5:6], z[:, 1:3], z[:, 3:5]], 1))
+    assert int(queue.place) == 1
+
+
+def test_averaged_networks_follow_and_leave_every_buffer_alone():
+    settings = config("moco")
+    networks = Networks(settings)
+    averaged = Averaged(networks)
+    start = {name: p.clone() for name, p in averaged.named_parameters()}
+    with torch.no_grad():
+        for p in networks.parameters():
+            p.add_(torch.randn_like(p))
+    averaged.follow(networks, 0.9)
+    for name, p in averaged.named_parameters():
+        moved = dict(networks.named_parameters())[name.removeprefix("networks.")]
+        torch.testing.assert_close(p, 0.9 * start[name] + 0.1 * moved)
+    buffers = [b.clone() for b in [*averaged.buffers(), *networks.buffers()]]
+    views = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    z = averaged(views)
+    assert not z.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(buffers, [*averaged.buffers(), *networks.buffers()], strict=True))
+    torch.testing.assert_close(z, averaged.networks(views))  # in training mode: by the statistics of the minibatch
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("moco", 0.75), ("byol", 0.75)])
+def test_the_target_is_m_old_plus_the_rest_new(tmp_path, name, momentum):
+    """Over a run of two steps, from the weights that the seed gives and those of every step."""
+    settings = config(name, train_images=20, epochs=2, ema_momentum=momentum, keep_last=2, runs_dir=tmp_path)
+    networks, _ = initial_networks(build(settings), 4, settings.seed)
+    target = {n: p.detach().clone() for n, p in networks.named_parameters() if "predictors" not in n}
+    run = fit(settings, quiet)
+    for file in run.encoder_files():
+        tensors = read_tensors(file)[0]
+        target = {n: momentum * p + (1 - momentum) * tensors[f"networks.{n}"] for n, p in target.items()}
+    saved = read_tensors(run.checkpoint)[0]
+    prefix = "memory.averaged.networks." if name == "moco" else "memory.networks."
+    kept = {n.removeprefix(prefix) for n in saved if n.startswith(prefix)}
+    assert set(target) <= kept
+    for n, p in target.items():
+        torch.testing.assert_close(saved[prefix + n], p)
+    assert not any("predictors" in n for n in kept)
+
+
+def test_swavs_memory_has_the_prototypes_of_the_step_to_come(tmp_path):
+    saved = read_tensors(fit(config("swav", queue_size=32, epochs=1, runs_dir=tmp_path), quiet).checkpoint)[0]
+    assert torch.equal(saved["memory.prototypes"], saved["networks.prototypes"])
+    torch.testing.assert_close(saved["memory.queue.entries"].norm(dim=-1), torch.ones(2, 32))
+    assert int(saved["memory.queue.place"]) == 5 * 16 % 32
+
+
+# --- all methods alike
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Every method, and some that a name composes, trained side by side."""
+    folder = tmp_path_factory.mktemp("together")
+    names = list(dict.fromkeys([*METHODS, *COMPOSED]))
+    return dict(zip(names, fit_trials([config(name, runs_dir=folder) for name in names], quiet), strict=True))
+
+
+@pytest.mark.parametrize("name", dict.fromkeys([*METHODS, *COMPOSED]))
+def test_killed_and_resumed_alone_is_the_trial_bit_for_bit(together, tmp_path, monkeypatch, name):
+    """A run that is interrupted in its second pass and goes on in a new state, against the same run among trials."""
+
+    def strike(progress):
+        if progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    settings = config(name, runs_dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, strike)
+    run, whole = fit(settings, quiet), together[name]
+    assert run.finished
+    left, right = read_tensors(run.checkpoint)[0], read_tensors(whole.checkpoint)[0]
+    assert left.keys() == right.keys()
+    assert not [n for n in left if not torch.equal(left[n], right[n])]
+    assert (run.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("encoder", ["fc", "resnet18"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_gradient_reaches_every_layer_of_every_encoder(name, encoder):
+    settings = config(name, encoder=encoder, width=1.0 if encoder == "resnet18" else 0.05, batch_size=4, feature_dim=3)
+    method, generator = build(settings), torch.Generator().manual_seed(0)
+    networks, mag = initial_networks(method, 4, 0)
+    encoders: Any = networks.encoders
+    memory = method.memory(networks, 20, generator)
+    pixels = torch.randint(256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    with torch.no_grad():
+        views = method.views(pixels, generator)
+        what = method.context(memory, views, torch.arange(4), torch.arange(4), generator)
+    z = networks(views)
+    total = torch.stack([*method.terms(z, what, mag).values()]).sum()
+    total.backward()
+    assert torch.isfinite(total)
+    for n, p in encoders.named_parameters():
+        assert p.grad is not None, n
+        assert p.grad.abs().max() > 0, n
+
+
+@pytest.mark.parametrize("base", ["simclr", "nnclr", "moco", "byol", "barlow", "cmc+hard"])
+def test_a_mag_of_delta_0_leaves_theta_to_the_base_method(tmp_path, base):
+    """Bit for bit, memory included."""
+    plain, with_it = (
+        fit(config(name, delta=0.0, epochs=1, runs_dir=tmp_path), quiet) for name in (base, base + "+mag")
+    )
+    left, right = read_tensors(plain.checkpoint)[0], read_tensors(with_it.checkpoint)[0]
+    kept = [n for n in left if n.startswith(("networks.", "memory."))]
+    assert kept
+    assert not [n for n in kept if not torch.equal(left[n], right[n])]
+    assert any(n.startswith("mag.") for n in right)
+
+
+def test_a_name_composes_what_a_class_would():
+    for left, right in (
+        ("cmc+mag", "metaug-only-mag"),
+        ("nnclr+oucl+mag", "metaug-nnclr"),
+        ("cmc+mag+hard", "cmc+hard+mag"),
+    ):
+        z, other = unit(4 if "nnclr" in left else 3, BATCH, DIM), unit(4 if "nnclr" in left else 3, BATCH, DIM, seed=1)
+        what = context(given={"support": unit(2, 32, DIM, seed=2)})
+        terms = [
+            build(config(name, negatives="batch")).outer_terms(z, what, lambda _, other=other: other)
+            for name in (left, right)
+        ]
+        assert terms[0] == terms[1]
+    assert "cmc+hard" in METHODS
+    assert "cmc+hrad" not in METHODS
+    assert METHODS.get("cmc+hrad") is None
+
+
+REFUSED = [
+    ("cmc+hrad", "unknown modifier 'hrad'; did you mean 'hard'?"),
+    ("cmcc+hard", "unknown method 'cmcc'; did you mean 'cmc'?"),
+    ("cmc+hard+hard", "modifier 'hard' stands twice in 'cmc+hard+hard'"),
+    ("cmc+hard+debiased", "modifier 'debiased' changes a plain InfoNCE, and CMC + Hard has none"),
+    ("byol+hard", "modifier 'hard' changes a plain InfoNCE, and BYOL has none"),
+    ("metaug+hard", "modifier 'hard' changes a plain InfoNCE, and MetAug has none"),
+    ("swav+oucl", "modifier 'oucl' needs pairs of features, and SwAV has none"),
+    ("swav+mag", "SwAV has no features that a MAG could augment"),
+    ("supervised+mag", "fully supervised has no features that a MAG could augment"),
+]
+
+
+@pytest.mark.parametrize(("name", "why"), REFUSED)
+def test_a_name_that_makes_no_sense_is_one_sentence(name, why):
+    with pytest.raises(ConfigError) as refused:
+        config(name)
+    assert str(refused.value) == why
+    with pytest.raises(MetaugError, match=re.escape(why)):
+        METHODS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "why"),
+    [("moco", {"queue_size": 8}, "method 'moco' needs queue_size >= batch_size 16, got 8"),
+     ("nnclr+mag", {"queue_size": 0}, "method 'nnclr+mag' needs queue_size >= batch_size 16, got 0"),
+     ("swav", {"queue_size": 5}, "method 'swav' needs queue_size >= batch_size 16, got 5"),
+     ("dacl", {"mixup": 0.0}, "method 'dacl' contrasts two draws of mixup noise: it needs mixup > 0 and independent True, "
+                              "got 0 and True"),
+     ("cmc+randaugment", {"randaugment": 0.0}, "method 'cmc+randaugment' needs randaugment > 0, got 0")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_one_sentence(name, changes, why):
+    with pytest.raises(ConfigError) as refused:
+        build(config(name, **changes))
+    assert str(refused.value) == why
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_methods_file_is_short_and_knows_no_data_set(file):
+    text = file.read_text(encoding="utf-8").lower()
+    if file.stem not in ("__init__", "base"):
+        assert len(text.splitlines()) <= 120
+    code = re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
+    for name in DATASETS:
+        assert not re.search(rf"[\"']{re.escape(name)}[\"']", code), name
+
+
+def test_a_method_says_what_it_is():
+    for entry in catalogue.entries():
+        assert all(entry), entry
+        assert METHODS[entry.name].description.title
+        remembers_nothing = getattr(build(config(entry.name)).memory, "__func__", None) is Method.memory
+        assert (entry.state == "nothing") == remembers_nothing, entry
+    assert {"simclr", "cmc+hard", "metaug", "metaug-nnclr"} <= {entry.name for entry in catalogue.entries()}
+
+
+def test_the_readmes_table_is_the_registrys():
+    """`metaug methods --markdown` prints what stands between the two marks."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    start = readme.index(catalogue.BEGIN)
+    assert readme[start : readme.index(catalogue.END) + len(catalogue.END) + 1] == catalogue.markdown()

@@ -1,0 +1,85 @@
+"""Who is paired with whom, against a literal loop over features."""
+
+import pytest
+import torch
+
+from metaug_core.objectives.similarity import Pairs, other_views, similarity
+
+
+def unit(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def literal(anchors, targets, views, past, by_view):
+    """Sorted positives and negatives of each anchor, from loops. past(v, u, b): the negatives image b of view v meets in u."""
+    found = {}
+    for w in range(len(anchors)):
+        for b in range(anchors.shape[1]):
+            for u in range(views):
+                if u == w % views:
+                    continue
+                key = (w, b, u) if by_view else (w, b)
+                entry = found.setdefault(key, ([], []))
+                entry[0].extend(0.5 + float(anchors[w, b] @ t[b]) / 2 for t in targets[u::views])
+                entry[1].extend(0.5 + float(anchors[w, b] @ n) / 2 for n in past(u, b))
+    return found
+
+
+def as_multiset(positives, negatives):
+    return sorted(
+        [(tuple(sorted(round(x, 9) for x in p)), tuple(sorted(round(x, 9) for x in n)))
+         for p, n in zip(positives.tolist(), negatives.tolist(), strict=True)]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("source", ["shared", "per-anchor", "batch"])
+def test_equals_the_literal_loop(source, sets, views, by_view):
+    batch, dim, bank = 4, 5, unit(views, 9, 5, seed=1)
+    z = unit(sets * views, batch, dim)
+    drawn = torch.tensor([[0, 3], [4, 4], [8, 1], [2, 7]])
+    arguments = {
+        "shared": (other_views(bank[:, [1, 5, 5]]), None),
+        "per-anchor": (other_views(bank), drawn),
+        "batch": (None, None),
+    }[source]
+    past = {
+        "shared": lambda u, b: bank[u][[1, 5, 5]],
+        "per-anchor": lambda u, b: bank[u][drawn[b]],
+        "batch": lambda u, b: [t[c] for t in z[u::views] for c in range(batch) if c != b],
+    }[source]
+    got = as_multiset(*Pairs(views, *arguments)(z, z, by_view))
+    wanted = literal(z, z, views, past, by_view).values()
+    assert got == sorted(
+        (tuple(sorted(round(x, 9) for x in p)), tuple(sorted(round(x, 9) for x in n))) for p, n in wanted
+    )
+
+
+def test_mixed_pairs_join_one_original_and_one_augmented_feature():
+    z, augmented, bank = unit(2, 3, 4), unit(2, 3, 4, seed=2), unit(2, 5, 4, seed=3)
+    positives, negatives = Pairs(2, other_views(bank))(augmented, z)
+    assert positives.shape == (6, 1)
+    assert negatives.shape == (6, 5)
+    # View 0 of image 0 with view 1 of image 0; view 1 of image 1 meets the past of view 0.
+    torch.testing.assert_close(positives[0, 0], similarity(augmented[0, 0] @ z[1, 0]))
+    torch.testing.assert_close(negatives[4], similarity(bank[0] @ augmented[1, 1]))
+
+
+@pytest.mark.parametrize("source", ["bank", "batch"])
+def test_a_known_stack_gives_the_same_and_computes_no_block_twice(source):
+    z, augmented, bank = unit(3, 4, 5), unit(3, 4, 5, seed=2), unit(3, 6, 5, seed=3)
+    past = other_views(bank) if source == "bank" else None
+    shared, fresh = Pairs(3, past), Pairs(3, past)
+    joint = shared.stack(z, augmented)
+    for anchors, targets in ((joint, joint), (z, z), (augmented, z)):
+        for got, wanted in zip(shared(anchors, targets), fresh(anchors.clone(), targets.clone()), strict=True):
+            assert torch.equal(got, wanted)
+    negatives = [name for name, *_ in shared.found if name in ("_past", "_others")]
+    assert len(negatives) == (2 if source == "bank" else 4)  # z and z~; or each of them against each
+
+
+def test_similarity_maps_cosines_to_the_unit_interval():
+    assert similarity(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0.0, 0.5, 1.0]

@@ -1,0 +1,166 @@
+"""What the setting `precision` does to torch's switches, and what it leaves of the user's own."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from metaug_core import evaluate, fit, fit_trials, preset
+from metaug_core.config import ConfigError
+from metaug_core.runtime.precision import CPU, CUDA, arithmetic, computed_in, unit_roundoff
+
+BACKENDS = torch.backends
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def values(switches):
+    return [switch.fp32_precision for switch in switches]
+
+
+def older():
+    """What the older switches say, or that torch refuses to read them."""
+    found = []
+    for read in (
+        lambda: BACKENDS.cudnn.allow_tf32,
+        lambda: BACKENDS.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision,
+    ):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("refused")
+    return found
+
+
+def nothing():
+    pass
+
+
+def older_switches():
+    BACKENDS.cudnn.allow_tf32 = False
+    BACKENDS.cuda.matmul.allow_tf32 = True
+
+
+def medium():
+    torch.set_float32_matmul_precision("medium")  # bf16 in oneDNN's matmuls
+
+
+def newer_switches():
+    BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    BACKENDS.cudnn.conv.fp32_precision = "ieee"
+    BACKENDS.mkldnn.conv.fp32_precision = "bf16"
+
+
+def for_all():
+    BACKENDS.fp32_precision = "tf32"
+
+
+USERS = [nothing, older_switches, medium, newer_switches, for_all]
+
+
+@pytest.fixture
+def switches():
+    """The test may set them as it likes."""
+    before = values(CUDA + CPU)
+    yield
+    BACKENDS.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.allow_tf32 = True
+    for switch, value in zip(CUDA + CPU, before, strict=True):
+        switch.fp32_precision = value
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_switches_are_the_settings_within_and_the_users_afterwards(switches, user, precision):
+    user()
+    before = values(CUDA + CPU), older()
+    with arithmetic(precision):
+        assert values(CUDA) == ["tf32" if precision == "tf32" else "ieee"] * 3
+        assert values(CPU) == ["ieee"] * 3
+    assert (values(CUDA + CPU), older()) == before
+    with pytest.raises(ZeroDivisionError), arithmetic(precision):
+        raise ZeroDivisionError
+    assert (values(CUDA + CPU), older()) == before
+
+
+def test_within_another_the_inner_one_holds(switches):
+    with arithmetic("tf32"):
+        with arithmetic("float32"):
+            assert values(CUDA) == ["ieee"] * 3
+        assert values(CUDA) == ["tf32"] * 3
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_training_and_evaluation_are_within_it(tiny, switches, precision):
+    """Seen from a report while it trains and from a view of the images; the user's own switches are the opposite."""
+    newer_switches()
+    before, seen = values(CUDA + CPU), []
+
+    class Images:
+        """The images of a split, which say under which switches they are asked for."""
+
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getattr__(self, name):
+            return getattr(self.images, name)
+
+        def batches(self, parts):
+            seen.append(values(CUDA))
+            return self.images.batches(parts)
+
+    from metaug_core.data import datasets
+
+    config = tiny(precision=precision)
+    run = fit(config, report=lambda at: seen.append(values(CUDA)))
+    assert seen
+    trained = len(seen)
+    splits = datasets.load(config)
+    watched = datasets.Splits(splits.pretrain, Images(splits.train), splits.val, Images(splits.test))
+    evaluate(run, splits=watched, measures=("knn",), representations=("trained",))
+    assert len(seen) > trained
+    assert all(found == [{"float32": "ieee", "tf32": "tf32"}[precision]] * 3 for found in seen)
+    assert values(CUDA + CPU) == before
+
+
+def test_on_a_cpu_tf32_is_float32_to_the_bit(tiny, tmp_path):
+    runs = [fit(tiny(precision=precision), lambda at: None) for precision in ("float32", "tf32")]
+    assert runs[0].path != runs[1].path
+    assert runs[0].metrics.equals(runs[1].metrics)
+
+
+def test_trials_of_two_precisions_are_refused(tiny):
+    with pytest.raises(ConfigError, match="trials share images, device and precision, but differ in precision"):
+        fit_trials([tiny(), tiny(precision="tf32")], lambda at: None)
+
+
+@pytest.mark.parametrize("name", ["quick", "sketch", "paper", "authors"])
+def test_presets_are_float32(name):
+    assert preset(name).precision == "float32"
+
+
+def test_half_a_unit_in_the_last_place_of_1():
+    assert unit_roundoff("float32", "cuda") == torch.finfo(torch.float32).eps / 2
+    assert unit_roundoff("bf16", "cpu") == torch.finfo(torch.bfloat16).eps / 2
+    assert unit_roundoff("tf32", "cuda") == 2**-11  # 1 + 2^-10 is its next number after 1
+    assert unit_roundoff("tf32", "cpu") == unit_roundoff("float32", "cpu")
+    assert computed_in("tf32", "mps") == "float32"
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_on_cuda_float32_is_float32_and_tf32_is_not(switches):
+    torch.manual_seed(0)
+    x, w = torch.randn(8, 64, 16, 16, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
+    a = torch.randn(512, 512, device="cuda")
+    exact = [F.conv2d(x.double(), w.double()), a.double() @ a.double()]
+    errors = {}
+    for precision in ("float32", "tf32"):
+        with arithmetic(precision):
+            found = [F.conv2d(x, w), a @ a]
+        errors[precision] = [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, exact, strict=True)]
+    assert max(errors["float32"]) < 8 * unit_roundoff("float32", "cuda")
+    assert min(errors["tf32"]) > 64 * unit_roundoff("float32", "cuda")

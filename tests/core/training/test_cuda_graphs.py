@@ -1,0 +1,210 @@
+"""How steps are run: captured on CUDA and eager elsewhere, with the same results; memory that is kept between them."""
+
+import platform
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import TINY
+
+from metaug_core import Config, fit, fit_trials
+from metaug_core.data import datasets
+from metaug_core.runs import store
+from metaug_core.runs.store import read_tensors
+from metaug_core.runtime.streams import side_by_side
+from metaug_core.training import cuda_graphs, loop, state
+from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
+from metaug_core.training.step import descend, train_step
+from metaug_workbook.cli import main
+from metaug_workbook.results import tables
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def started(device="cpu", **changes):
+    config = Config(**{**TINY, "device": device, **changes})
+    return state.create(config, datasets.load(config, device), device)
+
+
+def run_steps(step, s, count):
+    found = []
+    for number in range(count):
+        rows = (torch.arange(16) + 16 * (number % 5)).to(s.device)
+        (metrics,) = step({0: Batch(s.images.pixels[rows], rows, number % 3 == 2)}).values()
+        found.append({name: value.tolist() for name, value in metrics.items()})
+        s.step, s.position = s.step + 1, s.position + 1
+    return found
+
+
+def test_on_a_cpu_steps_are_eager_and_say_why():
+    s, other = started(), started()
+    step = Stepper([s])
+    assert step.reason == "device cpu has no CUDA graphs"
+    found = run_steps(step, s, 3)
+    rows = torch.arange(16)
+    assert found[0] == {n: v.tolist() for n, v in train_step(other, other.images.pixels[rows], rows, False).items()}
+    assert "effective_rank" in found[2]
+
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+
+
+@without_cuda
+def test_where_a_capture_fails_the_step_is_eager_and_says_why():
+    """The capture is real, and so is the error of torch: there is no device."""
+    s, other = started(jitter=0.5), started(jitter=0.5)
+    step, eager = Stepper([s]), Stepper([other])
+    step.reason = None
+    found = run_steps(step, s, EAGER_STEPS + 3)
+    assert found == run_steps(eager, other, EAGER_STEPS + 3)
+    assert step.reason is not None
+    assert step.reason.startswith("the step could not be captured: CUDA error: ")
+    assert "\n" not in step.reason
+
+
+@without_cuda
+def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_path, monkeypatch):
+    plain = fit(tiny(runs_dir=tmp_path / "plain"), lambda at: None)
+    assert tables.row(plain)["eager_because"] == "device cpu has no CUDA graphs"
+    for module in (cuda_graphs, loop):  # the device is taken for one that captures; what then happens is torch's
+        monkeypatch.setattr(module, "not_captured_because", lambda states: None)
+    with pytest.warns(RuntimeWarning, match="could not be captured: CUDA error: .* kernel by kernel") as warned:
+        runs = fit_trials([tiny(), tiny(seed=1)], lambda at: None)
+    assert len([one for one in warned if one.category is RuntimeWarning]) == 1
+    for run in runs:
+        assert tables.row(run)["eager_because"].startswith("the step could not be captured: CUDA error: ")
+    assert runs[0].metrics.equals(plain.metrics)
+    file = runs[0].path / "environment.json"
+    (session,) = store.read_json(file)
+    store.write_json(file, [session | {"device": "cuda"}])
+    said = CliRunner().invoke(main.main, ["report", runs[0].path.name, "--runs-dir", str(runs[0].path.parent)]).output
+    assert f"steps      not captured as CUDA graphs: {session['eager_because']}" in said
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({}, 1e-4), ({"schedule": "epoch"}, 1e-4), ({"look_ahead": "fresh"}, 1e-4), ({"method": "simclr"}, 1e-4),
+     ({"graphs": "forked"}, 1e-4), ({"graphs": "forked", "views": ("L", "ab", "RGB"), "encoder": "resnet18", "width": 1}, 1e-3),
+     ({"precision": "bf16"}, 3e-2)],
+)  # fmt: skip
+def test_captured_steps_are_the_eager_ones(changes, tolerance):
+    changes = {
+        "optimiser": "sgd",
+        "mag_optimiser": "sgd",
+        "lr": 0.02,
+        "views": ("L", "ab"),
+        "graphs": "auto",
+        **changes,
+    }
+    states = [started("cuda", **{**changes, **other}) for other in ({}, {"graphs": "off"})]
+    steps = [Stepper([s]) for s in states]
+    found = [run_steps(step, s, 12) for step, s in zip(steps, states, strict=True)]
+    assert steps[0].reason is None
+    assert steps[0].replays
+    assert steps[1].reason == "graphs is off"
+    for captured, eager in zip(*found, strict=True):
+        assert captured.keys() == eager.keys()
+        for name, value in captured.items():
+            assert value == pytest.approx(eager[name], rel=10 * tolerance, abs=tolerance), name
+    for (name, a), b in zip(
+        states[0].networks.state_dict().items(), states[1].networks.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_forked_encoders_are_the_same_run_where_nothing_is_captured():
+    found = []
+    for graphs in ("auto", "forked"):
+        s = started(graphs=graphs)
+        found.append(run_steps(Stepper([s]), s, 3))
+    assert found[0] == found[1]
+
+
+@gpu
+@needs_cuda
+def test_branches_run_side_by_side_and_no_branch_of_a_branch_does():
+    x = [torch.zeros(1000, device="cuda") for _ in range(4)]
+    graph, seen = torch.cuda.CUDAGraph(), []
+
+    def within():
+        return torch.cuda.current_stream()
+
+    def branch(t):
+        for _ in range(100):
+            t = t + 1
+        seen.append([torch.cuda.current_stream(), *side_by_side([within, within], forked=True)])
+        return t
+
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = side_by_side([partial(branch, t) for t in x], forked=True)
+        total = torch.stack(out).sum(0)
+    for start in (0, 5):
+        for t in x:
+            t.fill_(start)
+        graph.replay()
+        assert torch.equal(total, torch.full_like(total, 4 * (start + 100)))
+    assert len({streams[0] for streams in seen}) == 4
+    assert all(len(set(streams)) == 1 for streams in seen)
+
+
+@gpu
+@needs_cuda
+def test_captured_trials_are_their_single_runs(tmp_path):
+    configs = [
+        Config(**{**TINY, "device": "cuda", "optimiser": "sgd", "seed": seed, "runs_dir": tmp_path})
+        for seed in (0, 1, 2)
+    ]
+    assert 5 * configs[0].epochs > EAGER_STEPS
+    for run, config in zip(fit_trials(configs, lambda _: None), configs, strict=True):
+        alone = fit(config.replace(runs_dir=tmp_path / "alone"), lambda _: None)
+        for a, b in zip(
+            read_tensors(run.checkpoint)[0].values(), read_tensors(alone.checkpoint)[0].values(), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_a_gradient_in_another_layout_moves_the_right_weights(make):
+    """Fused optimisers go by memory: with channels last on one side only they would mix up the weights."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        parameter = torch.nn.Parameter(start.clone().to(memory_format=layout))
+        descend(make([parameter], lr=0.1, fused=True), {"w": parameter}, {"w": gradient})
+        found.append(parameter.detach())
+        assert parameter.grad is None
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], start)
+
+
+FAULTS = """
+import resource, torch
+from metaug_core.runtime.devices import freed_memory_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with freed_memory_kept():
+    faults()
+    print(faults())
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is meant")
+def test_freed_memory_is_kept_within_and_given_back_after():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    within, after = map(int, done.stdout.split())
+    assert within < 100  # 10 tensors of 40 MB would be 97,000 pages of 4 KB
+    assert after > 10 * max(within, 10)

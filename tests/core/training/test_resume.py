@@ -1,0 +1,471 @@
+"""Killed at any moment, by signal or by a full disk, and resumed: on the CPU every bit is as if nothing had happened.
+
+The runs are real processes: a driver imports the package once and forks a process for every run, which a test (or the process
+itself, before its n-th access to the run's files) kills. Nothing of the package is patched.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny import ROOT, TINY, patterns
+
+from metaug_core import Config, MetaugError, fit
+from metaug_core.runs.store import Run, StoreError, read_tensors, request, rows
+from metaug_core.training import session
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
+
+DRIVER = """
+import json, os, resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import tiny, metaug_core
+from metaug_core import Config, MetaugError, fit
+from metaug_core.training import loop
+
+def hurt_before(folder, moment, number):
+    seen = 0
+    def hook(event, details):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove") and str(details[0]).startswith(folder):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), number)
+    sys.addaudithook(hook)
+
+def run(order):
+    config = Config(**order["config"])
+    if order["moment"]:
+        hurt_before(str(config.runs_dir), order["moment"], order["signal"])
+    if order["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+    try:
+        fit(config, report=lambda progress: None)
+    except MetaugError as error:
+        print(error, file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+fit(Config(**{**tiny.TINY, "epochs": 1, "runs_dir": sys.argv[2]}), report=lambda progress: None)  # what is slow once
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(order["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        code = 70
+        try:
+            code = run(order)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Driver:
+    """Starts one run after the other, each in a process of its own."""
+
+    def __init__(self, folder: Path):
+        (folder / "driver.py").write_text(DRIVER)
+        here = ROOT / "tests"
+        self.process = subprocess.Popen(
+            [sys.executable, str(folder / "driver.py"), str(here), str(folder / "warm")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=here.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        self.errors = folder / "errors.txt"
+
+    def start(self, config: Config, moment: int = 0, number: int = signal.SIGKILL, largest_file: int = 0) -> int:
+        """Begin a run -> its process id. It gets signal `number` before its `moment`-th access to its files (0: never)."""
+        order = {"config": config.model_dump(mode="json"), "moment": moment, "signal": int(number),
+                 "largest_file": largest_file, "errors": str(self.errors)}  # fmt: skip
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def end(self) -> int:
+        """Wait for the run -> exit code; -9 for SIGKILL, 3 for a MetaugError, 130 for an interrupt."""
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def run(self, config: Config, **how: Any) -> int:
+        self.start(config, **how)
+        return self.end()
+
+    def said(self) -> str:
+        return self.errors.read_text().strip()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    found = Driver(tmp_path_factory.mktemp("driver"))
+    yield found
+    assert found.process.stdin is not None
+    found.process.communicate(timeout=60)
+
+
+AUTHORS = {"optimiser": "sgd", "mag_optimiser": "sgd", "weight_decay": 1e-4, "bank_draw": "per-anchor", "positives": "bank",
+           "bank_writes": "every-pass", "oucl": "eq8", "augmented_sets": "swapped", "margin_everywhere": True,
+           "margin_scope": "anchor", "margin_source": "augmented", "look_ahead": "fresh", "inner_lr": 1e-3}  # fmt: skip
+OFTEN = {"checkpoint_minutes": 1e-9}  # after every step
+SETTINGS: dict[str, dict[str, Any]] = {
+    "metaug": {"jitter": 0.5, "keep_last": 2, **OFTEN},
+    "epoch": {"schedule": "epoch", **OFTEN},
+    "simclr": {"method": "simclr", "views": ("RGB", "RGB"), "lr_schedule": "cosine", "warmup_epochs": 0.5, **OFTEN},
+    "authors": {**AUTHORS, "keep_last": 2, **OFTEN},
+    "rarely": {"keep_last": 2},  # no checkpoint is due before the end
+}
+
+
+def settings(name: str, folder: Path) -> Config:
+    return Config(**{**TINY, "runs_dir": folder, **SETTINGS[name]})
+
+
+@pytest.fixture(scope="module")
+def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """whole(name of settings) -> the run that was never killed."""
+    found: dict[str, Run] = {}
+
+    def get(name: str) -> Run:
+        if name not in found:
+            config = settings(name, tmp_path_factory.mktemp("whole"))
+            assert driver.run(config) == 0, driver.said()
+            found[name] = request(config)
+        return found[name]
+
+    return get
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    kind = one.dtype == other.dtype and one.shape == other.shape
+    return kind and one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Bit-identical: weights, MAG, bank, optimisers, generators, position; kept encoders; metrics."""
+    assert one.finished
+    assert other.finished
+    names = [file.name for file in one.encoder_files()]
+    assert names == [file.name for file in other.encoder_files()]
+    assert len(names) == one.config.keep_last
+    for file in ["checkpoint.safetensors", *(f"encoders/{name}" for name in names)]:
+        (left, left_scalars), (right, right_scalars) = read_tensors(one.path / file), read_tensors(other.path / file)
+        assert left.keys() == right.keys()
+        different = [name for name in left if not same_bits(left[name], right[name])]
+        assert not different, f"{file}: {different}"
+        assert left_scalars == right_scalars
+    for file in ("metrics.jsonl", "similarities.jsonl"):
+        assert (one.path / file).read_bytes() == (other.path / file).read_bytes()
+    for run in (one, other):
+        assert not list(run.path.rglob(".writing-*"))
+        assert len(rows(run.path / "metrics.jsonl")) > 5
+
+
+def test_a_checkpoint_holds_everything(whole):
+    names = set(read_tensors(whole("metaug").checkpoint)[0])
+    first = {name.split(".")[0] for name in names}
+    assert first == {"networks", "mag", "memory", "optimiser", "mag_optimiser", "generator"}
+    assert {f"generator.{role}" for role in ("order", "views", "draw", "global")} <= names
+    assert "order" not in names  # the last pass is over
+    assert {"networks.encoders.nets.L.1.layers.0.running_var", "memory.entries", "optimiser.0.exp_avg_sq"} <= names
+
+
+def test_the_same_request_gives_the_same_run_in_this_process(whole, tmp_path):
+    assert_same(whole("metaug"), fit(settings("metaug", tmp_path), report=lambda progress: None))
+
+
+def test_a_checkpoint_only_when_it_is_due_and_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    for name, expected in (("rarely", set()), ("metaug", {*range(2, 11)})):
+        there = set()  # steps after which, and before whose own checkpoint, there is one
+
+        def look(at, there=there):
+            if at.run.checkpoint.exists():
+                there.add(at.step)
+
+        run = fit(settings(name, tmp_path / name), report=look)
+        assert there == expected
+        assert read_tensors(run.checkpoint)[1]["step"] == 10
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "rarely"])
+def test_killed_again_and_again(driver, whole, tmp_path, name):
+    """SIGKILL before a random access to the files: of configs, rows, checkpoints being written, encoders."""
+    moments, config, killed = random.Random(name), settings(name, tmp_path), 0
+    while (code := driver.run(config, moment=19 + moments.randrange(12))) != 0:  # far enough to reach a checkpoint
+        assert code == -signal.SIGKILL, driver.said()
+        killed += 1
+        assert killed < 60, "the run does not get on"
+    assert killed >= 3
+    assert_same(whole(name), request(config))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_with_no_checkpoint_but_those_of_interrupts(driver, whole, tmp_path, seed):
+    """SIGTERM and SIGKILL in turn, before random accesses: what is killed goes on from the last interrupt, passes back."""
+    moments, config, ends = random.Random(seed), settings("rarely", tmp_path), []
+    run = request(config)
+    for number in [signal.SIGTERM, signal.SIGKILL] * 4:
+        before = run.checkpoint.read_bytes() if run.checkpoint.exists() else b""
+        moment = 18 + moments.randrange(
+            8
+        )  # in the steps: before the first of them an interrupt ends the process at once
+        ends.append(driver.run(config, moment=moment, number=number))
+        assert ends[-1] in (0, 130 if number == signal.SIGTERM else -signal.SIGKILL), driver.said()
+        if ends[-1] == -signal.SIGKILL:
+            assert run.checkpoint.read_bytes() == before
+    assert ends[:2] == [130, -signal.SIGKILL]
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("rarely"), run)
+
+
+def test_interrupted_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
+    """The checkpoint that ends a pass is made after its monitor reading, which has the same step; nothing is lost or doubled."""
+    seen = set()
+    for moment in range(13, 27):
+        config = settings("rarely", tmp_path / str(moment))
+        run = request(config)
+        assert driver.run(config, moment=moment, number=signal.SIGTERM) == 130
+        scalars, last_row = read_tensors(run.checkpoint)[1], rows(run.path / "metrics.jsonl")[-1]
+        seen.add((scalars["epoch"], scalars["position"], "knn_val" in last_row))
+        assert scalars["step"] >= last_row["step"]
+        assert driver.run(config, moment=14, number=signal.SIGKILL) == -signal.SIGKILL
+        assert driver.run(config) == 0, driver.said()
+        assert_same(whole("rarely"), run)
+    assert (1, 0, True) in seen
+    assert (1, 0, False) not in seen
+    assert {position for epoch, position, _ in seen if epoch == 0} >= {4}, seen
+
+
+def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
+    """One kill each, before every single access to the files from the last checkpoint within a pass to the first of the next."""
+    seen = set()
+    for moment in range(28, 42):
+        config = settings("metaug", tmp_path / str(moment))
+        assert driver.run(config, moment=moment) == -signal.SIGKILL
+        run = request(config)
+        left = [path.stat().st_size > 0 for path in run.path.rglob(".writing-*")]
+        scalars = read_tensors(run.checkpoint)[1] if run.checkpoint.exists() else {"epoch": 0, "position": 0}
+        last_row = rows(run.path / "metrics.jsonl")[-1]
+        seen.add((scalars["epoch"], scalars["position"], "knn_val" in last_row, tuple(left)))
+        assert driver.run(config) == 0, driver.said()
+        assert_same(whole("metaug"), run)
+    assert any(epoch == 0 and monitored and position for epoch, position, monitored, _ in seen), seen
+    assert any(True in left for *_, left in seen), seen  # a checkpoint or encoder that had all but its name
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_from_outside_at_random_times(driver, whole, tmp_path, seed):
+    times, config, killed = random.Random(seed), settings("metaug", tmp_path), 0
+    for _ in range(4):
+        victim = driver.start(config)
+        before = checkpoint_time(config)
+        wait(lambda before=before: checkpoint_time(config) != before or request(config).finished)
+        time.sleep(0.15 * times.random())
+        kill(victim)
+        killed += driver.end() == -signal.SIGKILL
+    assert killed >= 1
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("metaug"), request(config))
+
+
+def test_killed_while_a_checkpoint_is_being_written(driver, whole, tmp_path):
+    """The temporary file is watched for from outside; the checkpoint beside it is the one before, and whole."""
+    config, caught = settings("metaug", tmp_path), 0
+    run = request(config)
+    for _ in range(6):
+        victim = driver.start(config)
+        wait(lambda: run.checkpoint.exists())
+        wait(lambda: writing(run.path) or run.finished)
+        kill(victim)
+        if driver.end() == 0:
+            break
+        caught += bool(writing(run.path))
+        read_tensors(run.checkpoint)
+    assert caught >= 1
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("metaug"), run)
+
+
+def checkpoint_time(config: Config) -> int:
+    path = request(config).checkpoint
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def writing(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.name.startswith(".writing-")]
+
+
+def kill(victim: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it had just finished
+        os.kill(victim, number)
+
+
+def wait(ready: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited in vain"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_saves_at_the_next_step(driver, whole, tmp_path, number):
+    """Without a checkpoint that is due: the one that is there is the interrupt's."""
+    config = settings("rarely", tmp_path)
+    run = request(config)
+    wanted = len(rows(whole("rarely").path / "metrics.jsonl"))
+    victim = driver.start(config)
+    wait(lambda: len(rows(run.path / "metrics.jsonl")) >= 2)  # step 2 of 5
+    os.kill(victim, number)
+    assert driver.end() == 130
+    scalars = read_tensors(run.checkpoint)[1]
+    assert scalars["step"] >= 2
+    assert not run.finished
+    assert len(rows(run.path / "metrics.jsonl")) < wanted
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("rarely"), run)
+
+
+@pytest.mark.parametrize("moment", [25, 30, 36, 42])
+def test_an_interrupt_while_files_are_written(driver, whole, tmp_path, moment):
+    config = settings("authors", tmp_path)
+    assert driver.run(config, moment=moment, number=signal.SIGTERM) == 130
+    assert read_tensors(request(config).checkpoint)[1]["step"] > 0
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("authors"), request(config))
+
+
+def test_a_finished_run_is_found(whole, driver):
+    run = whole("metaug")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.path.rglob("*")}
+    found = fit(run.config.replace(workers=1, checkpoint_minutes=3.0), report=lambda progress: pytest.fail("it trains"))
+    assert found.path == run.path
+    assert driver.run(run.config) == 0
+    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.path.rglob("*")}
+
+
+def test_a_second_process_is_refused(driver, tmp_path):
+    config = settings("metaug", tmp_path).replace(epochs=60)
+    victim = driver.start(config)
+    wait(lambda: request(config).checkpoint.exists())
+    with pytest.raises(StoreError) as refused:
+        fit(config, report=lambda progress: pytest.fail("it trains"))
+    assert str(refused.value) == f"run {config.name()} is being trained by another process"
+    kill(victim)
+    assert driver.end() == -signal.SIGKILL
+    last = read_tensors(request(config).checkpoint)[1]["step"]
+    kill_later: list[int] = []  # the lock died with its holder
+
+    def interrupt(progress):
+        kill_later.append(progress.step)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, report=interrupt)
+    assert kill_later[0] > last
+
+
+def test_what_a_killed_writer_left_is_cleaned(driver, whole, tmp_path):
+    config = settings("metaug", tmp_path)
+    assert driver.run(config, moment=30) == -signal.SIGKILL
+    run = request(config)
+    (run.path / "encoders").mkdir(exist_ok=True)
+    for left in (run.path / ".writing-abc", run.path / "encoders" / ".writing-def"):
+        left.write_bytes(b"half a file")
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "epoch": 1.8, "lr": 0.1}\n{"step": 10, "loss_orig')
+    with (run.path / "timing.jsonl").open("ab") as file:
+        file.write(b"\0\0\0\xff")  # as some file systems leave it when the power fails
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("metaug"), run)
+    assert run.timing["step"].is_monotonic_increasing
+
+
+def test_a_file_that_may_not_grow_stops_the_run_and_loses_nothing(driver, whole, tmp_path):
+    """The checkpoint does not fit (a quota; RLIMIT_FSIZE here), in the middle of a pass."""
+    config = settings("metaug", tmp_path)
+    assert driver.run(config, moment=22) == -signal.SIGKILL
+    run = request(config)
+    good = run.checkpoint.read_bytes()
+    assert driver.run(config, largest_file=len(good) // 2) == 3
+    assert_one_sentence(driver.said(), f"cannot write {run.checkpoint}: File too large; what was saved before is kept")
+    assert run.checkpoint.read_bytes() == good
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("metaug"), run)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    libc, place = ctypes.CDLL(None, use_errno=True), tmp_path / "disk"
+    place.mkdir()
+    mount = getattr(libc, "mount", None)
+    if mount is None or mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=1m") != 0:
+        pytest.skip("a tmpfs needs Linux and root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 8192, 80_000])
+def test_a_full_disk_stops_the_run_and_loses_nothing(driver, whole, small_disk, left):
+    """Full at once, after the small files, or when checkpoints are to be written (two of them do not fit)."""
+    config = settings("metaug", small_disk / "runs")
+    assert driver.run(config, moment=22) == -signal.SIGKILL
+    run = request(config)
+    good, filler = run.checkpoint.read_bytes(), small_disk / "filler"
+    for left_over in run.path.rglob(
+        ".writing-*"
+    ):  # on a slow machine 22 is within a checkpoint; its space would be free again
+        left_over.unlink()
+    filler.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
+    assert driver.run(config) == 3
+    assert_one_sentence(driver.said(), f"cannot write {run.path}", "No space left on device")
+    assert run.checkpoint.read_bytes() == good
+    assert not run.finished
+    filler.unlink()
+    assert driver.run(config) == 0, driver.said()
+    assert_same(whole("metaug"), run)
+
+
+def assert_one_sentence(said: str, *parts: str) -> None:
+    assert said.count("\n") == 0, said
+    for part in parts:
+        assert part in said, said
+
+
+def test_a_folder_that_has_lost_images_is_refused(driver, tmp_path):
+    """A checkpoint remembers how many images it trains on: its order and its bank are of those."""
+    images, labels = patterns(100, 0)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for split in ("train", "test") if number < 20 else ("train",):
+            file = tmp_path / "images" / split / str(label) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    config = settings("simclr", tmp_path / "runs").replace(dataset="folder", data_dir=tmp_path / "images")
+    assert driver.run(config, moment=20) == -signal.SIGKILL
+    assert request(config).checkpoint.exists()
+    for file in sorted((tmp_path / "images" / "train" / "0").iterdir())[:20]:
+        file.unlink()
+    with pytest.raises(MetaugError, match=r"checkpoint\.safetensors does not fit: its images is 90, here it is 72"):
+        fit(config, report=lambda progress: None)

@@ -1,0 +1,286 @@
+"""The `metaug` command with real notebooks, kernels and processes: one sentence for bad input, nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import papermill
+import pytest
+from click.testing import CliRunner, Result
+from papermill.exceptions import PapermillExecutionError
+from tiny import ROOT
+from workbooks import sentence, write_notebook
+
+from metaug_core import METHODS, fit
+from metaug_core.config import PROTOCOL_VERSION
+from metaug_core.presets import preset
+from metaug_core.runs import store
+from metaug_workbook.cli import catalogue, main
+
+NOTEBOOKS = ROOT / "notebooks"
+TRAIN = """\
+config = notebook.configure(preset=preset, epochs=epochs, seed=seed, width=width, train_images=train_images, mag_hidden=mag_hidden)
+run = notebook.trained(config)"""
+
+
+def metaug(*words: str) -> Result:
+    """The command in this process."""
+    return CliRunner().invoke(main.main, words)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch):
+    for name in ("METAUG_RUNS", "PYDEVD_DISABLE_FILE_VALIDATION"):  # `metaug run` sets them for its kernel
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+def test_help_and_version():
+    assert "resume" in metaug("--help").output
+    assert metaug("--version").output.startswith("metaug, version ")
+    assert metaug("run", "--nonsense").exit_code == 2
+
+
+REFUSED = [
+    (["-p", "sede", "1"], "'sede' is not a parameter of 01_pretrain.ipynb; did you mean 'seed'?"),
+    (["-p", "zzz", "1"], "'zzz' is not a parameter"),
+    (["-p", "seed", "one"], "seed: needs a value of type int, got 'one'"),
+    (["-p", "seed", "1.5"], "seed: needs a value of type int, got '1.5'"),
+    (["-p", "seed", "None"], "seed: needs a value of type int, got 'None'"),
+    (["-p", "seed", "-1"], "greater than or equal to 0, got -1"),
+    (["-p", "epochs", "0"], "greater than 0, got 0"),
+    (["-p", "epochs", "many"], "epochs: needs a value of type int, got 'many'"),
+    (["-p", "delta", "nan"], "delta: "),
+    (["-p", "preset", "quik"], "unknown preset 'quik'; did you mean 'quick'?"),
+    (["-p", "dataset", "cifar11"], "unknown dataset 'cifar11'; did you mean 'cifar10"),
+    (["-p", "method", "metaugg"], "unknown method 'metaugg'; did you mean 'metaug'?"),
+    (["-p", "encoder", "7"], "unknown encoder '7'"),
+    (["-p", "train_images", "10"], "train_images 10"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), REFUSED)
+def test_a_bad_parameter_is_refused_in_one_sentence_before_anything_starts(words, expected, tmp_path):
+    result = metaug("run", "01_pretrain", *words, "--runs-dir", str(tmp_path / "runs"))
+    assert expected in sentence(result)
+    assert result.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_augmented_must_be_yes_or_no(tmp_path):
+    result = metaug("run", "02_evaluate", "-p", "augmented", "maybe", "--runs-dir", str(tmp_path))
+    assert "augmented: needs a value of type bool, got 'maybe'" in sentence(result)
+    assert result.exit_code == 2
+
+
+def test_a_notebook_that_is_not_there_or_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "there is no notebook '01_pretran'; did you mean '01_pretrain'?" in sentence(metaug("run", "01_pretran"))
+    (tmp_path / "x.ipynb").write_text("not JSON")
+    assert "is not a notebook" in sentence(metaug("run", "x.ipynb"))
+    write_notebook(tmp_path / "y.ipynb", "1", parameters="")
+    assert "has no cell tagged 'parameters'" in sentence(metaug("run", "y"))
+
+
+def test_commands_without_runs_say_what_makes_one(tmp_path):
+    place = ["--runs-dir", str(tmp_path)]
+    assert "no runs in" in metaug("runs", *place).output
+    assert "no evaluated run" in sentence(metaug("report", *place))
+    assert "no run 'x'" in sentence(metaug("resume", "x", *place))
+    assert "unknown dataset" in sentence(metaug("download", "cifar11"))
+    assert metaug("resume", "x", *place).exit_code == 2
+
+
+def test_a_runs_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = metaug(
+        "run", str(write_notebook(tmp_path / "n.ipynb", "1")), "--runs-dir", str(tmp_path / "file" / "runs")
+    )
+    assert "file" in sentence(result)
+    assert result.exit_code == 2
+
+
+def test_methods_are_listed():
+    output = metaug("methods").output
+    assert (
+        "simclr: SimCLR (Chen et al. 2020)\n    views     RGB, RGB, each of its own crop\n    objective -log" in output
+    )
+    assert "cmc+hard: CMC + Hard (Tian et al. 2019; Robinson et al. 2021)" in output
+    table = metaug("methods", "--markdown").output
+    assert table == catalogue.markdown()
+    assert "| `metaug-only-mag` | MetAug (only MAG) | Li et al. 2022 | L, ab, RGB |" in table
+
+
+def test_a_failing_notebook_is_kept_and_told_in_one_sentence(tmp_path):
+    failing = write_notebook(
+        tmp_path / "failing.ipynb", "raise ValueError('first line\\nthe last line')", parameters="x: int = 1"
+    )
+    result = metaug("run", str(failing), "--runs-dir", str(tmp_path / "runs"))
+    executed = tmp_path / "runs" / "notebooks" / "failing.ipynb"
+    assert "failing stopped in cell 3: ValueError: the last line" in sentence(result)
+    assert str(executed) in sentence(result)
+    assert result.exit_code == 1
+    assert "first line" in executed.read_text()
+
+
+def test_a_value_reaches_the_notebook_with_its_type(tmp_path):
+    source = write_notebook(
+        tmp_path / "typed.ipynb", "print(repr((name, x)))", parameters='name: str = "a"\nx: float = 1.0'
+    )
+    result = metaug("run", str(source), "-p", "name", "3", "-p", "x", "2", "--runs-dir", str(tmp_path / "runs"))
+    assert result.exit_code == 0, result.stderr
+    assert "('3', 2.0)" in (tmp_path / "runs" / "notebooks" / "typed.ipynb").read_text()
+
+
+SETTINGS = [w for pair in {"dataset": "tiny", "image_size": "16", "views": "L,ab", "width": "0.05", "epochs": "1",
+                           "batch_size": "16", "train_images": "100", "workers": "0", "mag_hidden": "16"}.items()
+            for w in ("-p", *pair)]  # fmt: skip
+
+
+def test_train_makes_the_runs_of_the_seeds_and_finds_them_again(tmp_path):
+    for _ in range(2):
+        result = metaug("train", *SETTINGS, "-p", "seed", "3", "--seeds", "2", "--runs-dir", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count("finished: ") == 2
+    found = store.list_runs(tmp_path)
+    assert sorted(run.config.seed for run in found) == [3, 4]
+    assert all(run.finished and run.config.views == ("L", "ab") for run in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("-p", "epoch", "1"), "unknown setting 'epoch'; did you mean 'epochs'?"),
+        (("-p", "views", "L"), "method 'metaug' contrasts at least 2 views, got L"),
+        (("-p", "lr", "fast"), "lr: must be a number, got 'fast'"),
+        (("-p", "dataset", "cifar10", "-p", "data_dir", "nowhere"), "cifar10 is not in nowhere"),
+    ],
+)
+def test_train_refuses_in_one_sentence_before_anything_starts(words, expected, tmp_path):
+    result = metaug("train", *words, "--runs-dir", str(tmp_path / "runs"))
+    assert result.exit_code == 2
+    assert expected in sentence(result)
+    assert not list(tmp_path.glob("runs/*/checkpoint*"))
+
+
+@pytest.mark.slow
+def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
+    """SIGTERM in the middle of training saves; `resume` ends the run; the same request then finds it, from another folder."""
+    monkeypatch.chdir(tmp_path)
+    runs, place = tmp_path / "runs", ["--runs-dir", "runs"]
+    write_notebook(tmp_path / "train.ipynb", TRAIN)
+    config = preset("quick", epochs=3, width=0.05, train_images=700, mag_hidden=16, seed=0, runs_dir=runs)
+    command = [sys.executable, "-c", "from metaug_workbook.cli.main import main; main()", "run", "train.ipynb", *place]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    timing, deadline = runs / config.name() / "timing.jsonl", time.monotonic() + 300
+    while not store.rows(timing) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, told
+    assert f"metaug resume {config.name()}" in told
+    assert "Traceback" not in told
+    assert not store.request(config).finished
+    assert "unfinished" in metaug("runs", *place).output
+
+    result = metaug("resume", "shapes-metaug", *place)
+    assert result.exit_code == 0, result.stderr
+    assert "finished: " in result.output
+    assert "finished already" in metaug("resume", config.name(), *place).output
+
+    before = (runs / config.name() / "metrics.jsonl").read_bytes()
+    monkeypatch.chdir(tmp_path.parent)
+    result = metaug("run", str(tmp_path / "train.ipynb"), "--runs-dir", str(runs))
+    assert result.exit_code == 0, result.stderr
+    assert (runs / config.name() / "metrics.jsonl").read_bytes() == before
+    assert "finished, 3 epochs" in (runs / config.name() / "train.ipynb").read_text()
+    assert "3/3" in metaug("runs", "--runs-dir", str(runs)).output
+    reported = metaug("report", config.name(), "--runs-dir", str(runs)).output
+    assert "train.ipynb" in reported
+    assert "not evaluated yet" in reported
+
+
+def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
+    run = store.request(preset("quick", runs_dir=tmp_path))
+    store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    row = {"probe_paper": 0.7, "probe_fast": 0.75, "knn": 0.6512, "protocol": PROTOCOL_VERSION}
+    store.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
+    output = metaug("report", "--runs-dir", str(tmp_path)).output
+    assert run.path.name in output
+    assert [line.split()[-3:] for line in output.splitlines() if line.startswith("trained")] == [
+        ["70.0", "75.0", "65.1"]
+    ]
+
+
+def test_report_prints_what_the_mag_did_and_nothing_where_there_is_none(tiny):
+    run, without = (fit(tiny(method=method), lambda _: None) for method in ("metaug", "metaug-only-oucl"))
+    output = metaug("report", run.path.name, "--runs-dir", str(run.config.runs_dir)).output
+    for text, column in (
+        ("update of the MAG's weights in the last epoch", "mag_update"),
+        ("share of the mixed part in the MAG's gradient", "mixed_gradient_share"),
+        ("share of pairs with a z~ in the encoders' gradient", "augmented_gradient_share"),
+    ):
+        (line,) = [line for line in output.splitlines() if text in line]
+        assert f" {run.metrics[column].dropna().iloc[-1]:.2g} " in line.replace("MAG ", " ", 1)
+    output = metaug("report", without.path.name, "--runs-dir", str(without.config.runs_dir)).output
+    assert "MAG" not in output
+
+
+@pytest.mark.slow
+def test_papermill_alone_cannot_pass_a_misspelt_name(tmp_path):
+    with pytest.raises(PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            NOTEBOOKS / "02_evaluate.ipynb", tmp_path / "x.ipynb", {"sede": 1}, progress_bar=False
+        )
+    assert caught.value.evalue == "'sede' is not a parameter of this notebook; did you mean 'seed'?"
+
+
+def test_any_setting_reaches_a_notebook_and_its_config(tmp_path):
+    source = write_notebook(
+        tmp_path / "settings.ipynb",
+        "config = notebook.configure(preset=preset, seed=seed)",
+        "print(config.views, config.lr, config.epochs, config.name())",
+        parameters='preset: str = "quick"  # a preset\nseed: int = 0  # of everything',
+    )
+    words = ["-p", "views", "L,ab,RGB", "-p", "lr", "0.25", "-p", "seed", "4", "-p", "epochs", "None"]
+    result = metaug("run", str(source), *words, "--runs-dir", str(tmp_path / "runs"))
+    assert result.exit_code == 0, result.stderr
+    wanted = preset("quick", views=("L", "ab", "RGB"), lr=0.25, seed=4)
+    executed = tmp_path / "runs" / wanted.name() / "settings.ipynb"
+    assert f"('L', 'ab', 'RGB') 0.25 {wanted.epochs} {wanted.name()}" in executed.read_text()
+    assert "settings = {" in executed.read_text()
+
+
+def test_a_method_in_a_file_of_ones_own_is_known(tmp_path):
+    file = tmp_path / "my_own_methods.py"
+    file.write_text("from metaug_core import METHODS\nMETHODS['my-own'] = METHODS['cmc']\n")
+    words = ["-p", "method", "my-own", *SETTINGS, "--runs-dir", str(tmp_path / "runs")]
+    assert "unknown method 'my-own'" in sentence(metaug("train", *words))
+    try:
+        assert metaug("train", *words, "--import", str(file)).exit_code == 0
+        assert [run.config.method for run in store.list_runs(tmp_path / "runs")] == ["my-own"]
+    finally:
+        del METHODS["my-own"]
+    file.write_text("\n\nMETHODS\n")
+    other = file.rename(tmp_path / "my_other_methods.py")
+    assert "my_other_methods.py: line 3: NameError: name 'METHODS'" in sentence(
+        metaug("train", *words, "--import", str(other))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("absent.py", None, "there is no such file"),
+        ("mine.txt", "", "it is no .py file"),
+        ("json.py", "", "'json' is the name of another module"),
+        ("broken_mine.py", "x = (\n", "line 1: SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_sentence(name, content, expected, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    result = metaug("train", "--import", str(tmp_path / name), "--runs-dir", str(tmp_path / "runs"))
+    assert expected in sentence(result)
+    assert result.exit_code == 2

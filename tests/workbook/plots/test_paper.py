@@ -1,0 +1,258 @@
+"""The paper's numbers, some of them typed again by hand from its text, and its figures: what is drawn is what was given."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from test_figures import caption, line
+
+from metaug_workbook.plots import anatomy, gallery, paper_figures, paper_gallery, style, training
+from metaug_workbook.results import paper_values
+
+
+def runs(setting, values, method="metaug", seeds=2, gain=0.0):
+    """Two seeds of accuracy 0.5 + gain + 0.1 place, 0.02 apart, over values of a setting."""
+    rows = [
+        {setting: value, "method": method, "seed": seed, "accuracy": 0.5 + gain + 0.1 * place + 0.02 * seed,
+         "untrained": 0.3, "measure": "probe_fast", "split": "test", "dataset": "shapes", "encoder": "conv"}
+        for place, value in enumerate(values) for seed in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --- the numbers
+@pytest.mark.parametrize(
+    ("method", "dataset", "encoder", "accuracy"),
+    [
+        ("metaug", "tiny-imagenet", "conv", 44.51), ("metaug", "stl10", "conv", 85.41), ("metaug", "cifar10", "conv", 87.87),
+        ("metaug", "cifar100", "conv", 59.97), ("metaug", "tiny-imagenet", "fc", 45.36), ("metaug", "stl10", "fc", 85.62),
+        ("metaug", "cifar10", "fc", 88.12), ("metaug", "cifar100", "fc", 61.06), ("supervised", "cifar10", "conv", 75.39),
+        ("bigan", "cifar10", "fc", 62.74), ("cmc+hard", "cifar10", "fc", 86.22), ("metaug-only-oucl", "cifar10", "conv", 85.98),
+        ("swav", "cifar10", "fc", 65.20), ("looc", "stl10", "fc", 82.60), ("cmc", "tiny-imagenet", "conv", 41.58),
+        ("metaug", "cifar10", "resnet50", 91.09), ("metaug", "stl10", "resnet50", 90.26), ("looc", "cifar10", "resnet50", 87.80),
+        ("metaug", "imagenet", "conv", 45.1), ("cmc", "imagenet", "conv", 42.6), ("metaug-nnclr", "imagenet", "resnet50", 76.0),
+    ],
+)  # fmt: skip
+def test_tables_1_to_3_hold_what_the_paper_says(method, dataset, encoder, accuracy):
+    assert paper_values.reported(method, dataset, encoder) == accuracy
+
+
+def test_what_the_paper_does_not_report_is_nan():
+    assert np.isnan(paper_values.reported("supervised", "cifar10", "fc"))
+    assert np.isnan(paper_values.reported("metaug", "shapes", "conv"))
+
+
+def test_the_tables_have_their_rows_and_averages():
+    assert {number: len(rows["method"].unique()) for number, rows in paper_values.TABLES.items()} == {
+        1: 19,
+        2: 12,
+        3: 18,
+    }
+    averages = paper_values.TABLES[2].groupby("method")["accuracy"].mean()  # the paper prints them as a third column
+    printed = {"swav": 83.04, "simclr": 84.19, "cmc": 86.47, "byol": 87.35, "barlow": 85.93, "dacl": 87.52, "looc": 88.21,
+               "swav+hard": 84.25, "simclr+hard": 86.20, "cmc+hard": 88.02, "metaug-only-oucl": 88.55, "metaug": 90.68}  # fmt: skip
+    assert averages.to_dict() == pytest.approx(printed, abs=0.0051)
+    quoted = paper_values.TABLES[1][paper_values.TABLES[1]["half_width"].isna()]["method"].unique()
+    assert list(quoted) == ["supervised", "bigan", "nat", "dim", "splitbrain", "cmc"]
+
+
+def test_tables_4_to_6_and_figure_3():
+    assert (paper_values.TABLE_4["metaug"][8] - paper_values.TABLE_4["metaug"][1]).round(
+        2
+    ) == 1.60  # both gaps stand in section 4.3
+    assert (paper_values.TABLE_4["looc"][8] - paper_values.TABLE_4["looc"][1]).round(2) == 2.44
+    assert paper_values.TABLE_4.loc[5, ["looc", "metaug"]].tolist() == [82.05, 88.12]  # the standard set: Table 1, fc
+    assert paper_values.TABLE_5["without"].idxmax() == 1e-5
+    assert paper_values.TABLE_5.loc[1e-7].tolist() == [86.90, 87.19]
+    best = paper_values.TABLE_6.query("method == 'metaug+randaugment'")
+    assert best[["views", "top1", "top5"]].to_numpy().tolist() == [["Y,DbDr", 66.7, 87.5]]
+    assert paper_values.FIGURE_3 == {"without": 41.16, 6: 42.02}
+
+
+def test_every_method_of_the_tables_has_a_name_and_a_colour_of_its_own():
+    methods = (
+        set(pd.concat(paper_values.TABLES.values())["method"])
+        | set(paper_values.TABLE_6["method"])
+        | set(paper_values.TABLE_4)
+    )
+    assert methods <= set(paper_values.NAMES)
+    assert methods <= set(style.METHOD_COLOURS)
+    assert len(set(style.METHOD_COLOURS.values())) == len(style.METHOD_COLOURS)
+    assert len(set(paper_values.NAMES.values())) == len(paper_values.NAMES)
+
+
+# --- the figures
+def test_a_setting_is_drawn_at_equal_distances_with_band_and_floor(ax):
+    table = pd.concat([runs("beta", [16, 4, 64]), runs("beta", [16, 4, 64], "metaug-only-oucl", gain=0.1)])
+    assert paper_figures.against(table, ax, "beta", "Title", r"$\beta$") is ax
+    assert line(ax, "MetAug").get_xdata().tolist() == [0, 1, 2]
+    assert line(ax, "MetAug").get_ydata() == pytest.approx([61, 51, 71])  # 4, 16, 64 in order, in percent
+    assert line(ax, "MetAug").get_color() == style.METHOD_COLOURS["metaug"]
+    assert line(ax, "MetAug (only OUCL)").get_ydata() == pytest.approx([71, 61, 81])
+    assert line(ax, "MetAug").get_marker() != line(ax, "MetAug (only OUCL)").get_marker()  # told apart in grey
+    assert line(ax, "untrained (mean)").get_ydata()[0] == pytest.approx(30)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4", "16", "64"]
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() - 71 == pytest.approx(12.706 * 1, rel=1e-4)  # t x standard deviation (sqrt 2) / sqrt 2, points
+    assert "n = 2 seeds a point" in caption(ax)
+    assert "linear probe, fast, test" in ax.get_ylabel()
+
+
+def test_one_seed_says_that_there_is_no_interval_and_no_run_says_so(ax):
+    table = runs("beta", [4, 16], seeds=1)
+    paper_figures.against(table, ax, "beta")
+    assert "n = 1 seed a point, so no interval" in caption(ax)
+    ax.clear()
+    paper_figures.against(table.assign(accuracy=np.nan), ax, "beta")
+    assert "no finished run yet" in caption(ax)
+
+
+def test_differences_have_intervals_in_points_and_the_paper_beside_them(ax):
+    found = pd.DataFrame({"delta": [1e-7, 1.0], "mean": [0.01, -0.02], "half_width": [0.005, 0.03], "n": [3, 3]})
+    paper_figures.differences(found, ax, "delta", {1e-7: 1.21, 1e-5: 1.89}, papers_label="paper")
+    ours, papers = ax.containers[0].lines[0], line(ax, "paper")
+    assert ours.get_xdata().tolist() == [0, 2]
+    assert ours.get_ydata() == pytest.approx([1, -2])
+    ends = ax.containers[0].lines[2][0].get_segments()
+    assert ends[1][:, 1] == pytest.approx([-5, 1])
+    assert (papers.get_xdata().tolist(), papers.get_ydata().tolist()) == ([0, 1], [1.21, 1.89])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["$10^{-7}$", "$10^{-5}$", "1"]
+    assert "n = 3 seeds" in caption(ax)
+
+
+def test_a_heat_map_writes_each_mean_in_its_cell_and_names_a_blank(ax):
+    found = pd.DataFrame(
+        {
+            "alpha": [1.0, 1e-13, 1.0],
+            "beta": [4, 4, 16],
+            "mean": [0.5, 0.4, 0.6],
+            "half_width": [0.01, np.nan, 0.02],
+            "n": 2,
+        }
+    )
+    paper_figures.heat_map(found, ax, "alpha", "beta")
+    texts = {(text.get_position()): text.get_text() for text in ax.texts if text.get_transform() == ax.transData}
+    assert texts == {(0.5, 0.5): "40.0", (1.5, 0.5): "50.0\n±1.0", (0.5, 1.5): "no run", (1.5, 1.5): "60.0\n±2.0"}
+    assert np.ma.getmaskarray(ax.collections[0].get_array()).tolist() == [[False, False], [True, False]]
+    assert ax.get_ylim() == (0, 2)  # numbers rise
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["$10^{-13}$", "1"]
+
+
+def test_rows_of_methods_stand_in_order_with_blanks_named(ax):
+    values = pd.DataFrame({"method": ["cmc", "metaug"], "mean": [0.8, 0.9], "half_width": [np.nan, 0.01]})
+    paper_figures.method_rows(values, ax, "Title", ["cmc", "looc", "metaug"])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["CMC", "LooC", "MetAug"]
+    points = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in ax.containers]
+    assert points == [(80, 0), (90, 2)]
+    assert to_hex(ax.containers[1].lines[0].get_color()) == style.METHOD_COLOURS["metaug"].lower()
+    assert "no value" in caption(ax)
+
+
+def test_histograms_are_densities_with_the_mean_and_the_number_of_pairs(ax):
+    table = training.binned(np.array([0.91, 0.93]), np.array([0.11, 0.31, 0.51, 0.51]), bins=10)
+    same = table[table["pairs"] == "same"]
+    assert same["density"].tolist() == pytest.approx([0] * 9 + [10])  # both in the last tenth
+    assert table[table["pairs"] == "different"]["density"].tolist() == pytest.approx([0, 2.5, 0, 2.5, 0, 5, 0, 0, 0, 0])
+    anatomy.similarity_panel(table, ax, "Title")
+    drawn = {fill.get_label(): fill for fill in ax.collections}
+    heights = drawn["different images, mean 0.36"].get_paths()[0].vertices[:, 1]
+    assert sorted(set(heights.round(6))) == [0, 2.5, 5]  # the densities of the table
+    labels = {label: to_hex(fill.get_facecolor()[0]) for label, fill in drawn.items()}
+    assert labels == {"different images, mean 0.36": style.RED.lower(), "same image, mean 0.92": style.BLUE.lower()}
+    assert "n = 2 and 4 pairs" in caption(ax)
+    gaps = anatomy.gaps(table.assign(features="original", margin="none"))
+    assert gaps.loc[("original", "none")].tolist() == [0.36, 0.92, 0.56]
+
+
+def test_shares_are_drawn_over_delta_with_the_rounding_of_float32(ax):
+    table = pd.DataFrame({"delta": [1e-7, 1e-7, 1.0], "augmented_gradient_share": [4e-8, 6e-8, 0.4]})
+    anatomy.gradient_shares(table, ax)
+    assert line(ax, "measured").get_xdata().tolist() == [1e-7, 1]
+    assert line(ax, "measured").get_ydata() == pytest.approx([5e-8, 0.4])
+    assert line(ax, "rounding of float32").get_ydata()[0] == np.finfo(np.float32).eps / 2
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert "n = " not in caption(ax) or "1 to 2 seeds" in caption(ax)
+
+
+def test_the_rounding_that_is_drawn_is_that_of_the_runs(ax):
+    table = pd.DataFrame({"delta": [1e-5, 1e-5, 1e-5, 1.0], "augmented_gradient_share": 0.1, "device": "cuda",
+                          "precision": ["tf32", "bf16", "bf16", "tf32"]})  # fmt: skip
+    anatomy.gradient_shares(table, ax)
+    drawn = {one.get_label(): one.get_ydata()[0] for one in ax.lines if str(one.get_label()).startswith("rounding")}
+    assert drawn == {"rounding of tf32": 2**-11, "rounding of bf16": 2**-8}
+
+
+def test_costs_are_bars_of_ratios_with_the_range_of_the_rounds(ax):
+    table = pd.DataFrame({"step": ["plain", "meta"], "times_plain": [1.0, 3.0], "low": [1.0, 2.5], "high": [1.0, 4.0],
+                          "flops_plain": [1.0, 2.9], "rounds": 5})  # fmt: skip
+    anatomy.step_costs(table, ax)
+    heights = {c.get_label(): [bar.get_height() for bar in c] for c in ax.containers if hasattr(c, "patches")}
+    assert heights == {"time": [1, 3], "FLOPs": [1, 2.9]}
+    assert "n = 5 rounds" in caption(ax)
+
+
+# --- whole figures from small tables
+def alpha_beta_delta():
+    table = runs("delta", [1e-7, 1.0])
+    return pd.concat([table.assign(panel=panel, alpha=1e-13, beta=16) for panel in "abc"])
+
+
+SMALL = {
+    "04-gamma-attenuation": pd.concat(
+        [runs("phi_dec", [1, 6]).assign(oucl="eq9"), runs("phi_dec", [1], gain=-0.1).assign(oucl="eq8")]
+    ),
+    "05-batch-size": runs("batch_size", [32, 64]),
+    "06-margins": pd.concat([runs("margin", ["none", "large"], method) for method in ("metaug", "metaug-only-mag")]),
+    "07-hyperparameters": alpha_beta_delta(),
+    "07-gamma": runs("gamma", [0, 0.4], "metaug-only-oucl"),
+    "08-augmentations": runs("set", [1, 8]),
+    "09-benchmarks": runs("delta", [1e-7]),
+    "11-delta": pd.concat(
+        [runs("weight", [-1.0, 0.0], "metaug-only-oucl"), runs("weight", [1e-7, 1.0])]
+    ).assign(delta=lambda t: t["weight"].clip(lower=1e-7), augmented_gradient_share=1e-8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_registered_figure_is_drawn_from_its_table_and_from_one_without_results(name):
+    for table in (SMALL[name], SMALL[name].assign(accuracy=np.nan)):
+        figure = gallery.FIGURES[name].draw(table)
+        assert all(ax.get_title(loc="left") for ax in figure.axes if ax.get_label() != "<colorbar>")
+        plt.close(figure)
+
+
+def test_the_gain_by_attenuation_is_paired_with_the_loss_without_gamma():
+    figure = paper_gallery.attenuation(SMALL["04-gamma-attenuation"])
+    right = figure.axes[1]
+    assert right.containers[0].lines[0].get_ydata() == pytest.approx([10, 20])
+    assert line(right, "paper, Tiny ImageNet").get_ydata() == pytest.approx([0.86])
+    plt.close(figure)
+
+
+def test_the_delta_question_is_drawn_against_only_oucl_with_a_control():
+    figure = paper_gallery.delta_question(SMALL["11-delta"])
+    left, right = figure.axes
+    assert len(line(left, "measured").get_xdata()) == 2  # MetAug alone has a share
+    assert right.get_xticklabels()[0].get_text() == "control"
+    assert right.containers[0].lines[0].get_ydata() == pytest.approx([10, 0, 10])
+    papers = dict(zip(paper_values.TABLE_5.index, line(right, "paper, CIFAR-10").get_ydata(), strict=True))
+    assert papers[1e-5] == pytest.approx(1.89)
+    plt.close(figure)
+
+
+def test_the_commands_of_the_gallery_name_notebooks_and_parameters_that_exist():
+    import papermill
+
+    from metaug_workbook import papermill_runner
+
+    for name, entry in gallery.FIGURES.items():
+        words = entry.command.split()
+        if words[:2] == ["metaug", "run"]:
+            known = papermill.inspect_notebook(papermill_runner.find(words[2]))
+            given = [words[i + 1] for i, word in enumerate(words) if word == "-p"]
+            assert set(given) <= set(known), name

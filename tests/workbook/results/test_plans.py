@@ -1,0 +1,191 @@
+"""Experiments as a notebook makes them: grids, their cost before they start, tables with the untrained floor, figures kept."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from tiny import TINY
+from workbooks import git
+
+from metaug_core import METHODS, Config
+from metaug_core.config import ConfigError
+from metaug_core.data import datasets
+from metaug_core.evaluation import representations
+from metaug_core.meta import meta_gradient
+from metaug_core.meta.forward_ad import frozen_statistics
+from metaug_core.presets import preset
+from metaug_core.runs.store import request
+from metaug_workbook import plans
+from metaug_workbook.plots.training import binned
+from metaug_workbook.results import experiments, paper_comparison, paper_values, step_costs
+
+
+def test_a_grid_has_every_combination_with_seeds_innermost_and_each_methods_defaults():
+    found = experiments.grid({"preset": "sketch", "epochs": None}, 2, method=["metaug", "simclr"], beta=[4, 8])
+    assert [(c.method, c.beta, c.seed) for c in found] == [
+        (method, beta, seed) for method in ("metaug", "simclr") for beta in (4, 8) for seed in (0, 1)
+    ]
+    assert found[0] == preset("sketch", beta=4)
+    assert found[4] == preset("sketch", method="simclr", beta=4)
+    assert found[4].views == ("RGB", "RGB")
+
+
+def test_a_method_that_is_not_registered_is_a_blank_and_a_wrong_value_is_refused():
+    assert experiments.grid({}, 3, method=["no such method"]) == []
+    assert experiments.absent(["metaug", "no such method"]) == ["no such method"]
+    with pytest.raises(ConfigError, match="beta"):
+        experiments.grid({}, 1, beta=[-1])
+
+
+def test_what_a_method_refuses_is_left_out():
+    looc = experiments.grid(paper_values.AUGMENTATION_SETS[2], 1, method=["looc", "metaug"])
+    assert [config.method for config in experiments.accepted(looc)] == ["metaug"]
+
+
+def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
+    for module in ("plans", "notebook"):
+        monkeypatch.setattr(f"metaug_workbook.{module}.injected", lambda known: ({"lr": 0.5}, []))
+    assert plans.plan({"seeds": 2}, preset="sketch", epochs=None) == {"preset": "sketch", "epochs": None, "lr": 0.5}
+    monkeypatch.setattr("metaug_workbook.plans.injected", lambda known: ({"seed": 1}, []))
+    with pytest.raises(ConfigError, match="many runs"):
+        plans.plan({"seeds": 2}, preset="sketch")
+
+
+def test_one_floor_for_each_untrained_encoder():
+    configs = experiments.grid({}, 2, method=["metaug", "metaug-only-oucl", "simclr"])
+    assert [(c.method, c.seed) for c in experiments.floors(configs)] == [
+        ("simclr", 1), ("simclr", 0), ("metaug", 1), ("metaug", 0)
+    ]  # fmt: skip
+
+
+def test_methods_share_a_floor_only_where_their_untrained_features_are_the_same():
+    """Of every method: what is measured of an untrained encoder is equal for equal keys, CPC's patches and DIM's whole images
+    have two keys, and methods that begin with the same encoders one."""
+    bare = {name: value for name, value in TINY.items() if name != "views"}
+    bare |= {"queue_size": 48, "cpc_grid": 3, "cpc_skip": 0, "randaugment": 0.0}
+    assert len(experiments.floors([Config(**{**bare, "method": name}) for name in ("cpc", "dim")])) == 2
+    images, shared = datasets.load(Config(**TINY)).train, {}
+    for name in METHODS:
+        try:
+            config = Config(**{**bare, "method": name})
+            networks, _ = representations.load_networks(config, 2)
+        except ConfigError:  # a tiny run does not have what this one needs
+            continue
+        representations.settle_statistics(networks, images, config)
+        key = experiments.floor_key(config)
+        shared.setdefault(key, {})[name] = representations.features(networks, images, config)
+    group = {name: key for key, found in shared.items() for name in found}
+    assert len(group) > 15
+    assert group["cpc"] != group["dim"]
+    assert group["metaug"] == group["cmc"]
+    for found in shared.values():
+        first = next(iter(found.values()))
+        assert all(torch.equal(first, other) for other in found.values())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"cpc_grid": 4}, {"train_images": 50}, {"dataset": "shapes"}, {"width": 0.1}]
+)
+def test_a_setting_that_decides_a_floor_makes_another(changes):
+    settings = {name: value for name, value in TINY.items() if name != "views"}
+    settings |= {"cpc_grid": 3, "cpc_skip": 0, "method": "cpc"}
+    one, other = Config(**settings), Config(**settings | changes)
+    assert experiments.floor_key(one) != experiments.floor_key(other)
+    assert experiments.floor_key(one) == experiments.floor_key(one.replace(lr=0.5, batch_size=8, jitter=0.1))
+
+
+def test_the_cost_is_counted_in_passes_images_and_kinds_of_steps(monkeypatch):
+    monkeypatch.setattr(experiments, "step_seconds", lambda config: {"metaug": 2.0, "cmc": 1.0}[config.method])
+    settings = {"train_images": 640, "val_fraction": 0.0, "epochs": 3, "batch_size": 64, "keep_last": 1}
+    metaug, cmc = experiments.grid(settings, 1, method=["metaug", "cmc"])
+    assert experiments.seconds([metaug]) == pytest.approx(2.0 * 10 * (3 + 0.5))  # evaluation: half a pass more
+    assert experiments.seconds([metaug, cmc, cmc]) == pytest.approx(4.0 * 10 * (3 + 0.5))
+
+
+def test_a_real_step_is_timed_and_counted(tiny):
+    alternate, epoch = tiny(), tiny(schedule="epoch")
+    assert 0 < experiments.step_seconds(alternate) < 60
+    assert 0 < experiments.step_seconds(epoch) < 60
+    ways = {name: step_costs.rehearse(tiny(method=name)).step for name in ("metaug-only-oucl", "metaug")}
+    table = step_costs.compared(ways, rounds=2)
+    assert table["times_plain"].iloc[0] == table["flops_plain"].iloc[0] == 1
+    assert 2 < table["flops_plain"].iloc[1] < 8 / 3 + 2  # the bound of the encoders, and the MAG's share
+
+
+def test_flops_are_those_of_the_matmul():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert step_costs.counted(lambda: a @ b).flops == 2 * 3 * 5 * 7
+
+
+def test_the_problem_of_the_notebook_agrees_with_double_backward_and_with_a_difference(tiny):
+    p = step_costs.problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
+    direction = {name: w.detach().sign() for name, w in p.omega.items()}
+    with frozen_statistics(*p.modules):
+        fast = meta_gradient.meta_gradient(*p[:4], 0.1)
+        slow = meta_gradient.meta_gradient_reference(*p[:4], 0.1)
+        wanted = step_costs.central_difference(p, 0.1, direction)
+    assert step_costs.distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
+    assert float(sum((fast[n] * direction[n]).sum() for n in fast)) == pytest.approx(wanted, rel=1e-7)
+
+
+def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours(tiny, capsys):
+    configs = [tiny(method="metaug-only-oucl", seed=seed) for seed in (0, 1)]
+    table = plans.collected(configs, max_hours=0.0, measure="knn")
+    assert table["state"].tolist() == ["missing", "missing"]
+    assert table["accuracy"].isna().all()
+    assert "nothing was started" in capsys.readouterr().out
+    assert not request(configs[0]).finished
+    table = plans.collected(configs, max_hours=1.0, measure="knn")
+    assert table["state"].tolist() == ["finished", "finished"]
+    assert table["accuracy"].tolist() == table["knn"].tolist()
+    assert table["untrained"].notna().all()
+    assert "0 of them there" in capsys.readouterr().out
+    again = plans.collected([*configs, configs[0].replace(lr=1e-3), configs[0]], max_hours=0.0, measure="knn")
+    assert "3 runs, 2 of them there" in capsys.readouterr().out  # one stands in the table twice
+    assert again["accuracy"].tolist()[:2] == table["accuracy"].tolist()
+    assert np.isnan(again["accuracy"].iloc[2])
+    assert again["untrained"].iloc[2] == table["untrained"].iloc[0]  # the same encoder before training
+
+
+def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, checkout):
+    table = plans.collected([tiny(method="metaug-only-oucl", gamma=gamma) for gamma in (0.2, 0.4)], 1.0, "knn")
+    plt.close(plans.drawn("07-gamma", table, table, True, ["gamma"]))
+    kept = pd.read_csv(checkout / "figures" / "data" / "07-gamma.csv")
+    assert kept["gamma"].tolist() == [0.2, 0.4]
+    assert kept["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
+    origin = json.loads((checkout / "figures" / "07-gamma.json").read_text())
+    assert origin["numbers"]["runs"] == sorted(table["run"])
+    assert origin["numbers"]["commits"] == [git(checkout, "rev-parse", "HEAD")]
+    assert (checkout / "figures" / "07-gamma.svg").exists()
+
+
+def test_histograms_of_figure_2_are_of_both_kinds_of_pairs(tiny):
+    config = tiny()
+    plans.collected([config], 1.0, "knn")
+    table = plans.similarity_table([config, tiny(seed=5)], 20)  # the second is not there
+    counts = table.groupby(["features", "pairs"])["count"].first()
+    assert counts.to_dict() == {
+        ("augmented", "different"): 2 * 20 * 19, ("augmented", "same"): 2 * 20,
+        ("original", "different"): 20 * 19, ("original", "same"): 20,
+    }  # fmt: skip
+    assert table.columns.tolist()[:5] == binned(np.ones(1), np.ones(1)).columns.tolist()
+
+
+def test_verdicts_follow_from_intervals():
+    rows = [(weight, seed, 0.5 + gain + 0.001 * seed * (weight == 1e-7)) for weight, gain in
+            ((-1.0, 0), (0.0, 0.0), (1e-7, -0.0005), (1.0, -0.1)) for seed in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["weight", "seed", "accuracy"]).assign(augmented_gradient_share=1e-3)
+    found = plans.verdicts(table)
+    assert found["verdict"].to_dict() == {"control": "open", "1e-07": "open", "1": "lower"}
+    assert found.loc["1", "mean"] == -10
+
+
+def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_fill_them():
+    first = paper_comparison.table(2, 1)
+    assert first.shape == (12, 2)
+    assert first.loc["MetAug", ("cifar10", "resnet50")].endswith("/ 91.09")
+    assert len(paper_comparison.commands(20)) == 12
+    assert paper_comparison.cell([], 87.87) == "– / 87.87"

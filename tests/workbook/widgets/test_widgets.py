@@ -1,0 +1,368 @@
+"""Controls move the artists to the right numbers, computed here directly; a run in the background loses nothing. No browser."""
+
+import io
+import os
+import signal
+import time
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from metaug_core import Config, MetaugError, preset
+from metaug_core.data import shapes
+from metaug_core.meta.meta_gradient import look_ahead_reference
+from metaug_core.objectives import losses
+from metaug_core.objectives.margins import margins
+from metaug_core.objectives.similarity import Pairs
+from metaug_core.runs.store import append, read_tensors, request, rows, write, write_json
+from metaug_core.views import augmentation
+from metaug_workbook import widgets
+from metaug_workbook.jobs import background
+from metaug_workbook.teaching import meta_toy as toy
+from metaug_workbook.teaching import toys
+from metaug_workbook.widgets import margins as margin_room
+
+WAIT_SECONDS = 300
+
+
+def wait(happens, seconds=WAIT_SECONDS):
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --- OUCL
+def gradient(loss, positive, negative):
+    p = torch.tensor([[positive]], requires_grad=True)
+    n = torch.tensor([[negative]], requires_grad=True)
+    value = loss(p, n)
+    return (value.item(), *(g.item() for g in torch.autograd.grad(value, (p, n))))
+
+
+@pytest.mark.parametrize(
+    ("values", "loss"),
+    [
+        ({}, lambda p, n: losses.oucl(p, n, 16, 0.4)),  # eq. 10, written by its own derivatives
+        ({"beta": 64, "gamma": 0.2}, lambda p, n: losses.oucl(p, n, 64, 0.2)),
+        ({"weights": False}, lambda p, n: losses.oucl_plain(p, n, 16, 0.2)),
+        ({"phi_dec": 4}, lambda p, n: losses.oucl_weighted(p, n, 16, (1.4, -0.4), (0.6, 0.4), 4)),
+    ],
+)
+def test_oucl_map_curve_and_sentence_follow_the_controls(values, loss):
+    explorer = widgets.oucl_explorer()
+    explorer.set(**values, positive=0.7, negative=0.5)
+    drawn = explorer.plot.maps[0].image.get_array()
+    assert drawn[45, 30] == pytest.approx(gradient(loss, 30 / 60, 45 / 60)[0], rel=1e-5)  # row d-, column d+
+    value, on_positive, on_negative = gradient(loss, 0.7, 0.5)
+    assert f"loss {value:.3f}, gradient {on_positive:+.3f} on d⁺ and {on_negative:+.3f} on d⁻" in explorer.text
+    at = [gradient(loss, 0.7, x)[2] for x in (0.25, 0.5)]
+    _, y = explorer.plot.lines[0].get_data()
+    assert y[30] / y[15] == pytest.approx(at[1] / at[0], rel=1e-3)
+    assert explorer.plot.maps[0].dot.get_data() == ([0.7], [0.5])
+
+
+def test_oucl_line_stands_where_eq_10_is_halfway():
+    explorer = widgets.oucl_explorer(gamma=0.3)
+    x, y = explorer.plot.maps[0].line.get_data()
+    radius = np.sqrt((1 - x) ** 2 + y**2)
+    np.testing.assert_allclose(radius[~np.isnan(radius)], np.sqrt(2) * 0.3, atol=2e-3)
+
+
+def test_infonce_gives_both_the_same_weight_and_follows_its_temperature():
+    explorer = widgets.oucl_explorer(positive=0.5, negative=0.6)
+    explorer.set(temperature=0.2)
+    value = np.log1p(np.exp(2 * 0.1 / 0.2))  # cosines 0 and 0.2
+    assert f"InfoNCE: loss {value:.3f}" in explorer.text
+    assert explorer.plot.maps[1].image.get_array()[36, 30] == pytest.approx(value, rel=1e-5)
+
+
+# --- every explorer
+EXPLORERS = {
+    "oucl": (widgets.oucl_explorer, widgets.oucl_figure, {"beta": 64}),
+    "margin": (widgets.margin_explorer, widgets.margin_figure, {"margin": "small"}),
+    "augmentation": (widgets.augmentation_viewer, widgets.augmentation_figure, {"seed": 3}),
+    "meta step": (widgets.meta_step_stepper, widgets.meta_step_figure, {"stage": 6}),
+}
+EACH = pytest.mark.parametrize("name", EXPLORERS)
+
+
+def pixels(figure):
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png")
+        return np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+
+
+@EACH
+def test_a_moved_control_changes_the_picture_and_not_without_its_observer(name):
+    make, _, change = EXPLORERS[name]
+    explorer, (control, value) = make(), next(iter(change.items()))
+    before = explorer.png
+    explorer.set(**change)
+    after = explorer.png
+    assert after != before
+    assert explorer.image.value == after
+    explorer.controls[control].unobserve(explorer.redraw, "value")  # the negative control
+    explorer.set(**{control: make().values[control]})
+    assert explorer.png == after
+    assert explorer.values[control] != value
+
+
+@EACH
+def test_the_plain_twin_draws_the_same(name):
+    make, draw, change = EXPLORERS[name]
+    explorer = make()
+    explorer.set(**change)
+    figure = draw(**change)
+    pixels(figure)  # the layout settles in the first drawing
+    assert np.abs(pixels(explorer.figure) - pixels(figure)).mean() < 0.5
+
+
+@EACH
+def test_labels_tooltips_and_columns_that_fit(name):
+    explorer = EXPLORERS[name][0]()
+    for control in explorer.controls.values():
+        assert control.description
+        assert control.tooltip
+    with Image.open(io.BytesIO(explorer.png)) as image:
+        assert image.width <= 900
+
+
+def outputs(shown, monkeypatch):
+    found = []
+    for room in ("metaug_workbook.widgets.base",):
+        monkeypatch.setattr(f"{room}.display", lambda data, **options: found.append(data))
+    shown._ipython_display_()
+    return found
+
+
+@EACH
+def test_what_is_displayed_first_is_a_png_and_the_live_box_hides_it(name, monkeypatch):
+    explorer = EXPLORERS[name][0]()
+    static, live = outputs(explorer, monkeypatch)
+    assert set(static) == {"image/png", "text/plain"}
+    assert static["text/plain"] == explorer.text
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert "JupyterLab" in live["text/plain"]
+    assert "metaug-live" in explorer.box._dom_classes
+    assert "display: none" in explorer.box.children[0].value
+
+
+# --- margins
+@pytest.mark.parametrize("kind", ["large", "medium", "small", "none"])
+def test_margin_lines_and_pushed_pairs(kind):
+    explorer = widgets.margin_explorer()
+    explorer.set(margin=kind, strength=0.5)
+    z, far = margin_room.sample()
+    augmented = F.normalize((z + far) / 2, dim=-1)
+    sigma = margins(*Pairs(2)(z, z), kind)
+    positives, negatives = Pairs(2)(augmented, z)
+    histogram = explorer.plot.mixed
+    filled = histogram.pushed[0].get_data().values.sum(), histogram.pushed[1].get_data().values.sum()
+    assert filled[0] == pytest.approx(float((positives > sigma[0]).float().mean()))
+    assert filled[1] == pytest.approx(float((negatives < sigma[1]).float().mean()))
+    visible = [line.get_visible() for line in histogram.lines]
+    assert visible == [kind != "none"] * 2
+    if kind != "none":
+        assert [line.get_xdata()[0] for line in histogram.lines] == pytest.approx([float(s) for s in sigma])
+        assert f"R_σ = {float(losses.margin_regularisation(positives, negatives, *sigma)):.4f}" in explorer.text
+
+
+def test_margins_of_a_run(tiny):
+    from metaug_core import fit
+
+    run = fit(tiny(epochs=1), lambda at: None)
+    explorer = widgets.margin_explorer(run)
+    assert explorer.plot.z.shape == explorer.plot.augmented.shape == (2, 64, 8)
+    assert not torch.equal(explorer.plot.z, explorer.plot.augmented)
+    with pytest.raises(MetaugError, match="kept no encoder"):
+        widgets.margin_explorer(request(tiny(seed=5)))
+    with pytest.raises(MetaugError, match="no MAG"):
+        widgets.margin_explorer(fit(tiny(method="cmc", epochs=1), lambda at: None))
+
+
+# --- augmentation
+def test_stages_and_views_are_those_of_the_package():
+    viewer = widgets.augmentation_viewer(number=2, seed=7, rotation=30.0, jitter=0.5, grey=0.0, crop=0.3, flip=0.5)
+    image = shapes.make(20, 7, 64)[0][2:3]
+    draws = augmentation.draw(1, torch.Generator().manual_seed(7))
+    config = Config(image_size=64, crop_scale=(0.3, 1), flip=0.5, rotation=30, jitter=0.5)
+    shown = viewer.plot.pictures["view RGB"].get_array()
+    np.testing.assert_allclose(shown, augmentation.transform(image, config, draws)[0].permute(1, 2, 0), atol=1e-6)
+    np.testing.assert_allclose(viewer.plot.pictures["image"].get_array(), image[0].permute(1, 2, 0) / 255, atol=1e-6)
+    viewer.set(grey=1.0)
+    grey = viewer.plot.pictures["view RGB"].get_array()
+    np.testing.assert_allclose(grey[..., 0], grey[..., 2], atol=1e-6)
+    assert "made grey" in viewer.text
+
+
+def test_one_image_and_wrong_images():
+    viewer = widgets.augmentation_viewer(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    viewer.set(number=1)
+    assert viewer.plot.pictures["image"].get_array().shape == (16, 16, 3)
+    with pytest.raises(MetaugError, match="uint8"):
+        widgets.augmentation_viewer(torch.zeros(1, 3, 16, 16))
+
+
+# --- the meta-step
+@pytest.mark.parametrize(("rate", "margin"), [(1.0, True), (0.25, False)])
+def test_direct_and_mixed_part_add_up_to_the_reference(rate, margin):
+    theta, omega = toy.start(0)
+    one = toys.toy(toy.augment, rate, toy.MAG_LR, alpha=float(margin))
+    wanted = look_ahead_reference(toys.encode, one.inner, theta, omega, rate, one.outer)
+    frame = toy.trajectory(rate, float(margin), 0)[0]
+    for name, gradient in wanted.gradient.items():
+        torch.testing.assert_close(frame.direct[name] + frame.mixed[name], gradient)
+    torch.testing.assert_close(frame.z_ahead, wanted.features_ahead)
+    still = look_ahead_reference(toys.encode, one.inner, theta, omega, 0.0, one.outer)
+    assert all(float(part.abs().max()) < 1e-12 for part in toy.trajectory(0.0, float(margin), 0)[0].mixed.values())
+    assert still.gradient.keys() == frame.direct.keys()
+
+
+def test_arrows_of_the_stage_and_buttons_forward_and_back():
+    stepper = widgets.meta_step_stepper(stage=1)
+    circle = stepper.plot.circle
+    assert not circle.mixed.get_visible()
+    back, forward = stepper.box.children[1].children[-1].children
+    forward.click()
+    assert stepper.values["stage"] == 2
+    assert circle.mixed.get_visible()
+    frame, frames = toy.trajectory(1.0, 1.0, 0)[0], toy.trajectory(1.0, 1.0, 0)
+    longest = max(float(a.norm(dim=-1).max()) for f in frames for a in (f.along_direct, f.along_mixed))
+    drawn = np.stack([circle.mixed.U, circle.mixed.V], -1)
+    np.testing.assert_allclose(drawn, 0.8 / longest * frame.along_mixed.flatten(0, 1).numpy(), rtol=1e-6)
+    for _ in range(3):
+        back.click()
+    assert stepper.values["stage"] == 0  # and not below
+
+
+# --- runs
+@pytest.fixture
+def background_config(tmp_path):
+    """A run on image files, which another process can load: the tiny data set is known to this one only."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", 24), ("test", 4)):
+        for name in "ab":
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(random.randint(0, 255, (16, 16, 3)).astype("uint8")).save(folder / f"{number}.png")
+    return preset(
+        "quick", dataset="folder", data_dir=tmp_path / "images", runs_dir=tmp_path / "runs", image_size=16, width=0.05,
+        feature_dim=8, mag_hidden=16, batch_size=8, epochs=400, train_images=None, log_every=2, workers=0, device="cpu",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_paused_and_resumed_in_the_background_is_bit_identical(background_config, tmp_path):
+    from metaug_core import fit
+
+    config = background_config.replace(epochs=16)
+    whole = fit(config.replace(runs_dir=tmp_path / "whole"), lambda at: None)
+    monitor = widgets.run_monitor(config)
+    assert (monitor.state, monitor.buttons["pause"].disabled) == ("new", True)
+    monitor.press("start")
+    run = monitor.run
+    wait(lambda: rows(run.path / "timing.jsonl"))
+    assert monitor.state in ("starting", "training")
+    monitor.press("pause")
+    wait(lambda: not background.alive(run))
+    monitor.look()
+    assert monitor.state == "paused"
+    assert monitor.buttons["start"].description == "Resume"
+    stopped_at = rows(run.path / "metrics.jsonl")[-1]["step"]
+    assert 0 < stopped_at < 80
+    monitor.press("start")
+    wait(lambda: run.finished)
+    wait(lambda: not background.alive(run))
+    monitor.look()
+    assert monitor.state == "finished"
+    for name in ("metrics.jsonl", "similarities.jsonl"):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes()
+    # By tensor: safetensors writes the two entries of its header in any order.
+    (ours, _), (theirs, _) = (read_tensors(one.encoder_files()[-1]) for one in (run, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by SIGKILL")
+@pytest.mark.slow
+def test_a_killed_process_is_seen_and_a_failed_one_says_why(background_config):
+    run = background.start(background_config)
+    assert background.start(background_config).path == run.path  # starts nothing twice
+    wait(lambda: (run.path / background.LOCK).exists())
+    children = dict(background.children)
+    background.children.clear()  # as another kernel sees it
+    wait(lambda: background.alive(run))
+    children[run.path].send_signal(signal.SIGKILL)
+    children[run.path].wait()
+    assert not background.alive(run)
+    assert background.state(run) in ("new", "paused")
+    missing = background_config.replace(data_dir=background_config.data_dir / "nowhere")
+    failed = background.start(missing)
+    wait(lambda: not background.alive(failed))
+    monitor = widgets.run_monitor(missing)
+    assert monitor.state == "failed"
+    assert "nowhere" in monitor.text
+    assert not monitor.buttons["start"].disabled
+
+
+def test_histograms_of_a_run_are_shares_of_its_last_minibatch(tiny):
+    from metaug_core import fit
+
+    run = fit(tiny(epochs=1), lambda at: None)
+    last = rows(run.path / "similarities.jsonl")[-1]
+    assert last["step"] == 5
+    assert sum(last["positive_histogram"]) == pytest.approx(1, abs=5e-3)
+    middle = (np.arange(50) + 0.5) / 50
+    mean = float(np.dot(middle, last["positive_histogram"]))
+    assert mean == pytest.approx(run.metrics["positive_similarity"].dropna().iloc[-1], abs=0.011)
+    figure = widgets.monitor_figure(run)
+    outline = figure.axes[2].collections[1].get_paths()[0].vertices[:, 1]
+    assert outline.max() == pytest.approx(max(last["positive_histogram"]), rel=5e-3)  # shares have four digits
+
+
+def written(root: Path, method: str, seed: int, finished: bool):
+    run = request(preset("quick", method=method, seed=seed, runs_dir=root))
+    write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    append(run.path / "metrics.jsonl", [{"step": k, "epoch": k, "knn_val": 0.1 * k + 0.01 * seed} for k in range(4)])
+    if finished:
+        write_json(run.path / "finished.json", {})
+        write(run.path / "01_pretrain.ipynb", b"{}")
+    return run
+
+
+def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for method in ("cmc", "simclr"):
+        for seed in (0, 1):
+            written(tmp_path / "runs", method, seed, finished=seed == 1)
+    browser = widgets.run_browser(tmp_path / "runs")
+    assert len(browser.listed) == 4
+    browser.filters["method"].value = "cmc"
+    browser.filters["state"].value = "finished"
+    (run,) = browser.shown
+    assert (run.config.method, run.config.seed) == ("cmc", 1)
+    (line,) = browser.figure.axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), [0.01, 0.11, 0.21, 0.31])
+    html = browser.links.outputs[0]["data"]["text/html"]
+    assert f'href="runs/{run.path.name}/01_pretrain.ipynb"' in html
+    before = browser.png
+    browser.ticks[run.path.name].value = False
+    assert browser.png != before
+    browser.ticks[run.path.name].unobserve(browser.redraw, "value")  # the negative control
+    before = browser.png
+    browser.ticks[run.path.name].value = True
+    assert browser.png == before
+    assert isinstance(browser.links, ipywidgets.Output)
+
+
+def test_run_browser_of_an_empty_folder(tmp_path):
+    browser = widgets.run_browser(tmp_path)
+    assert browser.shown == []
+    assert browser.png
