@@ -3,8 +3,8 @@
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
     python benchmarks/all_methods.py RUNS --choose wmse [--times 1,2,3]
 
-RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread
-(`making.made`), so a run's seconds are those beside another. The table goes into benchmarks/results, and with --publish into the
+RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread,
+so a run's seconds are those beside another. The table goes into benchmarks/results, and with --publish into the
 figure. With --methods a part of it is shown; with --publish its rows then take the place of the stored ones of these methods.
 
 On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each has its own views. A
@@ -28,7 +28,7 @@ from _results import FOLDER, write
 from metaug_core import METHODS, Config, evaluate, preset
 from metaug_core.evaluation.representations import interval
 from metaug_core.runs import store
-from metaug_workbook.jobs.making import made
+from metaug_workbook.jobs.runner import make_table
 from metaug_workbook.plots import gallery, paper_figures
 from metaug_workbook.plots.paper_figures import LEARNS
 from metaug_workbook.results import tables
@@ -98,7 +98,7 @@ def fewest_epochs(gains: pd.DataFrame) -> int:
 def choose(method: str, args: argparse.Namespace) -> None:
     """Choose how many times the epochs a method needs, print it and keep the readings."""
     configs = choice_configs(method, args)
-    runs = paper_figures.measured(made(configs, MEASURES, split="val"), MEASURES[0])
+    runs = paper_figures.measured(make_table(configs, MEASURES, split="val"), MEASURES[0])
     runs = runs.assign(gain=100 * (runs["accuracy"] - runs["untrained"]))
     for epochs, group in runs.groupby("epochs"):
         print(f"{epochs} epochs: gains {', '.join(f'{gain:.1f}' for gain in group['gain'])}")
@@ -210,7 +210,7 @@ def main() -> None:
     if args.publish:
         gallery.refuse_changes()  # before hours of training, not after
     configs = [config_of(method, seed, args) for seed in range(args.seeds) for method in methods]
-    runs = made(configs, MEASURES)
+    runs = make_table(configs, MEASURES)
     failures = runs["failure"].dropna()
     if len(failures):
         parser.exit(1, f"{len(failures)} of {len(configs)} runs failed, the first: {failures.iloc[0]}\n")

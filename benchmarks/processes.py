@@ -17,7 +17,7 @@ from _results import write
 
 from metaug_core import preset
 from metaug_core.training.progress import silent
-from metaug_workbook.jobs import making
+from metaug_workbook.jobs import runner
 
 QUIET = {"measures": ("probe_fast",), "representations": ("trained",), "view": silent}
 
@@ -38,7 +38,7 @@ def main() -> None:
                     for seed in range(args.runs)
                 ]
                 count = args.processes if name == "processes" else 1
-                took = seconds(lambda c=configs, n=count: making.made(c, processes=n, **QUIET), "cpu")
+                took = seconds(lambda c=configs, n=count: runner.make_table(c, processes=n, **QUIET), "cpu")
                 found[name].append(took)
     share = ratio(found["processes"], found["one by one"])
     print(f"{args.runs} runs by {args.processes} processes take {share:.3f} of the time of one after the other")

@@ -8,6 +8,10 @@ class MetaugError(Exception):
     """Something the user can mend, said in one sentence that names what and where."""
 
 
+class Paused(MetaugError):
+    """A run was asked to stop (`Run.request_stop`): it is saved, and the same request goes on."""
+
+
 def shown(value: object) -> str:
     """A value as it was given, cut short if it is long."""
     text = repr(value)

@@ -18,7 +18,7 @@ from metaug_core.errors import suggestion
 from metaug_core.evaluation import representations
 from metaug_core.runs.store import Run, list_runs, request
 from metaug_core.training import loop
-from metaug_workbook.jobs import making
+from metaug_workbook.jobs import runner
 from metaug_workbook.jobs.grid import build as build
 from metaug_workbook.plots import gallery
 from metaug_workbook.widgets.live_view import LiveRuns, live
@@ -94,13 +94,13 @@ def trained(config: Config, splits: datasets.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
     view = live(config)
-    run = making.when_free(lambda: loop.fit(config, view, splits), lambda: view.wait(request(config)))
+    run = runner.wait_while_busy(lambda: loop.fit(config, view, splits), lambda: view.wait(request(config)))
     view.finish(run)
     return run
 
 
-# `making.made` with its progress in one line of the cell's output.
-made = partial(making.made, view=LiveRuns)
+# `runner.make_table` with its progress in one line of the cell's output.
+make_table = partial(runner.make_table, view=LiveRuns)
 
 
 def networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module:

@@ -10,8 +10,8 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.evaluation import representations
 from metaug_core.runtime.devices import environment
 from metaug_core.training import loop
-from metaug_workbook.jobs import making
-from metaug_workbook.notebook import configure, injected, load, made, sample
+from metaug_workbook.jobs import estimate, runner
+from metaug_workbook.notebook import configure, injected, load, make_table, sample
 from metaug_workbook.plots import gallery, paper_gallery
 from metaug_workbook.plots.paper_figures import Table, measured
 from metaug_workbook.plots.training import binned, pair_similarities
@@ -49,16 +49,15 @@ def collected(
     runs = len({config.name() for config in configs})  # two panels may share one
     print(f"{runs} runs, {runs - len(todo)} of them there.", end=" " if todo else "\n")
     if todo:
-        processes = making.processes_for(todo)
-        with making.shared_threads(processes):
-            seconds = experiments.seconds([run.config for run in todo]) / processes
+        processes = runner.count_processes(todo)
+        seconds = estimate.estimate_seconds([run.config for run in todo], processes)
         at_a_time = f", {processes} at a time" if processes > 1 else ""
         print(f"The other {len(todo)} will take about {clock(seconds)} on this machine{at_a_time}.")
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
             return floored(measured(tables.table(configs, split), measure), configs)
-    found = made(configs, representations=("trained",), augmented=augmented, **options)
-    made(experiments.floors(configs), representations=("untrained",), processes=1, **options)
+    found = make_table(configs, representations=("trained",), augmented=augmented, **options)
+    make_table(experiments.floors(configs), representations=("untrained",), processes=1, **options)
     failed = found[found["state"] == "failed"]
     failures = dict(zip(failed["run"], failed["failure"], strict=True))
     return floored(measured(tables.table(configs, split, failures), measure), configs)

@@ -201,13 +201,17 @@ def _shapes(config: Config) -> RawSplits:
     return RawSplits(*shapes.make(*SHAPES_TRAIN, size), *shapes.make(*SHAPES_TEST, size), shapes.CLASSES)
 
 
-DATASETS["shapes"] = _shapes
-DATASETS["cifar10"] = lambda config: readers.read_cifar(found("cifar10", config.data_dir), fine=False)
-DATASETS["cifar100"] = lambda config: readers.read_cifar(found("cifar100", config.data_dir), fine=True)
-DATASETS["stl10"] = lambda config: readers.read_stl10(found("stl10", config.data_dir))
-DATASETS["tiny-imagenet"] = lambda config: readers.read_tiny_imagenet(found("tiny-imagenet", config.data_dir))
-DATASETS["imagenet"] = lambda config: readers.read_folder(found("imagenet", config.data_dir) / "imagenet")
-DATASETS["folder"] = lambda config: readers.read_folder(config.data_dir)
+DATASETS.register_own(
+    {
+        "shapes": _shapes,
+        "cifar10": lambda config: readers.read_cifar(found("cifar10", config.data_dir), fine=False),
+        "cifar100": lambda config: readers.read_cifar(found("cifar100", config.data_dir), fine=True),
+        "stl10": lambda config: readers.read_stl10(found("stl10", config.data_dir)),
+        "tiny-imagenet": lambda config: readers.read_tiny_imagenet(found("tiny-imagenet", config.data_dir)),
+        "imagenet": lambda config: readers.read_folder(found("imagenet", config.data_dir) / "imagenet"),
+        "folder": lambda config: readers.read_folder(config.data_dir),
+    }
+)
 
 
 def download(name: str, data_dir: Path) -> Path:

@@ -28,37 +28,41 @@ __all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "Met
            "build", "with_mag"]  # fmt: skip
 
 METAUG = "Li et al. 2022"
-MODIFIERS |= {
-    "mag": with_mag,
-    "oucl": modifiers.oucl,
-    "debiased": modifiers.debiased,
-    "hard": modifiers.hard,
-    "randaugment": modifiers.randaugment,
-}
-METHODS |= {  # in the order of Table 1
-    "supervised": Supervised,
-    "bigan": BiGAN,
-    "nat": NAT,
-    "dim": DIM,
-    "splitbrain": SplitBrain,
-    "cpc": CPC,
-    "swav": SwAV,
-    "simclr": SimCLR,
-    "cmc": CMC,
-    "moco": MoCo,
-    "simsiam": SimSiam,
-    "infomin": InfoMin,
-    "byol": BYOL,
-    "barlow": BarlowTwins,
-    "nnclr": NNCLR,
-    "dacl": DACL,
-    "looc": LooC,
-    "wmse": WMSE,
-    "metaug-only-oucl": OUCL,
-    "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", METAUG),
-    "metaug": with_mag(OUCL).entitled("MetAug", METAUG),
-    "metaug-nnclr": with_mag(modifiers.oucl(NNCLR)).entitled("MetAug* (on NNCLR)", METAUG),
-}
+MODIFIERS.register_own(
+    {
+        "mag": with_mag,
+        "oucl": modifiers.oucl,
+        "debiased": modifiers.debiased,
+        "hard": modifiers.hard,
+        "randaugment": modifiers.randaugment,
+    }
+)
+METHODS.register_own(
+    {  # in the order of Table 1
+        "supervised": Supervised,
+        "bigan": BiGAN,
+        "nat": NAT,
+        "dim": DIM,
+        "splitbrain": SplitBrain,
+        "cpc": CPC,
+        "swav": SwAV,
+        "simclr": SimCLR,
+        "cmc": CMC,
+        "moco": MoCo,
+        "simsiam": SimSiam,
+        "infomin": InfoMin,
+        "byol": BYOL,
+        "barlow": BarlowTwins,
+        "nnclr": NNCLR,
+        "dacl": DACL,
+        "looc": LooC,
+        "wmse": WMSE,
+        "metaug-only-oucl": OUCL,
+        "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", METAUG),
+        "metaug": with_mag(OUCL).entitled("MetAug", METAUG),
+        "metaug-nnclr": with_mag(modifiers.oucl(NNCLR)).entitled("MetAug* (on NNCLR)", METAUG),
+    }
+)
 # Rows of the paper's tables that a name composes. Any other, `simclr+hard+mag`, works without standing here.
 COMPOSED = (
     "swav+hard",
@@ -69,7 +73,7 @@ COMPOSED = (
     "cmc+randaugment",
     "metaug+randaugment",
 )
-METHODS |= {name: METHODS[name] for name in COMPOSED}
+METHODS.register_own({name: METHODS[name] for name in COMPOSED})
 
 
 def build(config: Config) -> Method:

@@ -82,12 +82,14 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Modul
     return make
 
 
-ENCODERS |= {
-    "conv": conv,
-    "fc": fc,
-    "resnet18": _resnet(torchvision.models.resnet18),
-    "resnet50": _resnet(torchvision.models.resnet50),
-}
+ENCODERS.register_own(
+    {
+        "conv": conv,
+        "fc": fc,
+        "resnet18": _resnet(torchvision.models.resnet18),
+        "resnet50": _resnet(torchvision.models.resnet50),
+    }
+)
 
 
 def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:

@@ -11,21 +11,20 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import safetensors.torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from metaug_core.config import ENGINE_VERSION, PROTOCOL_VERSION, Config, ConfigError
 from metaug_core.errors import MetaugError, suggestion
-from metaug_core.runtime.devices import environment
+from metaug_core.runs.lock import HeldError, hold, is_held
+
+if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list of runs needs neither
+    import pandas as pd
+    from torch import Tensor, nn
 
 FORMAT = "metaug-run-1"
+STOP_REQUEST = "stop.request"
 
 
 class StoreError(MetaugError):
@@ -69,14 +68,18 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"cannot read {path}: {error}") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", scalars: dict[str, Any]) -> None:
     """One safetensors file; the scalars ride in its header as JSON, so that the two cannot come apart."""
+    import safetensors.torch
+
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write(path, safetensors.torch.save(tensors, {"format": FORMAT, "scalars": json.dumps(scalars)}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """What `write_tensors` wrote. StoreError if the file is missing, torn or somebody else's."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -91,7 +94,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StoreError(f"cannot read {path}: its scalars are damaged") from None
 
 
-def load_module(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: Path) -> None:
+def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, source: Path) -> None:
     """Load the tensors under prefix into module. StoreError if a name or a shape is not the module's."""
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     own = module.state_dict()
@@ -131,13 +134,17 @@ class Run:
         return read_json(file)["error"] if file.exists() else None
 
     @property
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pd.DataFrame":
         """One row per logged step and per monitor reading; columns are the metrics, NaN where a row has none."""
+        import pandas as pd
+
         return pd.DataFrame(rows(self.path / "metrics.jsonl"))
 
     @property
-    def timing(self) -> pd.DataFrame:
+    def timing(self) -> "pd.DataFrame":
         """Progress over wall time: step, seconds, images_per_second."""
+        import pandas as pd
+
         return pd.DataFrame(rows(self.path / "timing.jsonl"))
 
     def encoder_files(self) -> list[Path]:
@@ -162,27 +169,40 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process trains a run; the lock dies with its holder. BusyError if another holds it."""
-        with self.exclusive(".lock", "trained"):
-            for left in self.path.rglob(".writing-*"):  # of a writer that was killed
-                left.unlink(missing_ok=True)
-            yield
+        """Only one process trains or evaluates a run. The lock dies with its holder, and who holds it may take it again.
 
-    def claim(self) -> AbstractContextManager[None]:
-        """Of processes that make the same table, only one trains and evaluates a run. BusyError if another does."""
-        return self.exclusive(".making.lock", "made")
-
-    @contextmanager
-    def exclusive(self, name: str, doing: str) -> Iterator[None]:
+        A stop that was requested of an earlier holder is forgotten. Raises BusyError if another holds it, StoreError if the folder
+        cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            held = FileLock(self.path / name, timeout=0).acquire()
-        except Timeout:
-            raise BusyError(f"run {self.path.name} is being {doing} by another process") from None
+            with ExitStack() as stack:
+                if stack.enter_context(hold(self.path)):
+                    self.clear_stop_request()
+                    for left in self.path.rglob(".writing-*"):  # of a writer that was killed
+                        left.unlink(missing_ok=True)
+                body = stack.pop_all()
+        except HeldError:
+            raise BusyError(f"run {self.path.name} is being trained by another process") from None
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from None
-        with held:
+        with body:
             yield
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process, on this machine or another, trains or evaluates the run."""
+        return is_held(self.path)
+
+    def request_stop(self) -> None:
+        """Ask whoever trains the run to save it after the step under way and end. Does not wait."""
+        write(self.path / STOP_REQUEST, b"")
+
+    @property
+    def stop_requested(self) -> bool:
+        return os.path.exists(self.path / STOP_REQUEST)
+
+    def clear_stop_request(self) -> None:
+        (self.path / STOP_REQUEST).unlink(missing_ok=True)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -279,6 +299,8 @@ def begin(run: Run, step: int, device: str, eager_because: str | None = None) ->
 
     eager_because: why its steps are not captured as CUDA graphs, if they are not.
     """
+    from metaug_core.runtime.devices import environment
+
     (run.path / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     sessions = run.sessions if step > 0 else []

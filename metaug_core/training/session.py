@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaug_core.config import ConfigError
 from metaug_core.data import datasets
-from metaug_core.errors import MetaugError
+from metaug_core.errors import MetaugError, Paused
 from metaug_core.evaluation import probes, representations
 from metaug_core.runs import store
 from metaug_core.runtime import distributed
@@ -81,6 +81,7 @@ class Session:
         self.steps = s.config.epochs * s.steps_per_epoch
         self.started, self.first_step = time.monotonic(), s.step
         self.saved_at = self.reported_at = self.started
+        self.looked_at = self.started
         self.waited = 0.0  # seconds for images
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
         self.first = distributed.rank() == 0
@@ -105,6 +106,8 @@ class Session:
                 stop = self.stops(interrupted, batch.log or ended)
                 if stop or self.due():
                     self.save()
+                if stop and not interrupted:
+                    raise Paused(f"run {self.run.path.name} was asked to stop: it is saved, the same request goes on")
                 if stop:
                     raise KeyboardInterrupt
 
@@ -117,8 +120,15 @@ class Session:
     def stops(self, interrupted: list[int], ask: bool) -> bool:
         """Whether to stop here; several processes ask each other where metrics are read anyway, and stop together."""
         if distributed.count() == 1:
-            return bool(interrupted)
+            return bool(interrupted) or self.asked_to_stop()
         return ask and distributed.agreed(bool(interrupted), self.s.device)
+
+    def asked_to_stop(self) -> bool:
+        now = time.monotonic()
+        if now - self.looked_at < REPORT_SECONDS:
+            return False
+        self.looked_at = now
+        return self.run.stop_requested
 
     def remaining(self) -> Iterator[Batch]:
         """The minibatches of this pass that are still to do, with the learning rates of each step set."""

@@ -172,13 +172,20 @@ class View:
         return len(self.ranges)
 
 
-VIEWS["RGB"] = View(lambda rgb: rgb, {0: (0, 1), 1: (0, 1), 2: (0, 1)})
-VIEWS["L"] = View(rgb_to_lab, {0: (0, 100)})
-VIEWS["ab"] = View(rgb_to_lab, {1: (-86.183, 98.233), 2: (-107.857, 94.478)})
-VIEWS["Lab"] = View(rgb_to_lab, VIEWS["L"].ranges | VIEWS["ab"].ranges)
-VIEWS["Y"] = View(rgb_to_ydbdr, {0: (0, 1)})
-VIEWS["DbDr"] = View(rgb_to_ydbdr, {1: (-1.333, 1.333), 2: (-1.333, 1.333)})
-VIEWS["Sobel"] = View(rgb_to_sobel, {0: (-1, 1), 1: (-1, 1)})  # edges, no colour: what NAT's authors use
+# Ranges of CIELAB over all of sRGB.
+LIGHTNESS = {0: (0.0, 100.0)}
+COLOUR = {1: (-86.183, 98.233), 2: (-107.857, 94.478)}
+VIEWS.register_own(
+    {
+        "RGB": View(lambda rgb: rgb, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),
+        "L": View(rgb_to_lab, LIGHTNESS),
+        "ab": View(rgb_to_lab, COLOUR),
+        "Lab": View(rgb_to_lab, LIGHTNESS | COLOUR),
+        "Y": View(rgb_to_ydbdr, {0: (0, 1)}),
+        "DbDr": View(rgb_to_ydbdr, {1: (-1.333, 1.333), 2: (-1.333, 1.333)}),
+        "Sobel": View(rgb_to_sobel, {0: (-1, 1), 1: (-1, 1)}),  # edges, no colour: what NAT's authors use
+    }
+)
 
 
 def split(rgb: Tensor, names: Sequence[str]) -> list[Tensor]:

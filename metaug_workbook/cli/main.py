@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from metaug_core.errors import MetaugError
+from metaug_core.errors import MetaugError, Paused
 from metaug_workbook.cli import sweep
 from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
 
@@ -55,7 +55,7 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], r
     NAME is a parameter of the notebook or any setting of Config. All are checked before anything starts. A run that is finished
     already is found, not repeated.
     """
-    from metaug_workbook import papermill_runner
+    from metaug_workbook.jobs import papermill_runner
 
     path = papermill_runner.find(notebook)
     values, config = papermill_runner.checked(path, dict(given), imports)
@@ -77,13 +77,13 @@ def note_idle(config: Any, given: Iterable[str]) -> None:
 @takes_runs_dir
 def runs(runs_dir: Path) -> None:
     """List the runs, oldest first."""
-    from metaug_core.runs import store
+    from metaug_core.runs import listing
 
-    rows = [describe(found) for found in store.list_runs(runs_dir)]
+    rows = [describe(found) for found in listing.list_folders(runs_dir)]
     if not rows:
         click.echo(f"no runs in {shown(runs_dir)}; `metaug run 01_pretrain` makes one")
         return
-    heads = ("run", "method", "dataset", "epochs", "state", "probe %", "age")
+    heads = ("run", "method", "dataset", "epochs", "state", "probe %", "kNN %", "age")
     widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
     for row in [heads, *rows]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -91,15 +91,11 @@ def runs(runs_dir: Path) -> None:
 
 def describe(found: Any) -> tuple[str, ...]:
     """One row of `metaug runs`."""
-    from metaug_core.runs import store
-
-    metrics = store.rows(found.path / "metrics.jsonl")
-    epochs = f"{int(metrics[-1]['epoch']) if metrics else 0}/{found.config.epochs}"
-    trained = found.evaluation().get("trained", {})
-    probe = f"{100 * trained['probe_paper']:.1f}" if trained else "-"
-    newest = max(path.stat().st_mtime for path in found.path.glob("*.json*"))
-    state = "finished" if found.finished else "unfinished"
-    return found.path.name, found.config.method, found.config.dataset, epochs, state, probe, age(time.time() - newest)
+    epochs = f"{found.epochs_done}/{found.epochs or '-'}"
+    probe, knn = (f"{100 * value:.1f}" if value is not None else "-" for value in (found.probe_paper, found.knn))
+    return (
+        found.name, found.method or "-", found.dataset or "-", epochs, found.state, probe, knn, age(time.time() - found.touched),
+    )  # fmt: skip
 
 
 def age(seconds: float) -> str:
@@ -112,28 +108,36 @@ def age(seconds: float) -> str:
 
 @main.command()
 @click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A setting; `preset` names a preset.")
-@click.option(
-    "--seeds", type=click.IntRange(1), default=1, help="How many seeds to train side by side, from `seed` on."
-)
+@click.option("--seeds", type=click.IntRange(1), default=1, help="How many seeds to train at a time, from `seed` on.")
 @takes_imports(expose=False)
 @takes_runs_dir
 def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
-    """Train a run without a notebook, or several seeds side by side. Under torchrun one run takes all its processes:
+    """Train a run without a notebook, or several seeds: on a CPU in processes, on a GPU side by side.
+
+    Under torchrun one run takes all its processes:
     `torchrun --standalone --nproc-per-node 2 --no-python metaug train -p dataset cifar10`."""
+    from metaug_core.runs import store
     from metaug_core.runtime import distributed
     from metaug_core.training import loop
-    from metaug_workbook import papermill_runner
+    from metaug_workbook.jobs import papermill_runner, runner
     from metaug_workbook.jobs.grid import build, value
 
     first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
     note_idle(first, dict(given))
     configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
+    processes = runner.count_processes([store.request(config) for config in configs])
     try:
-        found = loop.fit_trials(configs)
-    except KeyboardInterrupt:
+        if processes == 1:
+            loop.fit_trials(configs)
+        else:
+            with runner.start_processes(processes, runs_dir / "workers.log") as executor:
+                failures = runner.run_jobs([runner.Job((config,)) for config in configs], executor)
+            for sentence in failures.values():
+                raise MetaugError(sentence)
+    except (KeyboardInterrupt, Paused):
         raise papermill_runner.Interrupted("interrupted and saved; the same command goes on") from None
-    for one in found if distributed.rank() == 0 else ():
-        click.echo(f"finished: {shown(one.path)}")
+    for config in configs if distributed.rank() == 0 else ():
+        click.echo(f"finished: {shown(store.request(config).path)}")
 
 
 @main.command()
@@ -144,7 +148,7 @@ def resume(name: str, runs_dir: Path) -> None:
     """Train RUN (its name, the beginning of it, or its folder) from its last checkpoint to the end."""
     from metaug_core.runs import store
     from metaug_core.training import loop
-    from metaug_workbook import papermill_runner
+    from metaug_workbook.jobs import papermill_runner
 
     found = store.open_run(name, runs_dir)
     if found.finished:
@@ -153,7 +157,7 @@ def resume(name: str, runs_dir: Path) -> None:
     store.check_current(found)
     try:
         loop.fit(found.config)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Paused):
         raise papermill_runner.Interrupted(f"interrupted{papermill_runner.how_to_continue(found)}") from None
     click.echo(f"finished: {shown(found.path)}")
 
@@ -237,3 +241,7 @@ def site(out: Path | None) -> None:
 
 main.add_command(sweep.figures)
 main.add_command(sweep.sweep)
+main.add_command(sweep.work)
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,6 @@ def takes_imports(expose: bool) -> Callable[..., Any]:
         if not files:
             return []
         from metaug_core import extensions
-        from metaug_core.views import augmentation  # noqa: F401  (their names come first)
 
         return [str(extensions.load(file)) for file in files]
 

@@ -1,13 +1,16 @@
 """Commands of `metaug` over many runs: sweeps and figures. Slow imports wait until they are needed."""
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
-
-LOG_SECONDS = 10.0  # between two drawings of the bar where it is not drawn in place
 
 
 @click.command()
@@ -36,16 +39,15 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
     "--set", "fixed", multiple=True, metavar="NAME=VALUE", help="A setting of every cell; `preset` names a preset."
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, help="So many seeds of every cell, from `seed` (0) on.")
-@click.option("--notebook", default="01_pretrain", help="What a cell executes; default: 01_pretrain.")
+@click.option("--notebook", default="01_pretrain", help="What is executed of every run; default: 01_pretrain.")
 @click.option(
     "--measures", default="probe_paper,probe_fast,knn", help="What is evaluated afterwards; fewer are cheaper."
 )
 @click.option("--representations", default="untrained,trained", help="Of what; also: raw pixels.")
 @click.option("--augmented", is_flag=True, help="Also evaluate z and z~, where the method has a MAG.")
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler that runs, tcp://host:port; else workers here.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="How many processes here; default: one a core, or one for a GPU."
-)
+@click.option("--slurm", is_flag=True, help="Start nothing; write a job array of --workers tasks for sbatch.")
+@click.option("--workers", type=click.IntRange(1), help="How many processes; default: one a core, or one for a GPU.")
 @click.option(
     "--trials", type=click.IntRange(1), default=1,
     help="So many runs side by side in one process, if only numbers differ: for a GPU.",
@@ -57,74 +59,112 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option("--dry-run", is_flag=True, help="Only list the cells, their states and what they will cost.")
 @takes_imports(expose=True)
 @takes_runs_dir
-def sweep(runs_dir: Path, dry_run: bool, **asked: Any) -> None:
-    """Run a notebook for every cell of a grid of settings, evaluate the runs, and write one table.
+def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
+    """Train a run for every cell of a grid of settings, evaluate the runs, write one table, and execute a notebook of each run.
 
     All names and values are checked before anything starts. The same command again does only what is missing; failures are
     recorded and not repeated without --retry. Ctrl-C saves what is under way.
     """
-    from metaug_workbook import papermill_runner
-    from metaug_workbook.jobs import sweep
+    from metaug_workbook.jobs import papermill_runner, sweep
     from metaug_workbook.results.tables import Wanted
 
     measures, representations = (tuple(asked[name].split(",")) for name in ("measures", "representations"))
     wanted = Wanted(measures, representations, asked["augmented"], "test")
     place = (asked["notebook"], asked["imports"], asked["name"])
     plan = sweep.plan(asked["grid"], asked["fixed"], asked["seeds"], runs_dir, wanted, *place)
+    state = sweep.Sweep(plan, asked["retry"])
     if dry_run:
-        click.echo(listed(sweep.Sweep(plan, asked["retry"])))
+        click.echo(describe(state))
         return
-    bar = Bar()
+    if slurm:
+        click.echo(submit(state, asked["workers"] or 4))
+        return
     try:
-        found = sweep.run(plan, bar, asked["scheduler"], asked["workers"], asked["retry"], asked["trials"])
-    finally:
-        bar.close()
+        with interrupt_on_sigterm(), choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
+            say = partial(click.echo, err=True)
+            sweep.run_sweep(state, executor, asked["trials"], say=say)
+    except KeyboardInterrupt:
+        counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
+        raise papermill_runner.Interrupted(f"interrupted: {counted}; the same command goes on") from None
     click.echo(
-        f"{found.count('finished')} of {len(found.cells)} cells are finished: {shown(plan.folder / 'table.csv')}"
+        f"{state.count('finished')} of {len(state.cells)} cells are finished: {shown(plan.folder / 'table.csv')}"
     )
-    if failed := found.count("failed"):
-        where = shown(found.file)
-        raise papermill_runner.CellFailed(
-            f"{failed} of {len(found.cells)} cells failed, see {where}; --retry tries them again"
-        )
+    failed, notebooks = state.count("failed"), sum(cell["notebook_error"] is not None for cell in state.cells)
+    for count, what in ((failed, "cells"), (notebooks, "notebooks")):
+        if count:
+            raise papermill_runner.CellFailed(
+                f"{count} of {len(state.cells)} {what} failed, see {shown(state.file)}; --retry tries them again"
+            )
 
 
-class Bar:
-    """The progress of a sweep on stderr: cells, runs under way in part, time left; a failure is a line of its own."""
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Within, SIGTERM is a KeyboardInterrupt."""
 
-    def __init__(self) -> None:
-        self.bar: Any = None
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-    def __call__(self, found: Any, text: str) -> None:
-        import sys
-
-        from tqdm import tqdm
-
-        if self.bar is None:
-            form = "{desc} {percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left{postfix}"
-            often = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-            options = {
-                "initial": found.share(),
-                "desc": "cells",
-                "bar_format": form,
-                "mininterval": often,
-                "smoothing": 0,
-            }
-            self.bar = tqdm(total=len(found.cells), **options)
-        if text:
-            self.bar.write(text, file=sys.stderr)
-        failed = f", {count} failed" if (count := found.count("failed")) else ""
-        self.bar.set_postfix_str(f"{found.count('finished')} of {len(found.cells)} finished{failed}", refresh=False)
-        self.bar.update(max(0.0, found.share() - self.bar.n))
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def listed(found: Any) -> str:
-    """The cells of a sweep, a line each, and how long those that are missing will train on this machine."""
-    from metaug_workbook.jobs import cost
+@contextmanager
+def choose_workers(state: Any, scheduler: str | None, workers: int | None) -> Iterator[Any]:
+    """The executor of a sweep: the workers of a Dask scheduler, or so many processes here. None if nothing is to be done."""
+    from metaug_core.training import loop
+    from metaug_workbook.jobs import dask_cluster, runner
 
-    lines = [f"{one['state']:<10}{found.plan.words(number)}  {one['run']}" for number, one in enumerate(found.cells)]
-    return "\n".join([*lines, cost.said([found.runs[number] for number in found.missing()])])
+    todo = state.missing() or state.without_notebook()
+    if scheduler is not None:
+        state.record()  # the workers look whether they see the folder
+        with dask_cluster.connect(scheduler, state.plan.folder, state.plan.imports) as executor:
+            yield executor
+    elif not todo:
+        yield None
+    else:
+        on_cpu = loop.pick_device(state.plan.configs[0].device) == "cpu"
+        count = min(workers or (runner.count_cores() if on_cpu else 1), len(todo))
+        with runner.start_processes(count, state.plan.folder / "workers.log") as executor:
+            yield executor
+
+
+def describe(state: Any) -> str:
+    """The cells of a sweep, a line each, and how long those that are missing will take on this machine."""
+    from metaug_workbook.jobs import estimate
+
+    lines = [f"{cell['state']:<10}{state.plan.words(n)}  {cell['run']}" for n, cell in enumerate(state.cells)]
+    return "\n".join([*lines, estimate.describe_cost([state.plan.configs[number] for number in state.missing()])])
+
+
+def submit(state: Any, workers: int) -> str:
+    """Write the job array of a sweep -> what to do with it."""
+    from metaug_workbook.jobs import worker
+
+    plan = state.plan
+    state.save()
+    command = [sys.executable, "-m", "metaug_workbook.cli.main", "work", str(plan.configs[0].runs_dir)]
+    command += ["--sweep", plan.name]
+    script = worker.write_submission(plan.folder, min(workers, max(1, len(state.missing()))), command)
+    return (
+        f"{len(state.missing())} of {len(state.cells)} cells are missing\n"
+        f"submit: sbatch {shown(script)}\n"
+        "afterwards the same command without --slurm writes the table and executes the notebooks"
+    )
+
+
+@click.command()
+@click.argument("runs_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--sweep", "names", multiple=True, metavar="NAME", help="Only the jobs of this sweep. May be repeated.")
+def work(runs_dir: Path, names: tuple[str, ...]) -> None:
+    """Do unfinished jobs of the sweeps in RUNS_DIR until nothing is left. As many as you like may work at the same time, on any
+    machine that sees the folder; one that dies is replaced by the others."""
+    from metaug_workbook.jobs import papermill_runner, worker
+
+    with interrupt_on_sigterm():
+        try:
+            worker.work(worker.read_jobs(runs_dir.resolve(), names), click.echo)
+        except KeyboardInterrupt:
+            raise papermill_runner.Interrupted("interrupted and saved; the same command goes on") from None

@@ -1,39 +1,31 @@
-"""Sweeps: a grid of notebooks run on Dask workers, one run a cell; what was finished stays, and the same call does the rest.
+"""Sweeps: a grid of settings, one run a cell; what was finished stays, and the same call does the rest.
 
-    runs/sweeps/NAME/sweep.json      the grid, and of each cell: run, settings, state, error, executed notebook, seconds
+    runs/sweeps/NAME/sweep.json      the grid, and of each cell: run, settings, state, error, executed notebook
     runs/sweeps/NAME/table.parquet   the `results.table` of its runs, and table.csv
-    runs/sweeps/NAME/together.log    which runs were trained side by side, and what stopped that
+    runs/sweeps/NAME/submit.sh       with --slurm: a job array of `metaug work`
 
-Only this process writes sweep.json; a worker leaves what it made in the run's folder, where any later call finds it.
+The runs are trained and evaluated first (`runner.run_jobs`). Then each finished run's notebook is executed, which finds the run: a
+figure that fails costs no result. Two processes may do one sweep at the same time; the runs' locks divide it.
 """
 
-import queue
-import signal
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from distributed import Client
-from filelock import FileLock, Timeout
 
+from metaug_core import extensions
 from metaug_core.config import Config, ConfigError
 from metaug_core.errors import MetaugError
 from metaug_core.runs import store
-from metaug_core.training import loop
-from metaug_core.training.progress import last_row
-from metaug_workbook import papermill_runner
-from metaug_workbook.jobs import cell, cluster, grid, together
+from metaug_core.training.progress import RunsBar, RunsReporter
+from metaug_workbook.jobs import grid, papermill_runner
+from metaug_workbook.jobs.runner import Job, group_configs, run_jobs
 from metaug_workbook.results import tables
 from metaug_workbook.results.tables import Wanted
-
-Say = Callable[["Sweep", str], None]  # hears of every change, and of time passing (then the text is empty)
-POLL_SECONDS, STOP_SECONDS, TABLE_SECONDS = 1.0, 60.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -117,150 +109,149 @@ class Sweep:
         self.plan, self.runs = plan, [store.request(config) for config in plan.configs]
         self.file = plan.folder / "sweep.json"
         before = {c["run"]: c for c in store.read_json(self.file)["cells"]} if self.file.exists() else {}
-        self.cells = [self.found(number, before.get(run.path.name, {}), retry) for number, run in enumerate(self.runs)]
+        self.cells = [self.read_cell(n, before.get(run.path.name, {}), retry) for n, run in enumerate(self.runs)]
 
-    def found(self, number: int, before: Mapping[str, Any], retry: bool) -> dict[str, Any]:
-        """The cell as the run's folder and the record say."""
+    def read_cell(self, number: int, before: Mapping[str, Any], retry: bool) -> dict[str, Any]:
+        """The cell as the run's folder and the record say. notebook_error: why the notebook of a finished run failed."""
         run, settings = self.runs[number], {n: self.plan.given[number][n] for n in self.plan.varying}
-        executed = self.notebook(run) if self.notebook(run).exists() else None
-        kept = {"seconds": before.get("seconds"), "notebook": self.relative(executed)}
-        found = {"run": run.path.name, "settings": settings, "error": None, "state": "missing"} | kept
+        executed = self.notebook(run)
+        cell = {"run": run.path.name, "settings": settings, "error": None, "state": "missing", "notebook": None}
+        cell["notebook_error"] = None if retry else before.get("notebook_error")
+        if executed.exists():  # as it is recorded: from the folder of all runs, which may move
+            cell["notebook"] = str(executed.relative_to(run.config.runs_dir))
         if run.finished and not self.plan.wanted.lacking(run):
-            return found | {"state": "finished"}
-        error = before.get("error") or run.failure  # the second: a process died before it could record that
-        return found | {"state": "failed", "error": error} if error and not retry else found
+            return cell | {"state": "finished"}
+        error = run.failure or before.get("error")
+        return cell | {"state": "failed", "error": error} if error and not retry else cell
 
     def notebook(self, run: store.Run) -> Path:
+        """Where the executed notebook of a run is or will be."""
         return run.path / papermill_runner.find(self.plan.notebook).name
 
-    def relative(self, path: str | Path | None) -> str | None:
-        """As it is recorded: from the folder of all runs, which may move."""
-        return None if path is None else str(Path(path).relative_to(self.plan.configs[0].runs_dir))
-
     def count(self, state: str) -> int:
-        return sum(one["state"] == state for one in self.cells)
+        return sum(cell["state"] == state for cell in self.cells)
 
     def missing(self) -> list[int]:
-        return [number for number, one in enumerate(self.cells) if one["state"] == "missing"]
+        """Numbers of the cells whose runs are not trained and evaluated."""
+        return [number for number, cell in enumerate(self.cells) if cell["state"] == "missing"]
 
-    def share(self) -> float:
-        """How many cells are done, runs under way counted in part."""
-        under_way = [last_row(self.runs[n].path / "timing.jsonl") for n in self.missing()]
-        return len(self.cells) - len(under_way) + sum(0.9 * row["step"] / row["steps"] for row in under_way if row)
+    def without_notebook(self) -> list[int]:
+        """Numbers of the finished cells whose notebook is not executed since, and did not fail."""
+        return [
+            number
+            for number, (cell, run) in enumerate(zip(self.cells, self.runs, strict=True))
+            if cell["state"] == "finished" and not cell["notebook_error"] and not is_newer(self.notebook(run), run)
+        ]
+
+    def jobs(self, together: int = 1) -> list[Job]:
+        """What is missing of the cells' runs; so many train side by side where their settings allow it."""
+        groups = group_configs([self.plan.configs[number] for number in self.missing()], together)
+        return [Job(group, self.plan.wanted) for group in groups]
+
+    def settle(self, run: store.Run, failure: str | None) -> str | None:
+        """Record what became of a run -> a line about a failure."""
+        number = next(n for n, other in enumerate(self.runs) if other.path == run.path)
+        state = "failed" if failure else "finished"
+        self.cells[number] |= {"state": state, "error": failure}
+        self.record()
+        return f"failed: {self.plan.words(number)}: {failure}" if failure else None
+
+    def notebook_task(self, number: int) -> dict[str, Any]:
+        """What `execute_notebook` needs, as JSON."""
+        plan = self.plan
+        task = {"notebook": plan.notebook, "given": plan.given[number], "imports": list(plan.imports)}
+        return task | {"runs_dir": str(plan.configs[number].runs_dir)}
 
     def record(self) -> None:
         plan = self.plan
-        said = {"notebook": plan.notebook, "imports": list(plan.imports), "evaluate": asdict(plan.wanted)}
-        store.write_json(self.file, said | {"varying": list(plan.varying), "cells": self.cells})
+        header = {"notebook": plan.notebook, "imports": list(plan.imports), "evaluate": asdict(plan.wanted)}
+        jobs = [Job((config,), plan.wanted).to_json() for config in plan.configs]  # for `metaug work`
+        store.write_json(self.file, header | {"varying": list(plan.varying), "cells": self.cells, "jobs": jobs})
 
     def table(self) -> pd.DataFrame:
-        failures = {one["run"]: one["error"] for one in self.cells if one["state"] == "failed"}
-        found = tables.table(self.plan.configs, self.plan.wanted.split, failures)
-        return found.assign(notebook=[one["notebook"] for one in self.cells])
+        failures = {cell["run"]: cell["error"] for cell in self.cells if cell["state"] == "failed"}
+        table = tables.table(self.plan.configs, self.plan.wanted.split, failures)
+        return table.assign(notebook=[cell["notebook"] for cell in self.cells])
 
-    def save(self) -> pd.DataFrame:
+    def save(self) -> None:
         self.record()
-        table = self.table()
-        tables.save(table, self.plan.folder / "table")
-        return table
+        tables.save(self.table(), self.plan.folder / "table")
 
 
-def run(
-    plan: Plan, say: Say, scheduler: str | None = None, workers: int | None = None, retry: bool = False, trials: int = 1
-) -> Sweep:
-    """Do what is missing of a plan on the workers of a scheduler (None: so many processes here), and write the table. Up to so
-    many trials, where settings allow it, are trained side by side before their notebooks find them.
+def is_newer(notebook: Path, run: store.Run) -> bool:
+    """Whether a notebook was executed after its run was finished."""
+    finished = run.path / "finished.json"
+    return notebook.exists() and notebook.stat().st_mtime_ns >= finished.stat().st_mtime_ns
 
-    Raises MetaugError: another process runs the sweep, no scheduler, a worker that lacks something; Interrupted after Ctrl-C or
-    SIGTERM. Finished cells and recorded failures stay in every case.
+
+def run_sweep(
+    sweep: Sweep,
+    executor: Executor | None = None,
+    together: int = 1,
+    view: Callable[[int], RunsReporter] = RunsBar,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Do what is missing of a sweep and write its table: first the runs, then their notebooks. say hears of every failure.
+
+    Raises KeyboardInterrupt once the runs under way are saved, and MetaugError if the workers are gone. What was finished and what
+    failed is recorded in every case.
     """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(plan.folder / ".lock", timeout=0)
+
+    def settle(run: store.Run, failure: str | None) -> None:
+        if line := sweep.settle(run, failure):
+            say(line)
+
+    sweep.record()
+    for number in sweep.missing():  # with retry: whoever comes to it sees what happened this time
+        (sweep.runs[number].path / "failed.json").unlink(missing_ok=True)
     try:
-        lock.acquire()
-    except Timeout:
-        raise MetaugError(f"sweep {plan.name} is being run by another process") from None
-    with lock:
-        sweep = Sweep(plan, retry)
-        sweep.record()
-        say(sweep, "")
-        if todo := sweep.missing():
-            try:
-                on_cpu = loop.pick_device(plan.configs[0].device) == "cpu"
-                here = min(workers or (cluster.cores() if on_cpu else 1), len(todo))
-                with terminated(), cluster.connected(scheduler, here, "metaug_workbook.jobs.cell") as client:
-                    work(sweep, client, say, trials)
-            finally:
-                sweep.save()
-        sweep.save()
-    return sweep
-
-
-@contextmanager
-def terminated() -> Iterator[None]:
-    """Within, SIGTERM is a KeyboardInterrupt."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
+        if jobs := sweep.jobs(together):
+            run_jobs(jobs, executor, view, settle)
+        execute_notebooks(sweep, executor, say)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sweep.save()
 
 
-def work(sweep: Sweep, client: Client, say: Say, trials: int) -> None:
-    """Hand out the missing cells and take in what comes of them."""
-    plan, session = sweep.plan, uuid.uuid4().hex
-    for where, lack in cluster.on_all_workers(client, cell.ready, str(plan.folder), list(plan.imports)).items():
-        if lack:
-            raise MetaugError(f"worker {where}: {lack}")
-    common = {"session": session, "notebook": plan.notebook, "imports": list(plan.imports), "sweep": str(plan.folder)}
-    common |= {"runs_dir": str(plan.configs[0].runs_dir), "evaluate": asdict(plan.wanted)}
-    keys = {f"{plan.name}-{session}-{n}": n for n in sweep.missing()}
-    tasks = {key: common | {"run": sweep.cells[n]["run"], "given": plan.given[n]} for key, n in keys.items()}
-    order, found = list(keys), together.groups([plan.configs[n] for n in keys.values()], trials)
-    done = cluster.submitted(client, cell.work, tasks, [[order[n] for n in one] for one in found], cell.trained)
-    try:
-        take(sweep, done, keys, say)
-    except KeyboardInterrupt:
-        say(sweep, "interrupted: the runs under way are being saved")
-        cluster.on_all_workers(client, cell.stop, session)
-        take(sweep, done, keys, say, time.monotonic() + STOP_SECONDS)
-        counted = f"{sweep.count('finished')} of {len(sweep.cells)} cells are finished"
-        raise papermill_runner.Interrupted(f"interrupted: {counted}; the same command goes on") from None
-
-
-def take(sweep: Sweep, done: "queue.Queue[Any]", keys: dict[str, int], say: Say, until: float = float("inf")) -> None:
-    """Take in the outcomes of the cells in keys, and take them out of it, until all are there or it is too late."""
-    saved = time.monotonic()
-    while keys and time.monotonic() < until:
-        try:
-            future = done.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            say(sweep, "")
-            continue
-        one = sweep.cells[number := keys.pop(future.key)]
-        outcome = result(sweep, number, future)
-        if outcome["state"] != "interrupted":
-            one |= {name: outcome[name] for name in ("state", "error", "seconds")}
-            one["notebook"] = sweep.relative(outcome["notebook"])
+def execute_notebooks(sweep: Sweep, executor: Executor | None, say: Callable[[str], None]) -> None:
+    """Execute the notebooks of the finished cells that lack one, here or by the workers of an executor."""
+    todo = {number: sweep.notebook_task(number) for number in sweep.without_notebook()}
+    if not todo:
+        return
+    say(f"{len(todo)} notebooks are executed; their runs are finished")
+    if executor is None:
+        errors = ((number, execute_notebook(task)) for number, task in todo.items())
+    else:
+        futures = {executor.submit(execute_notebook, task): number for number, task in todo.items()}
+        errors = ((futures[future], error_of(future)) for future in as_completed(futures))
+    for number, error in errors:
+        cell, run = sweep.cells[number], sweep.runs[number]
+        cell["notebook_error"] = error
+        if sweep.notebook(run).exists():
+            cell["notebook"] = str(sweep.notebook(run).relative_to(run.config.runs_dir))
         sweep.record()
-        if time.monotonic() - saved > TABLE_SECONDS:
-            sweep.save()
-            saved = time.monotonic()
-        failed = one["state"] == "failed"
-        say(sweep, f"failed: {sweep.plan.words(number)}: {one['error']}" if failed else "")
+        if error:
+            say(f"the notebook failed: {sweep.plan.words(number)}: {error}")
 
 
-def result(sweep: Sweep, number: int, future: Any) -> dict[str, Any]:
-    """The outcome of a cell; of one whose workers died, the failure. ClusterError if the scheduler is gone."""
+def error_of(future: "Future[Any]") -> str | None:
     try:
-        return cluster.outcome(future)
-    except cluster.ClusterError as error:
-        if future.status in ("cancelled", "lost"):
-            raise
-        executed = sweep.notebook(sweep.runs[number])
-        left = str(executed) if executed.exists() else None
-        return {"state": "failed", "error": str(error), "notebook": left, "seconds": None}
+        return future.result()
+    except MetaugError as error:
+        return str(error)
+
+
+def execute_notebook(task: dict[str, Any]) -> str | None:
+    """Execute the notebook of a cell in a kernel of its own -> why it failed, in a sentence."""
+    for file in task["imports"]:
+        extensions.load(file)
+    path = papermill_runner.find(task["notebook"])
+    try:
+        values, config = papermill_runner.checked(path, task["given"], task["imports"])
+        runs_dir = Path(task["runs_dir"])
+        assert config is not None  # `plan` refuses a notebook without a run
+        papermill_runner.execute(path, values, config.replace(runs_dir=runs_dir), runs_dir, bar=False)
+    except papermill_runner.Interrupted:
+        raise
+    except MetaugError as error:
+        return str(error)
+    return None

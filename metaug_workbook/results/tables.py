@@ -1,7 +1,7 @@
 """Finished runs as one tidy table, and what it says over seeds: the step from a store of runs to a figure.
 
 configs = [preset("quick", delta=delta, seed=seed) for delta in (1e-5, 0.1) for seed in range(3)]
-rows = table(configs)                           # as far as they are there; `making.made` makes the rest
+rows = table(configs)                           # as far as they are there; `runner.make_table` makes the rest
 summary(rows, "delta", "knn")                   # mean, half_width, n
 paired(rows, "delta", 1e-5, "knn")              # differences over shared seeds
 """
@@ -113,7 +113,7 @@ def missing(
     retry: bool = False,
     split: str = "test",
 ) -> list[Run]:
-    """Each run once that `making.made` would still have to train or evaluate; one that diverged only with retry."""
+    """Each run once that `runner.make_table` would still have to train or evaluate; one that diverged only with retry."""
     runs = {run.path: run for run in map(run_of, requests)}.values()
     wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
     return [run for run in runs if (retry or not run.failure) and wanted.lacking(run)]

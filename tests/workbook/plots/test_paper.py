@@ -248,7 +248,7 @@ def test_the_delta_question_is_drawn_against_only_oucl_with_a_control():
 def test_the_commands_of_the_gallery_name_notebooks_and_parameters_that_exist():
     import papermill
 
-    from metaug_workbook import papermill_runner
+    from metaug_workbook.jobs import papermill_runner
 
     for name, entry in gallery.FIGURES.items():
         words = entry.command.split()

@@ -324,7 +324,7 @@ def config(place):
     )  # fmt: skip
     yield found
     background.stop(run := request(found))
-    wait(lambda: not background.alive(run), "the run does not stop")
+    wait(lambda: not background.is_alive(run), "the run does not stop")
 
 
 def monitors(config):
@@ -365,10 +365,10 @@ def test_a_run_is_started_watched_paused_resumed_outlives_its_kernel_and_is_stop
 
     click(where, "Pause")
     wait(lambda: "paused: everything is saved" in where.inner_text(), "the run does not pause")
-    assert not background.alive(run)
+    assert not background.is_alive(run)
     paused_at = rows(run.path / "timing.jsonl")[-1]["step"]
     click(where, "Resume")
-    wait(lambda: background.alive(run) and steps(run) > paused_at, "the run does not resume")
+    wait(lambda: background.is_alive(run) and steps(run) > paused_at, "the run does not resume")
 
     lab.kill_kernels()
     killed_at = steps(run)

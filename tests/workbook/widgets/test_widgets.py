@@ -271,7 +271,7 @@ def test_paused_and_resumed_in_the_background_is_bit_identical(background_config
     wait(lambda: rows(run.path / "timing.jsonl"))
     assert monitor.state in ("starting", "training")
     monitor.press("pause")
-    wait(lambda: not background.alive(run))
+    wait(lambda: not background.is_alive(run))
     monitor.look()
     assert monitor.state == "paused"
     assert monitor.buttons["start"].description == "Resume"
@@ -279,7 +279,7 @@ def test_paused_and_resumed_in_the_background_is_bit_identical(background_config
     assert 0 < stopped_at < 80
     monitor.press("start")
     wait(lambda: run.finished)
-    wait(lambda: not background.alive(run))
+    wait(lambda: not background.is_alive(run))
     monitor.look()
     assert monitor.state == "finished"
     for name in ("metrics.jsonl", "similarities.jsonl"):
@@ -298,14 +298,14 @@ def test_a_killed_process_is_seen_and_a_failed_one_says_why(background_config):
     wait(lambda: (run.path / background.LOCK).exists())
     children = dict(background.children)
     background.children.clear()  # as another kernel sees it
-    wait(lambda: background.alive(run))
+    wait(lambda: background.is_alive(run))
     children[run.path].send_signal(signal.SIGKILL)
     children[run.path].wait()
-    assert not background.alive(run)
+    assert not background.is_alive(run)
     assert background.state(run) in ("new", "paused")
     missing = background_config.replace(data_dir=background_config.data_dir / "nowhere")
     failed = background.start(missing)
-    wait(lambda: not background.alive(failed))
+    wait(lambda: not background.is_alive(failed))
     monitor = widgets.run_monitor(missing)
     assert monitor.state == "failed"
     assert "nowhere" in monitor.text
