@@ -19,6 +19,8 @@ def load(file: str | Path) -> Path:
     named = sys.modules.get(path.stem) or importlib.util.find_spec(path.stem)
     origin = getattr(named, "__file__", None) or getattr(named, "origin", None)
     if path.stem in sys.modules and origin == str(path):
+        if path not in loaded:  # a program's own import
+            loaded.append(path)
         return path
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:

@@ -112,8 +112,7 @@ def take_ownership(folder: Path) -> str:
     token, owner_file = uuid4().hex, folder / OWNER
     content = json.dumps({"token": token, "machine": machine_id(), "name": platform.node(), "process": os.getpid()})
     try:
-        with owner_file.open("x") as file:
-            file.write(content)
+        create_whole(owner_file, token, content)
         return token
     except FileExistsError:
         other = read_owner(folder)
@@ -135,6 +134,21 @@ def take_ownership(folder: Path) -> str:
     finally:
         marker.unlink(missing_ok=True)
     return token
+
+
+def create_whole(path: Path, token: str, content: str) -> None:
+    """Create a file with its content in one step. FileExistsError if there is one."""
+    temporary = path.with_name(f".writing-{token}")
+    temporary.write_text(content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: two steps
+        with path.open("x") as file:
+            file.write(content)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def replace_owner(folder: Path, token: str, content: str) -> None:

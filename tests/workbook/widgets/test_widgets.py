@@ -295,7 +295,7 @@ def test_paused_and_resumed_in_the_background_is_bit_identical(background_config
 def test_a_killed_process_is_seen_and_a_failed_one_says_why(background_config):
     run = background.start(background_config)
     assert background.start(background_config).path == run.path  # starts nothing twice
-    wait(lambda: (run.path / background.LOCK).exists())
+    wait(lambda: run.busy)
     children = dict(background.children)
     background.children.clear()  # as another kernel sees it
     wait(lambda: background.is_alive(run))
