@@ -3,6 +3,7 @@
 Browsers draw MathML themselves, so that a formula needs no script and no network.
 """
 
+from html import escape
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,8 +13,9 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
+from sphinx.util import logging
 
+LOGGER = logging.getLogger(__name__)
 CONTENTS = Path(__file__).with_name("contents.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURES = {"image/png", "image/svg+xml", "text/html"}
@@ -26,32 +28,42 @@ OPERANDS = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "mroot": 
 def to_mathml(latex: str, display: str) -> str:
     """A formula without its dollars as a <math> element. display: "inline" or "block".
 
-    Raises ExtensionError, which ends the build, for LaTeX that latex2mathml refuses, does not know or reads only in part.
+    Raises ValueError for LaTeX that latex2mathml refuses, does not know, or reads only in part.
     """
     try:
         mathml = convert(latex, display=display)
-    except Exception as error:  # each fault has a class of its own, without a common base
-        raise ExtensionError(f"formula {latex!r}: {type(error).__name__}") from error
+    except Exception as error:  # the faults of latex2mathml have no common base
+        raise ValueError(type(error).__name__) from error
     for element in ElementTree.fromstring(mathml).iter():
         tag = element.tag.removeprefix(MATHML)
         if "\\" in (element.text or "") or len(element) != OPERANDS.get(tag, len(element)):
-            raise ExtensionError(f"formula {latex!r}: {element.text or tag} is not understood")
+            raise ValueError(f"{element.text or tag} is not understood")
     return mathml
 
 
+def render(node: nodes.Element, display: str) -> str:
+    """The formula of a node as HTML. One that cannot be converted is a warning, with its place, and shown as LaTeX."""
+    latex = node.astext()
+    try:
+        return to_mathml(latex, display)
+    except ValueError as error:
+        LOGGER.warning("formula %s: %s", latex, error, location=node, type="workbook", subtype="formula")
+        return f"<code>{escape(latex)}</code>"
+
+
 def visit_inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(to_mathml(node.astext(), "inline"))
+    translator.body.append(render(node, "inline"))
     raise nodes.SkipNode
 
 
 def visit_block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<span class="formula">{to_mathml(node.astext(), "block")}</span>\n')
+    translator.body.append(f'<span class="formula">{render(node, "block")}</span>\n')
     raise nodes.SkipNode
 
 
 # --- notebooks
 def read_notebook(text: str) -> NotebookNode:
-    """The notebook without live controls. Where a control has no picture beside it, a sentence says what JupyterLab shows."""
+    """The notebook without live controls. Where a control has no picture of its own, a sentence says what JupyterLab shows."""
     notebook = nbformat.reads(text, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
