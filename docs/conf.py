@@ -45,5 +45,6 @@ html_css_files = ["site.css"]
 templates_path = [str(HERE / "_templates")]
 html_additional_pages = {"index": "index.html"}
 html_copy_source = False
+html_show_search_summary = False  # an excerpt is fetched by a script, which file:// forbids
 html_show_copyright = False
 html_theme_options = {"top_of_page_buttons": []}

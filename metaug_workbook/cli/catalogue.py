@@ -5,7 +5,7 @@ from typing import NamedTuple
 from metaug_core.config import Config
 from metaug_core.registry import METHODS
 
-BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # around the table of docs/methods.md
+BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # of the table in docs/methods.md
 ELSEWHERE = ("views", "independent", "negatives")  # defaults that a column of their own tells, or that every run shows
 
 
