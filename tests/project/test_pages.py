@@ -101,8 +101,8 @@ def test_readme_is_one_page():
     assert max(map(len, lines)) <= 120
 
 
-def test_the_page_of_minimal_shows_what_it_prints_at_the_end():
-    """docs/minimal.py, its page and its stored output give the same numbers."""
+def test_minimal_prints_the_numbers_of_its_page_and_of_its_docstring():
+    """docs/minimal-output.txt is what it printed last."""
     output = (ROOT / "docs" / "minimal-output.txt").read_text(encoding="utf-8")
     untrained, *probes = re.findall(r"probe (0\.\d+)", output)
     page = (ROOT / "docs" / "minimal.md").read_text(encoding="utf-8")
