@@ -80,8 +80,9 @@ lab: $(STAMP) ## JupyterLab on the walkthrough, on this machine only, with a tok
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
 	  --LabApp.default_url=/lab/tree/notebooks/00_walkthrough.ipynb
 
-site: $(STAMP) ## a static site of the notebooks in site/, read without a network
-	$(BIN)/metaug site
+site: $(STAMP) ## the documentation and the notebooks as a site in site/, read without a network
+	$(PY) -m sphinx -M html . site -c docs -W --keep-going --quiet
+	@echo "Open site/html/index.html in a browser."
 
 figures: $(STAMP) ## the figures and their gallery again, from the stored results
 	$(BIN)/metaug figures
@@ -121,10 +122,10 @@ lock: ## resolve pyproject.toml into requirements.lock, for every platform and P
 	@if ! $(PY) -c "" 2>/dev/null; then $(new_venv); fi
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(BIN)/uv pip compile --no-config \
-	  --universal --python-version 3.11 --extra dev --extra tensorboard --generate-hashes --no-emit-index-url \
+	  --universal --python-version 3.11 --extra dev --extra docs --extra tensorboard --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" $(UPGRADE) --quiet pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find metaug_core metaug_workbook tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} + 2>/dev/null || true

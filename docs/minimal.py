@@ -146,5 +146,5 @@ if __name__ == "__main__":
     for step in range(STEPS):
         chosen = torch.randint(len(train[0]), (BATCH,), generator=random)
         value = train_step(networks, mag, split(train[0][chosen], random), memories)
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 25 == 0:
             print(f"step {step + 1}: loss {value:.3f}, probe {probe(networks, train, test):.3f}")

@@ -2,7 +2,7 @@
 
 `quick` finishes in about a minute and a half on two CPU cores and shows the method learn; `sketch` is a tenth of that, for sweeps.
 `paper` follows the paper where it speaks (section 4.1, Appendix A and B). `authors` follows the authors' published code where
-that differs: every row of the ledger in the README is a setting here.
+that differs: every row of the table in docs/paper.md is a setting here.
 """
 
 from typing import Any

@@ -1,11 +1,11 @@
-"""What the methods say about themselves, as text and as the README's table."""
+"""What the methods say about themselves, as text and as the table of docs/methods.md."""
 
 from typing import NamedTuple
 
 from metaug_core.config import Config
 from metaug_core.registry import METHODS
 
-BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # around the table in the README
+BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # of the table in docs/methods.md
 ELSEWHERE = ("views", "independent", "negatives")  # defaults that a column of their own tells, or that every run shows
 
 
@@ -55,7 +55,7 @@ def text() -> str:
 
 
 def markdown() -> str:
-    """The methods as a table, between the two marks that stand around it in the README."""
+    """The methods as a table, between the two marks that stand around it in docs/methods.md."""
     heads = "| `method` | what | paper | views | objective | state | defaults |\n|---|---|---|---|---|---|---|\n"
     lines = [
         f"| `{e.name}` | {e.title} | {e.paper} | {e.views} | `{bars(e.objective)}` | {e.state} | {e.defaults} |\n"

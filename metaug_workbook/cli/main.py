@@ -221,22 +221,12 @@ def download(dataset: str, data_dir: Path | None) -> None:
 
 
 @main.command()
-@click.option("--markdown", is_flag=True, help="As the table that stands in the README.")
+@click.option("--markdown", is_flag=True, help="As the table of docs/methods.md.")
 def methods(markdown: bool) -> None:
     """Say of every method what it is: paper, views, objective, what it remembers, the settings it brings."""
     from metaug_workbook.cli import catalogue
 
     click.echo(catalogue.markdown() if markdown else catalogue.text(), nl=not markdown)
-
-
-@main.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: site/ in the workbook.")
-def site(out: Path | None) -> None:
-    """Build a static site of the notebooks, the gallery as its front page. It is read without a network."""
-    from metaug_core.config import HOME
-    from metaug_workbook.site import build as room
-
-    click.echo(f"open {shown(room.build(HOME, out or HOME / 'site'))} in a browser")
 
 
 main.add_command(sweep.figures)

@@ -146,7 +146,7 @@ def test_the_results_and_the_figures_table_are_of_the_same_runs_and_of_every_met
         assert found["untrained"].tolist() == pytest.approx(wide[measure]["untrained"].sort_index().tolist())
 
 
-def test_the_readme_says_what_the_table_counts():
+def test_the_page_of_methods_says_what_the_table_counts():
     drawn = pd.read_csv(ROOT / "figures" / "data" / "09-all-methods-shapes.csv")
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
     assert paper_figures.learning(drawn) in text

@@ -450,8 +450,8 @@ def test_a_method_says_what_it_is():
     assert {"simclr", "cmc+hard", "metaug", "metaug-nnclr"} <= {entry.name for entry in catalogue.entries()}
 
 
-def test_the_readmes_table_is_the_registrys():
+def test_the_table_of_methods_is_the_registrys():
     """`metaug methods --markdown` prints what stands between the two marks."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    start = readme.index(catalogue.BEGIN)
-    assert readme[start : readme.index(catalogue.END) + len(catalogue.END) + 1] == catalogue.markdown()
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    start = page.index(catalogue.BEGIN)
+    assert page[start : page.index(catalogue.END) + len(catalogue.END) + 1] == catalogue.markdown()

@@ -1,1 +1,0 @@
-"""The notebooks as static pages."""
