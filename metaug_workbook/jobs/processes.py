@@ -99,9 +99,7 @@ class LocalProcesses(Executor):
                 else:
                     future.set_result(answer["result"])
         if worker := self.workers.get(number):
-            with suppress(OSError):
-                worker.stdin.close()
-            worker.wait()
+            close(worker)
 
     def ask(self, number: int, values: dict[str, Any]) -> dict[str, Any]:
         """The answer of a worker to a call. Raises WorkerDiedError, CancelledError, OSError if none can be started."""
@@ -114,7 +112,7 @@ class LocalProcesses(Executor):
                 worker.stdin.flush()
                 if line := worker.stdout.readline():
                     return json.loads(line)
-            worker.wait()
+            close(worker)
             if self.stopping.is_set():
                 raise CancelledError
         raise WorkerDiedError(f"its process died {LOSSES + 1} times (out of memory?)")
@@ -123,6 +121,14 @@ class LocalProcesses(Executor):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             return start_process([__name__], log, self.environment, subprocess.PIPE, subprocess.PIPE)
+
+
+def close(worker: Any) -> None:
+    """Have a worker end, and wait for it."""
+    with suppress(OSError):
+        worker.stdin.close()
+    worker.wait()
+    worker.stdout.close()
 
 
 # --- of the worker

@@ -13,9 +13,8 @@ import pytest
 from click.testing import CliRunner
 from tiny import ROOT
 
-from metaug_workbook import papermill_runner
 from metaug_workbook.cli import main
-from metaug_workbook.jobs import grid
+from metaug_workbook.jobs import grid, papermill_runner
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
