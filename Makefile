@@ -103,10 +103,11 @@ test: $(STAMP) ## the tests, then every notebook
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 notebooks || failed="$$failed notebooks"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
-check: $(STAMP) ## ruff and pyright
+check: $(STAMP) ## ruff, pyright and the contracts of the layers
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+	$(BIN)/lint-imports --no-cache
 
 benchmarks: $(STAMP) ## every benchmark, one after the other
 	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(PY) "$$f" || exit 1; done
@@ -122,7 +123,7 @@ lock: ## resolve pyproject.toml into requirements.lock, for every platform and P
 	@if ! $(PY) -c "" 2>/dev/null; then $(new_venv); fi
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(BIN)/uv pip compile --no-config \
-	  --universal --python-version 3.11 --extra dev --extra docs --extra tensorboard --generate-hashes --no-emit-index-url \
+	  --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" $(UPGRADE) --quiet pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and caches; runs/ and data/ stay

@@ -12,6 +12,10 @@ class Paused(MetaugError):
     """A run was asked to stop (`Run.request_stop`): it is saved, and the same request goes on."""
 
 
+class Interrupted(MetaugError):
+    """Ctrl-C or SIGTERM: what was under way is saved."""
+
+
 def shown(value: object) -> str:
     """A value as it was given, cut short if it is long."""
     text = repr(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from metaug_core.errors import MetaugError, Paused
+from metaug_core.errors import Interrupted, MetaugError, Paused
 from metaug_workbook.cli import sweep
 from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
 
@@ -119,7 +119,7 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
     from metaug_core.runs import store
     from metaug_core.runtime import distributed
     from metaug_core.training import loop
-    from metaug_workbook.jobs import papermill_runner, runner
+    from metaug_workbook.jobs import runner
     from metaug_workbook.jobs.grid import build, value
 
     first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
@@ -135,7 +135,7 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
             for sentence in failures.values():
                 raise MetaugError(sentence)
     except (KeyboardInterrupt, Paused):
-        raise papermill_runner.Interrupted("interrupted and saved; the same command goes on") from None
+        raise Interrupted("interrupted and saved; the same command goes on") from None
     for config in configs if distributed.rank() == 0 else ():
         click.echo(f"finished: {shown(store.request(config).path)}")
 
@@ -148,7 +148,7 @@ def resume(name: str, runs_dir: Path) -> None:
     """Train RUN (its name, the beginning of it, or its folder) from its last checkpoint to the end."""
     from metaug_core.runs import store
     from metaug_core.training import loop
-    from metaug_workbook.jobs import papermill_runner
+    from metaug_workbook.jobs import runner
 
     found = store.open_run(name, runs_dir)
     if found.finished:
@@ -158,7 +158,7 @@ def resume(name: str, runs_dir: Path) -> None:
     try:
         loop.fit(found.config)
     except (KeyboardInterrupt, Paused):
-        raise papermill_runner.Interrupted(f"interrupted{papermill_runner.how_to_continue(found)}") from None
+        raise Interrupted(f"interrupted{runner.how_to_continue(found)}") from None
     click.echo(f"finished: {shown(found.path)}")
 
 

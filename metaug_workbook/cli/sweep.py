@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from metaug_core.errors import Interrupted
 from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
 
 
@@ -85,7 +86,7 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
             sweep.run_sweep(state, executor, asked["trials"], say=say)
     except KeyboardInterrupt:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
-        raise papermill_runner.Interrupted(f"interrupted: {counted}; the same command goes on") from None
+        raise Interrupted(f"interrupted: {counted}; the same command goes on") from None
     click.echo(
         f"{state.count('finished')} of {len(state.cells)} cells are finished: {shown(plan.folder / 'table.csv')}"
     )
@@ -161,10 +162,10 @@ def submit(state: Any, workers: int) -> str:
 def work(runs_dir: Path, names: tuple[str, ...]) -> None:
     """Do unfinished jobs of the sweeps in RUNS_DIR until nothing is left. As many as you like may work at the same time, on any
     machine that sees the folder; one that dies is replaced by the others."""
-    from metaug_workbook.jobs import papermill_runner, worker
+    from metaug_workbook.jobs import worker
 
     with interrupt_on_sigterm():
         try:
             worker.work(worker.read_jobs(runs_dir.resolve(), names), click.echo)
         except KeyboardInterrupt:
-            raise papermill_runner.Interrupted("interrupted and saved; the same command goes on") from None
+            raise Interrupted("interrupted and saved; the same command goes on") from None

@@ -29,10 +29,11 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from metaug_core.config import HOME, Config, ConfigError
-from metaug_core.errors import MetaugError, suggestion
+from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
 from metaug_core.training.progress import last_row
 from metaug_workbook.jobs.grid import build, value
+from metaug_workbook.jobs.runner import how_to_continue
 from metaug_workbook.widgets.live_view import clock
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
@@ -42,10 +43,6 @@ POLL_SECONDS, LOG_SECONDS = 0.5, 10.0  # between two drawings of the bar on a te
 
 class CellFailed(MetaugError):
     """A cell of the notebook raised an error; the executed notebook is kept."""
-
-
-class Interrupted(MetaugError):
-    """Ctrl-C or SIGTERM: the kernel was interrupted, so the engine saved."""
 
 
 # --- which notebook, and with what
@@ -246,9 +243,3 @@ def execute(
     except (DeadKernelError, CellTimeoutError, NoSuchKernel) as error:
         raise CellFailed(f"{path.stem}: {error}{how_to_continue(run)} (see {output})") from None
     return output
-
-
-def how_to_continue(run: store.Run | None) -> str:
-    if run is None or run.finished or not run.checkpoint.exists():
-        return ""
-    return f"; what was trained is kept, continue with `metaug resume {run.path.name}`"

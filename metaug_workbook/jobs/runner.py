@@ -360,3 +360,10 @@ def wait_while_busy(work: Callable[[], Any], on_busy: Callable[[], None] = lambd
         except BusyError:
             on_busy()
             time.sleep(WAIT_SECONDS)
+
+
+def how_to_continue(run: Run | None) -> str:
+    """The end of a sentence about an interrupted run: how its training goes on, if anything was saved."""
+    if run is None or run.finished or not run.checkpoint.exists():
+        return ""
+    return f"; what was trained is kept, continue with `metaug resume {run.path.name}`"

@@ -19,7 +19,7 @@ import pandas as pd
 
 from metaug_core import extensions
 from metaug_core.config import Config, ConfigError
-from metaug_core.errors import MetaugError
+from metaug_core.errors import Interrupted, MetaugError
 from metaug_core.runs import store
 from metaug_core.training.progress import RunsBar, RunsReporter
 from metaug_workbook.jobs import grid, papermill_runner
@@ -250,7 +250,7 @@ def execute_notebook(task: dict[str, Any]) -> str | None:
         runs_dir = Path(task["runs_dir"])
         assert config is not None  # `plan` refuses a notebook without a run
         papermill_runner.execute(path, values, config.replace(runs_dir=runs_dir), runs_dir, bar=False)
-    except papermill_runner.Interrupted:
+    except Interrupted:
         raise
     except MetaugError as error:
         return str(error)
