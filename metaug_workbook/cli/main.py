@@ -29,6 +29,10 @@ class Sentences(click.Group):
             self.end("interrupted", INTERRUPTED)
         except BrokenPipeError:
             raise
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in ("metaug_core", "metaug_workbook"):
+                raise
+            self.end(f"this needs {error.name}: pip install 'metaug-workbook[workbook]'", BAD_INPUT)
         except OSError as error:
             self.end(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
 
@@ -204,7 +208,8 @@ def table(found: Any) -> str:
     lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in measures.values())]
     for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):
         if name in stored:
-            lines.append(f"{name:<20}" + "".join(f"{100 * stored[name][key]:>14.1f}" for key in measures))
+            values = [stored[name].get(measure) for measure in measures]
+            lines.append(f"{name:<20}" + "".join(f"{'-' if v is None else f'{100 * v:.1f}':>14}" for v in values))
     return "\n".join(lines)
 
 
