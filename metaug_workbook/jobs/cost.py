@@ -24,7 +24,7 @@ def epoch_seconds(runs_dir: Any, device: str) -> dict[tuple[Any, ...], float]:
     """Seconds an epoch by shape: the mean over the finished runs there that were trained on this kind of device."""
     found: dict[tuple[Any, ...], list[float]] = {}
     for run in (run for run in store.list_runs(runs_dir) if run.finished):
-        measured = tables.machine(run)
+        measured = tables.read_machine(run)
         if measured["device"] == device and measured["seconds"] > 0:
             found.setdefault(shape(run), []).append(measured["seconds"] / run.config.epochs)
     return {key: sum(values) / len(values) for key, values in found.items()}

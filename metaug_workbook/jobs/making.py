@@ -28,7 +28,7 @@ from metaug_core.runtime import distributed
 from metaug_core.training import loop
 from metaug_core.training.progress import Progress, RunsBar, RunsReporter
 from metaug_workbook.jobs import children
-from metaug_workbook.results.tables import DEFAULT, Wanted, missing, table
+from metaug_workbook.results.tables import DEFAULT, Wanted, list_missing, read_table
 
 HELPER_BYTES = 2 * 2**30  # that must be free for each process: torch and its libraries, the images, a step
 SAVE_SECONDS = 10.0  # that an interrupted owner waits for its helpers
@@ -47,7 +47,7 @@ def made(
     split: str = "test",
     view: Callable[[int], RunsReporter] = RunsBar,
 ) -> pd.DataFrame:
-    """The `table` of these configs, after training and evaluating here what is missing of it.
+    """The `read_table` of these configs, after training and evaluating here what is missing of it.
 
     Stopped at any moment, the same call goes on. A run that diverges, or whose data are not there, is a row with its `failure`; one
     that diverged before is not tried again unless retry. measures, representations, split: as `evaluate`. augmented: also z and z~,
@@ -55,9 +55,9 @@ def made(
     6 % on a CPU). processes: of so many, each with its share of the threads; None: `processes_for`. view(number of runs to do)
     gives the reporter. Raises MetaugError for an unknown measure or representation.
     """
-    todo = missing(configs, measures, representations, augmented, retry, split)
+    todo = list_missing(configs, measures, representations, augmented, retry, split)
     if not todo:
-        return table(configs, split)
+        return read_table(configs, split)
     for run in todo:  # those asked for again: whoever comes to it sees what happened this time
         (run.path / "failed.json").unlink(missing_ok=True)
     wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
@@ -65,7 +65,7 @@ def made(
     with helped(todo, wanted, processes_for(todo) if processes is None else processes):
         for patient in (False, True):  # first what nobody makes, then what others made or left
             make(left, together, patient, tell)
-    return table(configs, split, left.failures)
+    return read_table(configs, split, left.failures)
 
 
 class Left:

@@ -155,7 +155,7 @@ class Sweep:
 
     def table(self) -> pd.DataFrame:
         failures = {one["run"]: one["error"] for one in self.cells if one["state"] == "failed"}
-        found = tables.table(self.plan.configs, self.plan.wanted.split, failures)
+        found = tables.read_table(self.plan.configs, self.plan.wanted.split, failures)
         return found.assign(notebook=[one["notebook"] for one in self.cells])
 
     def save(self) -> pd.DataFrame:

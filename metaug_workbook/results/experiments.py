@@ -1,4 +1,4 @@
-"""What a figure of the paper asks for: a grid of runs, and what they will cost on this machine before any of them starts.
+"""The grid of runs that a figure of the paper needs, and what they will cost on this machine before any of them starts.
 
 configs = grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=["eq9"], phi_dec=[1, 2, 4, 6, 8])
 seconds(configs)                                # estimated
@@ -7,10 +7,10 @@ seconds(configs)                                # estimated
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import safetensors.torch
-import torch
 
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
@@ -46,13 +46,13 @@ def grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> 
     value.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    found = []
+    base = given.pop("preset", "quick")
+    configs = []
     for values in itertools.product(*axes.values()):
         chosen = given | dict(zip(axes, values, strict=True))
-        if chosen.get("method", "metaug") not in METHODS:
-            continue
-        found += [preset(chosen.get("preset", "quick"), **without_preset(chosen), seed=seed) for seed in range(seeds)]
-    return found
+        if chosen.get("method", "metaug") in METHODS:
+            configs += [preset(base, **chosen, seed=seed) for seed in range(seeds)]
+    return configs
 
 
 def absent(names: Sequence[str]) -> list[str]:
@@ -62,18 +62,12 @@ def absent(names: Sequence[str]) -> list[str]:
 
 def accepted(configs: Sequence[Config]) -> list[Config]:
     """Those of the configs that their method can train: LooC, say, refuses images without the augmentations that it holds."""
-    found = []
+    trainable = []
     for config in configs:
-        try:
+        with suppress(ConfigError):
             methods.build(config)
-        except ConfigError:
-            continue
-        found.append(config)
-    return found
-
-
-def without_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "preset"}
+            trainable.append(config)
+    return trainable
 
 
 def floors(configs: Sequence[Config]) -> list[Config]:
@@ -85,11 +79,7 @@ def untrained_digest(config: Config) -> str:
     """A hash of what an untrained encoder is: its weights, and its h of made-up images, which tells apart networks that use the
     same weights in other ways (on patches of another grid). What is measured of equal ones on the same images is equal."""
     networks, _ = representations.load_networks(config, 2)
-    pixels = torch.zeros(2, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    pixels.random_(256, generator=torch.Generator().manual_seed(0))
-    h = representations.features(
-        networks, datasets.Images(pixels, torch.zeros(2, dtype=torch.int64), ("made up",)), config
-    )
+    h = representations.features(networks, step_costs.make_noise(2, config.image_size), config)
     weights = cast(Any, networks.encoders).state_dict()
     tensors = {"h": h} | {f"weights.{name}": tensor.contiguous() for name, tensor in weights.items()}
     return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
@@ -115,13 +105,14 @@ def training_images(config: Config) -> int:
 def step_seconds(config: Config) -> float:
     """Seconds of training by one minibatch, on random images and after one step to warm up; of Algorithm 1 both passes."""
     batch = min(config.batch_size, max(4, TIMED_PIXELS // config.image_size**2))
-    rehearsed = step_costs.rehearse(config.replace(batch_size=batch, train_images=None))
-    s, total = rehearsed.s, 0.0
+    prepared = step_costs.prepare_step(config.replace(batch_size=batch, train_images=None))
+    s = prepared.s
+    total = 0.0
     for position in (0, s.steps_per_epoch // 2) if s.mag is not None and config.schedule == "epoch" else (0,):
         s.position = position
-        rehearsed.step()
+        prepared.take()
         # The least of them: threads that wait for a busy core have made a step of 90 ms take five seconds.
-        total += min(step_costs.seconds(rehearsed.step) for _ in range(TIMED_STEPS))
+        total += min(step_costs.time_call(prepared.take) for _ in range(TIMED_STEPS))
     return total * config.batch_size / batch
 
 
@@ -130,12 +121,12 @@ def seconds(configs: Sequence[Config]) -> float:
 
     Not counted: the probes themselves, and reading the data.
     """
-    kinds: dict[tuple[Any, ...], float] = {}
+    by_kind: dict[tuple[Any, ...], float] = {}
     total = 0.0
     for config in configs:
         kind = tuple(getattr(config, name) for name in KIND)
-        if kind not in kinds:
-            kinds[kind] = step_seconds(config)
+        if kind not in by_kind:
+            by_kind[kind] = step_seconds(config)
         passes = config.epochs + EVALUATION * 1.5 * config.keep_last
-        total += kinds[kind] * passes * training_images(config) / config.batch_size
+        total += by_kind[kind] * passes * training_images(config) / config.batch_size
     return total

@@ -1,6 +1,9 @@
 """The loss along a step: how it changes from theta to where the look-ahead goes, and to where the encoders go, and beyond."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,17 +28,17 @@ LENGTHS = tuple(number / 10 for number in range(16))  # of the step: 0 to 1.5 ti
 
 
 class Profiled(NamedTuple):
-    """A short training, looked at from within."""
+    """What a short training showed."""
 
     profiles: pd.DataFrame  # step, kind (look-ahead, encoders' step), length (1: the whole step), loss
     logged: pd.DataFrame  # of each step: step, and its metrics (loss_before, loss_ahead)
 
 
 @torch.no_grad()
-def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> list[dict[str, Any]]:
+def profile_step(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> list[dict[str, Any]]:
     """The regular loss (eq. 11) of the minibatch along the look-ahead's step and along the one that the optimiser takes: rows of
     kind, length, loss. The state stays as it is: its generators are put back, BatchNorm's statistics are frozen."""
-    drawn = {role: generator.get_state() for role, generator in s.generators.items()}
+    before = {role: generator.get_state() for role, generator in s.generators.items()}
     views, context = draw(s, batch.pixels, batch.indices)
     theta = {name: p.detach() for name, p in s.theta.items()}
     with frozen_statistics(s.networks, s.mag):
@@ -50,31 +53,37 @@ def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> 
             at = {name: torch.lerp(p, ahead[name], length) for name, p in theta.items()}
             return float(total(s.method.terms(functional_call(s.networks, at, (views,)), context, s.mag)))
 
-        found = []
+        rows = []
         for kind, rule in rules.items():
             ahead = meta_gradient.step(s.theta, gradient, rule)
-            found += [{"kind": kind, "length": length, "loss": loss(ahead, length)} for length in lengths]
+            rows += [{"kind": kind, "length": length, "loss": loss(ahead, length)} for length in lengths]
     for role, generator in s.generators.items():
-        generator.set_state(drawn[role])
-    return found
+        generator.set_state(before[role])
+    return rows
 
 
-def profiled(config: Config, at: Collection[int], splits: datasets.Splits | None = None) -> Profiled:
-    """Train as config says, nothing of it kept on the disk, with a `profile` before each of the steps in `at` (from 0).
+def profile_training(config: Config, at: Collection[int], splits: datasets.Splits | None = None) -> Profiled:
+    """Train as config says, in a folder that is removed afterwards, with a `profile_step` before each of the steps `at` (from 0).
 
     The method needs a MAG that is trained on the same minibatches (schedule alternate).
     """
     device = pick_device(config.device)
     splits = splits or datasets.load(config, device)
     s = state.create(config, splits, device)
-    session = Session(request(config), s, splits, lambda _: None)
     profiles, logged = [], []
-    while s.epoch < config.epochs:
-        for batch in session.remaining():
+    with TemporaryDirectory() as folder:
+        run = request(config.replace(runs_dir=Path(folder)))
+        run.path.mkdir()
+        # Without validation images the session takes no kNN readings, which nobody would see.
+        work = Session(run, s, replace(splits, val=None), lambda _: None).work(interrupted=[])
+        batch = next(work, None)
+        while batch is not None:
             if s.step in at:
-                profiles += [{"step": s.step} | row for row in profile(s, batch)]
+                profiles += [{"step": s.step} | row for row in profile_step(s, batch)]
             metrics = train_step(s, batch.pixels, batch.indices, log=True)
             logged.append({"step": s.step} | {name: float(value) for name, value in metrics.items() if not value.dim()})
-            s.step, s.position = s.step + 1, s.position + 1
-        s.epoch, s.position, s.order = s.epoch + 1, 0, None
+            try:
+                batch = work.send(metrics)
+            except StopIteration:
+                batch = None
     return Profiled(pd.DataFrame(profiles), pd.DataFrame(logged))

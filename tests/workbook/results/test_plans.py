@@ -19,8 +19,9 @@ from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.presets import preset
 from metaug_core.runs.store import request
 from metaug_workbook import plans
-from metaug_workbook.plots.training import binned
-from metaug_workbook.results import experiments, paper_comparison, paper_values, step_costs
+from metaug_workbook.plots import paper_figures
+from metaug_workbook.plots.features import bin_similarities
+from metaug_workbook.results import experiments, paper_values, step_costs
 
 
 def test_a_grid_has_every_combination_with_seeds_innermost_and_each_methods_defaults():
@@ -109,25 +110,25 @@ def test_a_real_step_is_timed_and_counted(tiny):
     alternate, epoch = tiny(), tiny(schedule="epoch")
     assert 0 < experiments.step_seconds(alternate) < 60
     assert 0 < experiments.step_seconds(epoch) < 60
-    ways = {name: step_costs.rehearse(tiny(method=name)).step for name in ("metaug-only-oucl", "metaug")}
-    table = step_costs.compared(ways, rounds=2)
+    ways = {name: step_costs.prepare_step(tiny(method=name)).take for name in ("metaug-only-oucl", "metaug")}
+    table = step_costs.compare_costs(ways, rounds=2)
     assert table["times_plain"].iloc[0] == table["flops_plain"].iloc[0] == 1
     assert 2 < table["flops_plain"].iloc[1] < 8 / 3 + 2  # the bound of the encoders, and the MAG's share
 
 
 def test_flops_are_those_of_the_matmul():
     a, b = torch.ones(3, 5), torch.ones(5, 7)
-    assert step_costs.counted(lambda: a @ b).flops == 2 * 3 * 5 * 7
+    assert step_costs.count_work(lambda: a @ b).flops == 2 * 3 * 5 * 7
 
 
 def test_the_problem_of_the_notebook_agrees_with_double_backward_and_with_a_difference(tiny):
-    p = step_costs.problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
+    p = step_costs.build_problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
     direction = {name: w.detach().sign() for name, w in p.omega.items()}
     with frozen_statistics(*p.modules):
         fast = meta_gradient.meta_gradient(*p[:4], 0.1)
         slow = meta_gradient.meta_gradient_reference(*p[:4], 0.1)
-        wanted = step_costs.central_difference(p, 0.1, direction)
-    assert step_costs.distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
+        wanted = step_costs.take_central_difference(p, 0.1, direction)
+    assert step_costs.measure_distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
     assert float(sum((fast[n] * direction[n]).sum() for n in fast)) == pytest.approx(wanted, rel=1e-7)
 
 
@@ -171,7 +172,7 @@ def test_histograms_of_figure_2_are_of_both_kinds_of_pairs(tiny):
         ("augmented", "different"): 2 * 20 * 19, ("augmented", "same"): 2 * 20,
         ("original", "different"): 20 * 19, ("original", "same"): 20,
     }  # fmt: skip
-    assert table.columns.tolist()[:5] == binned(np.ones(1), np.ones(1)).columns.tolist()
+    assert table.columns.tolist()[:5] == bin_similarities(np.ones(1), np.ones(1)).columns.tolist()
 
 
 def test_verdicts_follow_from_intervals():
@@ -184,8 +185,8 @@ def test_verdicts_follow_from_intervals():
 
 
 def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_fill_them():
-    first = paper_comparison.table(2, 1)
+    first = paper_figures.compare_methods(2, 1)
     assert first.shape == (12, 2)
     assert first.loc["MetAug", ("cifar10", "resnet50")].endswith("/ 91.09")
-    assert len(paper_comparison.commands(20)) == 12
-    assert paper_comparison.cell([], 87.87) == "– / 87.87"
+    assert len(paper_figures.list_commands(20)) == 12
+    assert paper_figures.compare_cell([], 87.87) == "– / 87.87"
