@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from metaug_core.config import HOME
 from metaug_core.errors import MetaugError
@@ -93,12 +92,6 @@ def refuse_changes(tables: Sequence[str] = ()) -> None:
 
 
 # --- making figures
-def save(figure: Figure, path: Path, runs: pd.DataFrame | Sequence[Run], command: str) -> None:
-    """Write path.png, path.svg and their provenance path.json. Raises StoreError."""
-    save_figure(figure, path)
-    store.write_json(path.with_name(f"{path.name}.json"), describe_origin(command, trace_numbers(runs)))
-
-
 def publish(
     name: str,
     table: pd.DataFrame,

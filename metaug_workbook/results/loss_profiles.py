@@ -1,9 +1,6 @@
 """The loss along a step: how it changes from theta to where the look-ahead goes, and to where the encoders go, and beyond."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -35,7 +32,7 @@ class Profiled(NamedTuple):
 
 
 @torch.no_grad()
-def profile_step(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> list[dict[str, Any]]:
+def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> list[dict[str, Any]]:
     """The regular loss (eq. 11) of the minibatch along the look-ahead's step and along the one that the optimiser takes: rows of
     kind, length, loss. The state stays as it is: its generators are put back, BatchNorm's statistics are frozen."""
     before = {role: generator.get_state() for role, generator in s.generators.items()}
@@ -63,27 +60,21 @@ def profile_step(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS
 
 
 def profile_training(config: Config, at: Collection[int], splits: datasets.Splits | None = None) -> Profiled:
-    """Train as config says, in a folder that is removed afterwards, with a `profile_step` before each of the steps `at` (from 0).
+    """Train as config says, without writing anything to the disk, with a `profile` before each of the steps in `at` (from 0).
 
     The method needs a MAG that is trained on the same minibatches (schedule alternate).
     """
     device = pick_device(config.device)
     splits = splits or datasets.load(config, device)
     s = state.create(config, splits, device)
+    session = Session(request(config), s, splits, lambda _: None)
     profiles, logged = [], []
-    with TemporaryDirectory() as folder:
-        run = request(config.replace(runs_dir=Path(folder)))
-        run.path.mkdir()
-        # Without validation images the session takes no kNN readings, which nobody would see.
-        work = Session(run, s, replace(splits, val=None), lambda _: None).work(interrupted=[])
-        batch = next(work, None)
-        while batch is not None:
+    while s.epoch < config.epochs:
+        for batch in session.remaining():
             if s.step in at:
-                profiles += [{"step": s.step} | row for row in profile_step(s, batch)]
+                profiles += [{"step": s.step} | row for row in profile(s, batch)]
             metrics = train_step(s, batch.pixels, batch.indices, log=True)
             logged.append({"step": s.step} | {name: float(value) for name, value in metrics.items() if not value.dim()})
-            try:
-                batch = work.send(metrics)
-            except StopIteration:
-                batch = None
+            s.step, s.position = s.step + 1, s.position + 1
+        s.epoch, s.position, s.order = s.epoch + 1, 0, None
     return Profiled(pd.DataFrame(profiles), pd.DataFrame(logged))

@@ -69,9 +69,10 @@ class Explorer:
         self.plot, self.controls = plot, dict(controls)
         for artist in plot.moving:
             artist.set_animated(True)  # left out of the background, not of a saved file
-        plot.update(**self.values)  # before the first drawing, in which the layout settles
+        plot.update(**self.values)
         self.canvas = FigureCanvasAgg(plot.figure)
         self.canvas.draw()
+        plot.figure.set_layout_engine("none")  # a second drawing would move the axes a little
         self.background = self.canvas.copy_from_bbox(plot.figure.bbox)
         self.image = make_image()
         self.sentence = ipywidgets.HTML()

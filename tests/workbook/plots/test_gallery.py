@@ -99,15 +99,15 @@ def test_figures_come_again_from_their_tables_alone(entry, tmp_path):
     assert not plt.get_fignums()
 
 
-def test_a_figure_beside_a_run_says_which_run(entry, tmp_path, tiny):
+def test_a_figure_of_a_run_says_which_run(entry, tmp_path, tiny):
     run = fit(tiny(epochs=1, seed=4), lambda _: None)
-    gallery.save(draw(TABLE), run.path / "figures" / "line", [run], "metaug run x")
-    found = json.loads((run.path / "figures" / "line.json").read_text())["numbers"]
+    gallery.publish("a-line", TABLE, [run], run.path / "figures")
+    found = origin(run.path / "figures")["numbers"]
     assert found["runs"] == [run.path.name]
     assert found["config_hashes"] == [run.config.name().rpartition("-")[2]]
     assert found["seeds"] == [4]
     assert found["commits"] == tables.read_table([run])["commit"].dropna().tolist()
-    assert (run.path / "figures" / "line.svg").exists()
+    assert (run.path / "figures" / "a-line.svg").exists()
 
 
 def test_an_unknown_figure_is_refused(entry, tmp_path):
