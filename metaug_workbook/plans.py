@@ -23,7 +23,7 @@ KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measur
 
 
 def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:
-    """The settings that all runs of a notebook share, for `experiments.grid`: its parameters, and what was injected beside them.
+    """The settings that all runs of a notebook share, for `experiments.make_grid`: its parameters and what was injected.
     Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
     further, _ = injected([*settings, *(own or {})])
@@ -51,14 +51,14 @@ def collected(
     if todo:
         processes = making.processes_for(todo)
         with making.shared_threads(processes):
-            seconds = experiments.seconds([run.config for run in todo]) / processes
+            seconds = experiments.estimate_seconds([run.config for run in todo]) / processes
         at_a_time = f", {processes} at a time" if processes > 1 else ""
         print(f"The other {len(todo)} will take about {format_duration(seconds)} on this machine{at_a_time}.")
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
             return floored(select_measure(tables.read_table(configs, split), measure), configs)
     found = made(configs, representations=("trained",), augmented=augmented, **options)
-    made(experiments.floors(configs), representations=("untrained",), processes=1, **options)
+    made(experiments.select_floors(configs), representations=("untrained",), processes=1, **options)
     failed = found[found["state"] == "failed"]
     failures = dict(zip(failed["run"], failed["failure"], strict=True))
     return floored(select_measure(tables.read_table(configs, split, failures), measure), configs)
@@ -66,7 +66,7 @@ def collected(
 
 def floored(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
     """The untrained accuracy of each distinct encoder in the rows of all runs that start from it; a row is of a config."""
-    keys = pd.Series([experiments.floor_key(config) for config in configs], table.index)
+    keys = pd.Series([experiments.identify_floor(config) for config in configs], table.index)
     same = table.groupby(keys)["untrained"]
     return table.assign(untrained=same.transform("first"))
 

@@ -76,7 +76,7 @@ class Left:
         self.failures: dict[str, str] = {}
 
     def holds(self, run: Run) -> bool:
-        return run.path.name not in self.failures and not run.failure and self.wanted.lacking(run)
+        return run.path.name not in self.failures and not run.failure and self.wanted.is_lacking(run)
 
     def done(self) -> int:
         self.runs = [run for run in self.runs if self.holds(run)]
@@ -164,7 +164,7 @@ def complete(
         return {run.path.name: error for run in runs}
     for run in (run for run in runs if run.finished):
         with loop.keep_failure(run, failures):
-            representations.evaluate(run, splits=splits, device=device, **wanted.of(run))
+            representations.evaluate(run, splits=splits, device=device, **wanted.list_arguments(run))
     return failures
 
 

@@ -125,7 +125,7 @@ class Sweep:
         executed = self.notebook(run) if self.notebook(run).exists() else None
         kept = {"seconds": before.get("seconds"), "notebook": self.relative(executed)}
         found = {"run": run.path.name, "settings": settings, "error": None, "state": "missing"} | kept
-        if run.finished and not self.plan.wanted.lacking(run):
+        if run.finished and not self.plan.wanted.is_lacking(run):
             return found | {"state": "finished"}
         error = before.get("error") or run.failure  # the second: a process died before it could record that
         return found | {"state": "failed", "error": error} if error and not retry else found

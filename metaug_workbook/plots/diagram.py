@@ -73,7 +73,7 @@ ARROWS = [
 
 
 def draw_diagram() -> Figure:
-    """The method as a figure: gray data, blue what theta holds, red what omega holds, yellow the objectives. Boxes are in BOXES."""
+    """The method as a figure: grey data, blue what theta holds, red what omega holds, yellow the objectives. Boxes are in BOXES."""
     figure, ax = make_panels(width=SIZE[0], height=SIZE[1])
     ax.set(xlim=(0, SIZE[0]), ylim=(0, SIZE[1]), aspect="equal")
     ax.axis("off")

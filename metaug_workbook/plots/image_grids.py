@@ -21,7 +21,7 @@ def convert_lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 
 def show_view(view: Tensor, name: str) -> np.ndarray:
-    """A view (N, C, S, S), about [-1, 1] -> colors (N, S, S, 3) in [0, 1]; ab at lightness 65, one channel as gray."""
+    """A view (N, C, S, S), about [-1, 1] -> colors (N, S, S, 3) in [0, 1]; ab at lightness 65, one channel as grey."""
     x = (view.float().cpu().numpy().transpose(0, 2, 3, 1) + 1) / 2  # (N, S, S, C) in [0, 1]
     if name in ("ab", "Lab"):
         low, high = np.array([-86.183, -107.857]), np.array([98.233, 94.478])

@@ -285,7 +285,7 @@ def compare_methods(number: int, seeds: int) -> pd.DataFrame:
     texts = []
     for method, dataset, encoder, value in rows[["method", "dataset", "encoder", "accuracy"]].itertuples(index=False):
         shared = {"preset": "paper", "dataset": dataset, "encoder": encoder}
-        texts.append(compare_cell(experiments.grid(shared, seeds, method=[method]), value))
+        texts.append(compare_cell(experiments.make_grid(shared, seeds, method=[method]), value))
     wide = rows.assign(text=texts).pivot(index="method", columns=["dataset", "encoder"], values="text")
     wide = wide.reindex(index=list(rows["method"].unique()), columns=list(dict.fromkeys(wide.columns)))
     return wide.fillna("").rename(index=paper_values.NAMES)
@@ -298,7 +298,7 @@ def compare_views(seeds: int) -> pd.DataFrame:
     papers: Table = paper_values.TABLE_6
     cells = []
     for views, method, value in papers[["views", "method", "top1"]].itertuples(index=False):
-        configs = experiments.grid(shared | {"views": tuple(views.split(","))}, seeds, method=[method])
+        configs = experiments.make_grid(shared | {"views": tuple(views.split(","))}, seeds, method=[method])
         cells.append(compare_cell(configs, value))
     names = papers["method"].map(paper_values.print_name)
     return papers.assign(method=names, **{"ours / paper": cells}).set_index(["views", "method"])[
@@ -340,7 +340,7 @@ def find_learners(table: Table) -> dict[str, set[str]]:
 
 
 def count_learners(table: Table) -> str:
-    """How many methods learn by the linear probe, and how many of them nearest neighbors confirm, counted from the table."""
+    """How many methods learn by the linear probe, and how many of them nearest neighbours confirm, counted from the table."""
     learners = find_learners(table)
     seeds, methods, by_probe = table["seed"].nunique(), table["method"].nunique(), learners["probe_paper"]
     each = f"each of {seeds} seeds" if seeds > 1 else "one seed"
@@ -377,7 +377,7 @@ for kind, what, options in (
 
 
 def draw_gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
-    """A row for each method, in order from above: a line from the untrained encoder (gray) to the trained one (its color), with
+    """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its color), with
     the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
     than the figure). table: method, seed, accuracy, untrained."""
     percent = table.assign(accuracy=100 * table["accuracy"], untrained=100 * table["untrained"])

@@ -1,7 +1,7 @@
 """One look for every figure: palette, panels, labels, means with their intervals, and how a figure is saved.
 
 The palette is Okabe and Ito's (the red is Tol's), which colour-blind readers can tell apart; line styles and hatches say the
-same again in gray.
+same again in grey.
 """
 
 import io

@@ -136,7 +136,7 @@ def draw_omega_plane(values: Tensor, turns: Tensor, now: toys.Moment, ax: Axes, 
 # --- what delta lets through
 def draw_share_by_delta(share: float, delta: float, ax: Axes, precision: str = "float32", device: str = "cpu") -> Axes:
     """Share of the encoders' gradient from augmented features for other deltas, from the one measured at `delta`: the part
-    grows in proportion, the rest stays. Gray: below the rounding of the run's `precision` on its kind of device."""
+    grows in proportion, the rest stays. Grey: below the rounding of the run's `precision` on its kind of device."""
     ratio = share / (1 - share) / delta
     deltas = np.logspace(-8, 1, 91)
     ax.loglog(deltas, ratio * deltas / (1 + ratio * deltas), color=BLUE)

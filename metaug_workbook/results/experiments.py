@@ -1,7 +1,7 @@
 """The grid of runs that a figure of the paper needs, and what they will cost on this machine before any of them starts.
 
-configs = grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=["eq9"], phi_dec=[1, 2, 4, 6, 8])
-seconds(configs)                                # estimated
+configs = make_grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=["eq9"], phi_dec=[1, 2, 4, 6, 8])
+estimate_seconds(configs)
 """
 
 import hashlib
@@ -38,29 +38,29 @@ TIMED_STEPS = 3
 EVALUATION = 1 / 3  # of the time of a training step on as many images: forward without backward
 
 
-def grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> list[Config]:
+def make_grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> list[Config]:
     """The Config of every combination of the axes' values, for seeds 0 to seeds - 1, seeds innermost.
 
     settings: `preset` and settings as a notebook has them (None: the preset's), under the axes; a method brings its own defaults.
-    A method that is not registered yields no runs (`absent`): its row is then a blank. Raises ConfigError for an unknown setting or
-    value.
+    A method that is not registered yields no runs (`list_unregistered`): its row is then a blank. Raises ConfigError for an
+    unknown setting or value.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    base = given.pop("preset", "quick")
     configs = []
     for values in itertools.product(*axes.values()):
-        chosen = given | dict(zip(axes, values, strict=True))
+        chosen = {"preset": "quick"} | given | dict(zip(axes, values, strict=True))
+        name = chosen.pop("preset")
         if chosen.get("method", "metaug") in METHODS:
-            configs += [preset(base, **chosen, seed=seed) for seed in range(seeds)]
+            configs += [preset(name, **chosen, seed=seed) for seed in range(seeds)]
     return configs
 
 
-def absent(names: Sequence[str]) -> list[str]:
+def list_unregistered(names: Sequence[str]) -> list[str]:
     """Those of the methods that are not registered."""
     return [name for name in names if name not in METHODS]
 
 
-def accepted(configs: Sequence[Config]) -> list[Config]:
+def keep_trainable(configs: Sequence[Config]) -> list[Config]:
     """Those of the configs that their method can train: LooC, say, refuses images without the augmentations that it holds."""
     trainable = []
     for config in configs:
@@ -70,12 +70,12 @@ def accepted(configs: Sequence[Config]) -> list[Config]:
     return trainable
 
 
-def floors(configs: Sequence[Config]) -> list[Config]:
+def select_floors(configs: Sequence[Config]) -> list[Config]:
     """One config for each floor, so that none is measured twice."""
-    return list({floor_key(c): c for c in reversed(configs)}.values())
+    return list({identify_floor(c): c for c in reversed(configs)}.values())
 
 
-def untrained_digest(config: Config) -> str:
+def hash_untrained(config: Config) -> str:
     """A hash of what an untrained encoder is: its weights, and its h of made-up images, which tells apart networks that use the
     same weights in other ways (on patches of another grid). What is measured of equal ones on the same images is equal."""
     networks, _ = representations.load_networks(config, 2)
@@ -85,16 +85,16 @@ def untrained_digest(config: Config) -> str:
     return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 
-def floor_key(config: Config) -> tuple[Any, ...]:
+def identify_floor(config: Config) -> tuple[Any, ...]:
     """Equal where the untrained accuracy is: the same encoder before training, on the same images."""
     images = tuple(getattr(config, name) for name in loop.SHARED)
     try:
-        return *images, untrained_digest(config)
+        return *images, hash_untrained(config)
     except MetaugError:  # networks that cannot be made have no floor to share
         return *images, config.name()
 
 
-def training_images(config: Config) -> int:
+def count_images(config: Config) -> int:
     """How many images a pass of this run has. Raises DataError if they must be counted and are not there."""
     known = TRAINING_IMAGES.get(config.dataset) if config.train_images is None else config.train_images
     if known is None:
@@ -102,7 +102,7 @@ def training_images(config: Config) -> int:
     return round(known * (1 - config.val_fraction))
 
 
-def step_seconds(config: Config) -> float:
+def time_step(config: Config) -> float:
     """Seconds of training by one minibatch, on random images and after one step to warm up; of Algorithm 1 both passes."""
     batch = min(config.batch_size, max(4, TIMED_PIXELS // config.image_size**2))
     prepared = step_costs.prepare_step(config.replace(batch_size=batch, train_images=None))
@@ -116,7 +116,7 @@ def step_seconds(config: Config) -> float:
     return total * config.batch_size / batch
 
 
-def seconds(configs: Sequence[Config]) -> float:
+def estimate_seconds(configs: Sequence[Config]) -> float:
     """About how long these runs will train and be evaluated here, one after another; within a factor of two on a busy machine.
 
     Not counted: the probes themselves, and reading the data.
@@ -126,7 +126,7 @@ def seconds(configs: Sequence[Config]) -> float:
     for config in configs:
         kind = tuple(getattr(config, name) for name in KIND)
         if kind not in by_kind:
-            by_kind[kind] = step_seconds(config)
+            by_kind[kind] = time_step(config)
         passes = config.epochs + EVALUATION * 1.5 * config.keep_last
-        total += by_kind[kind] * passes * training_images(config) / config.batch_size
+        total += by_kind[kind] * passes * count_images(config) / config.batch_size
     return total

@@ -110,17 +110,17 @@ class Wanted:
     def __post_init__(self) -> None:
         representations.refuse_unknown(self.measures, self.representations)
 
-    def of(self, run: Run) -> dict[str, Any]:
+    def list_arguments(self, run: Run) -> dict[str, Any]:
         """Arguments of `evaluate`; augmented features only where the method has a MAG."""
         has_mag = self.augmented and methods.build(run.config).generator() is not None
         arguments = {"measures": self.measures, "representations": self.representations, "split": self.split}
         return arguments | {"augmented": has_mag}
 
-    def lacking(self, run: Run) -> bool:
+    def is_lacking(self, run: Run) -> bool:
         """Whether the run has to be trained or evaluated for this."""
         if not run.finished:
             return True
-        names = self.representations + (AUGMENTED,) * self.of(run)["augmented"]
+        names = self.representations + (AUGMENTED,) * self.list_arguments(run)["augmented"]
         row = read_row(run, self.split)
         return any(row[f"{PREFIX[name]}{measure}"] is None for name in names for measure in self.measures)
 
@@ -136,7 +136,7 @@ def list_missing(
     """Each run once that is still to be trained or evaluated; one that diverged only with retry."""
     runs = {run.path: run for run in map(find_run, requests)}.values()
     wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
-    return [run for run in runs if (retry or not run.failure) and wanted.lacking(run)]
+    return [run for run in runs if (retry or not run.failure) and wanted.is_lacking(run)]
 
 
 # --- what a table says over seeds

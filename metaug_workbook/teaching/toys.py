@@ -160,12 +160,12 @@ def measure_landscape(toy: Toy, theta: Params, turns: Tensor) -> Tensor:
 def train_mag(toy: Toy, theta: Params, omega: Params, steps: int, lr: float = 0.02) -> Params:
     """omega after so many Adam steps on its meta-gradient (eq. 6), with the features held still."""
     omega = {name: p.clone().requires_grad_() for name, p in omega.items()}  # Adam moves them in place
-    optimizer = torch.optim.Adam(omega.values(), lr)
+    optimiser = torch.optim.Adam(omega.values(), lr)
     for _ in range(steps):
         gradient = meta_gradient.look_ahead(encode, toy.inner, theta, omega, toy.lr, toy.outer).gradient
         for name, p in omega.items():
             p.grad = gradient[name]
-        optimizer.step()
+        optimiser.step()
     return {name: p.detach() for name, p in omega.items()}
 
 
