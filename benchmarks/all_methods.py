@@ -184,7 +184,7 @@ def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: st
         kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
         mine = tuple(f"{kind}-{method}-conv-s" for method in methods)
         kept |= {"runs": [run for run in kept["runs"] if not run.startswith(mine)]}
-    gallery.publish(name, rows, runs, kept=kept)
+    gallery.publish(name, rows, runs, earlier=kept)
 
 
 def main() -> None:

@@ -97,11 +97,11 @@ def publish(
     table: pd.DataFrame,
     runs: pd.DataFrame | Sequence[Run],
     folder: Path | None = None,
-    kept: dict[str, Any] | None = None,
+    earlier: dict[str, Any] | None = None,
 ) -> None:
     """Put a registered figure into the gallery: the table it is drawn from (small: only what it needs), provenance, PNG and SVG.
 
-    runs: as in `trace_numbers`. folder: None for figures/. kept: `trace_numbers` of those rows that were published before. Raises
+    runs: as in `trace_numbers`. folder: None for figures/. earlier: `trace_numbers` of those rows that were published before. Raises
     MetaugError for a name that is not registered, StoreError, and for figures/ PublishError if the tree or a run has changes that
     no commit holds.
     """
@@ -115,7 +115,7 @@ def publish(
                 "the commit, in another runs_dir (METAUG_RUNS), where they are not found"
             )
     store.write(folder / "data" / f"{name}.csv", table.to_csv(index=False).encode())
-    numbers = numbers if kept is None else join_numbers(kept, numbers)
+    numbers = numbers if earlier is None else join_numbers(earlier, numbers)
     draw(name, tables.load(folder / "data" / name), describe_origin(command, numbers), folder)
     store.write(folder / "README.md", write_page(folder, folder / "data").encode())
 

@@ -58,7 +58,51 @@ class Plot:
         raise NotImplementedError
 
 
-class Explorer:
+class LiveFigure:
+    """A figure that is seen and changed in a notebook: `figure`, the sentence `text` beside it, and `png`, as it was drawn last."""
+
+    def __init__(self, figure: Figure):
+        self.canvas = FigureCanvasAgg(figure)
+        # Never wider than the notebook, the picture's margins of 2 px included.
+        layout = {"max_width": "calc(100% - 4px)", "align_self": "flex-start"}
+        self.image, self.sentence = ipywidgets.Image(format="png", layout=layout), ipywidgets.HTML()
+        self.text = ""
+
+    @property
+    def figure(self) -> Figure:
+        return self.canvas.figure
+
+    def arrange(self, title: str, controls: Sequence[Any], below: Sequence[Any]) -> None:
+        """Make the live box: title, controls in as many columns as fit, and what stands below them; never wider than the
+        notebook."""
+        columns = {"grid_template_columns": "repeat(auto-fit, minmax(320px, 1fr))", "grid_gap": "2px 18px"}
+        grid = ipywidgets.GridBox(list(controls), layout={"width": "auto", **columns})
+        heading = ipywidgets.HTML(f"{HIDE}<b>{escape(title)}</b>")
+        layout = {"width": "100%", "max_width": "900px", "overflow": "hidden"}
+        self.box = ipywidgets.VBox([heading, grid, *below], layout=layout)
+        self.box.add_class(LIVE)
+
+    def say(self, text: str) -> None:
+        """Show a sentence, which a screen reader speaks when it changes."""
+        self.text = text
+        self.sentence.value = f'<div aria-live="polite" style="line-height: 1.5">{escape(text)}</div>'
+
+    def refresh(self) -> None:
+        """Show what is drawn on the canvas."""
+        self.image.value = self.png = encode(self.canvas)
+
+    def show(self) -> DisplayHandle | None:
+        """Display a static picture and below it the live box that hides it; the handle changes the static one."""
+        handle = display(bundle(encode(self.canvas, effort=9), self.text), raw=True, display_id=True)
+        data: Any = self.box._repr_mimebundle_() or {}
+        display({**data, "text/plain": ELSEWHERE}, raw=True)
+        return handle
+
+    def _ipython_display_(self) -> None:
+        self.show()
+
+
+class Explorer(LiveFigure):
     """A plot whose values are set by controls. `controls` by the name of their value, `extras` beside them (buttons).
 
     `set(**values)` moves controls from code; `values`, `figure`, `text` and `png` say what is seen. What does not move is drawn
@@ -66,29 +110,22 @@ class Explorer:
     """
 
     def __init__(self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = ()):
+        super().__init__(plot.figure)
         self.plot, self.controls = plot, dict(controls)
         for artist in plot.moving:
             artist.set_animated(True)  # left out of the background, not of a saved file
         plot.update(**self.values)
-        self.canvas = FigureCanvasAgg(plot.figure)
         self.canvas.draw()
         plot.figure.set_layout_engine("none")  # a second drawing would move the axes a little
         self.background = self.canvas.copy_from_bbox(plot.figure.bbox)
-        self.image = make_image()
-        self.sentence = ipywidgets.HTML()
         self.redraw()
-        self.static = encode(self.canvas, effort=9)
         for control in self.controls.values():
             control.observe(self.redraw, "value")
-        self.box = make_live_box(title, [*self.controls.values(), *extras], [self.image, self.sentence])
+        self.arrange(title, [*self.controls.values(), *extras], [self.image, self.sentence])
 
     @property
     def values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.controls.items()}
-
-    @property
-    def figure(self) -> Figure:
-        return self.plot.figure
 
     def set(self, **values: Any) -> None:
         """Move controls, as a hand would. KeyError for an unknown name."""
@@ -98,15 +135,11 @@ class Explorer:
     def redraw(self, change: Any = None) -> None:
         """Draw the figure for the values of the controls. change: of a control, not read."""
         del change
-        self.text = self.plot.update(**self.values)
-        self.sentence.value = format_sentence(self.text)
+        self.say(self.plot.update(**self.values))
         self.canvas.restore_region(self.background)
         for artist in self.plot.moving:
             self.figure.draw_artist(artist)
-        self.image.value = self.png = encode(self.canvas)
-
-    def _ipython_display_(self) -> None:
-        show(self.static, self.text, self.box)
+        self.refresh()
 
 
 def without_controls(explorer: Callable[P, Explorer]) -> Callable[P, Figure]:
@@ -130,34 +163,6 @@ def encode(canvas: FigureCanvasAgg, effort: int = 1) -> bytes:
         few = pixels.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         few.save(buffer, "png", compress_level=effort)
         return buffer.getvalue()
-
-
-def make_image() -> ipywidgets.Image:
-    """The widget that shows a picture: never wider than the notebook, its margins of 2 px included."""
-    return ipywidgets.Image(format="png", layout={"max_width": "calc(100% - 4px)", "align_self": "flex-start"})
-
-
-def format_sentence(sentence: str) -> str:
-    """A sentence as the HTML below a picture, spoken by a screen reader when it changes."""
-    return f'<div aria-live="polite" style="line-height: 1.5">{escape(sentence)}</div>'
-
-
-def make_live_box(title: str, controls: Sequence[Any], below: Sequence[Any]) -> ipywidgets.VBox:
-    """Title, controls in as many columns as fit, and what stands below them; never wider than the notebook."""
-    columns = {"grid_template_columns": "repeat(auto-fit, minmax(320px, 1fr))", "grid_gap": "2px 18px"}
-    grid = ipywidgets.GridBox(list(controls), layout={"width": "auto", **columns})
-    heading = ipywidgets.HTML(f"{HIDE}<b>{escape(title)}</b>")
-    box = ipywidgets.VBox([heading, grid, *below], layout={"width": "100%", "max_width": "900px", "overflow": "hidden"})
-    box.add_class(LIVE)
-    return box
-
-
-def show(static: bytes, text: str, box: ipywidgets.Widget) -> DisplayHandle | None:
-    """Display a static picture and below it the live box that hides it; the handle changes the static one."""
-    handle = display(bundle(static, text), raw=True, display_id=True)
-    data: Any = box._repr_mimebundle_() or {}
-    display({**data, "text/plain": ELSEWHERE}, raw=True)
-    return handle
 
 
 def bundle(png: bytes, text: str) -> dict[str, str]:

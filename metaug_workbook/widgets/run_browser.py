@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 import ipywidgets
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,15 +16,7 @@ from metaug_core.config import Config
 from metaug_core.runs.store import Run, list_runs
 from metaug_workbook.plots.style import STYLE, draw_empty, label, pick_color
 from metaug_workbook.plots.training import Metrics, draw_curve
-from metaug_workbook.widgets.base import (
-    encode,
-    format_sentence,
-    make_figure,
-    make_image,
-    make_live_box,
-    menu,
-    show,
-)
+from metaug_workbook.widgets.base import LiveFigure, make_figure, menu
 
 MOST = 8  # curves that can still be told apart
 LINES = ("-", "--", ":", "-.")
@@ -86,14 +77,14 @@ def describe(run: Run) -> dict[str, str]:
     return {"dataset": run.config.dataset, "method": run.config.method, "state": state}
 
 
-class RunBrowser:
+class RunBrowser(LiveFigure):
     """What `run_browser` returns. `filters`, `ticks` and `column` are the controls, `choose` ticks runs by name; `shown` are the
     runs drawn."""
 
     def __init__(self, runs_dir: Path):
+        super().__init__(make_figure(8.8, 3.9, layout=None))
         self.choosing = False
         self.metrics: dict[str, Metrics] = {}  # of finished runs, by name: they do not change any more
-        self.canvas = FigureCanvasAgg(make_figure(8.8, 3.9, layout=None))
         self.runs = {run.path.name: run for run in reversed(list_runs(runs_dir))}  # newest first
         kinds = {name: sorted({describe(run)[name] for run in self.runs.values()}) for name in ("dataset", "method")}
         self.filters = {
@@ -107,8 +98,7 @@ class RunBrowser:
         self.ticks = {name: ipywidgets.Checkbox(False, description=name, **tick) for name in self.runs}
         column: dict[str, Any] = {"max_height": "150px", "overflow": "auto", "flex_flow": "column"}
         self.list = ipywidgets.Box(list(self.ticks.values()), layout={"grid_area": WHOLE_ROW, **column})
-        self.image = make_image()
-        self.sentence, self.links = ipywidgets.HTML(), ipywidgets.Output()
+        self.links = ipywidgets.Output()
         self.filter()
         for control in self.filters.values():
             control.observe(self.filter, "value")
@@ -116,11 +106,7 @@ class RunBrowser:
             control.observe(self.redraw, "value")
         controls = [*self.filters.values(), self.column, self.list]
         title = f"Run browser: {len(self.runs)} runs, newest first (up to {MOST} curves)"
-        self.box = make_live_box(title, controls, [self.image, self.sentence, self.links])
-
-    @property
-    def figure(self) -> Figure:
-        return self.canvas.figure
+        self.arrange(title, controls, [self.image, self.sentence, self.links])
 
     @property
     def listed(self) -> list[str]:
@@ -160,9 +146,8 @@ class RunBrowser:
         with rc_context(STYLE):
             draw_overlay(self.shown, [self.read_metrics(run) for run in self.shown], self.column.value, self.figure)
             self.canvas.draw()
-        self.image.value = self.png = encode(self.canvas)
-        self.text = f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn."
-        self.sentence.value = format_sentence(self.text)
+        self.refresh()
+        self.say(f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn.")
         items = "".join(f"<li>{escape(run.path.name)}: {link_notebooks(run)}</li>" for run in self.shown)
         # In an output of its own: there JupyterLab opens a relative link as a tab.
         html = f"<ul>{items}</ul>" if items else "<p>Tick runs above: Tab moves, the space bar ticks.</p>"
@@ -175,9 +160,6 @@ class RunBrowser:
         if run.path.name not in self.metrics:
             self.metrics[run.path.name] = run.metrics
         return self.metrics[run.path.name]
-
-    def _ipython_display_(self) -> None:
-        show(self.png, self.text, self.box)
 
 
 def run_browser(runs_dir: Path | str | None = None) -> RunBrowser:

@@ -13,7 +13,6 @@ import pandas as pd
 from IPython.display import DisplayHandle
 from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from metaug_core.config import Config
@@ -23,7 +22,7 @@ from metaug_workbook.jobs import background
 from metaug_workbook.plots.features import draw_pair_histograms
 from metaug_workbook.plots.style import STYLE, draw_empty, label
 from metaug_workbook.plots.training import draw_progress
-from metaug_workbook.widgets.base import bundle, encode, make_figure, make_image, make_live_box, show
+from metaug_workbook.widgets.base import LiveFigure, bundle, make_figure
 from metaug_workbook.widgets.live import Pace, format_duration, format_line
 
 LOOK_SECONDS = 0.5  # between two looks into the run's folder
@@ -73,26 +72,24 @@ def monitor_figure(run: Run) -> Figure:
     return figure
 
 
-class RunMonitor:
+class RunMonitor(LiveFigure):
     """What `run_monitor` returns: `start`, `pause` and `stop` do what the buttons do, `state` and `text` say what is shown."""
 
     def __init__(self, config: Config):
         self.config, self.run = config, request(config)
-        self.figure = monitor_figure(self.run)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.state = self.text = ""
+        super().__init__(monitor_figure(self.run))
+        self.state = ""
         self.handle: DisplayHandle | None = None
         self.drawn: tuple[int, ...] = ()  # when the files that the picture shows were written
         self.pace = Pace()
         self.over, self.looking, self.stopping = threading.Event(), threading.Lock(), False
-        self.image, self.line = make_image(), ipywidgets.HTML()
         self.buttons = {
             name: ipywidgets.Button(description=name.capitalize(), tooltip=tip) for name, tip in TIPS.items()
         }
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
         title = f"Run monitor: {self.run.path.name}"
-        self.box = make_live_box(title, [ipywidgets.HBox(list(self.buttons.values()))], [self.line, self.image])
+        self.arrange(title, [ipywidgets.HBox(list(self.buttons.values()))], [self.sentence, self.image])
         self.look()
 
     # --- the buttons
@@ -149,7 +146,7 @@ class RunMonitor:
     def tell(self, state: str, text: str, last: dict[str, Any] | None = None) -> None:
         """Write the line above the picture, and enable the buttons that can be pressed."""
         self.text = text
-        self.line.value = format_line(text, last["step"] / last["steps"] if last else None)
+        self.sentence.value = format_line(text, last["step"] / last["steps"] if last else None)
         resumable = state in ("paused", "failed") and self.run.checkpoint.exists()
         self.buttons["start"].description = "Resume" if resumable else "Start"
         self.buttons["start"].disabled = state not in ("new", "paused", "failed")
@@ -164,7 +161,7 @@ class RunMonitor:
         with self.pace:
             draw_state(self.run, self.figure)
             self.canvas.draw()
-            self.image.value = self.png = encode(self.canvas)
+            self.refresh()
         if self.handle is not None:
             self.handle.update(bundle(self.png, self.text), raw=True)  # what stays in the saved notebook
         self.drawn = written
@@ -190,7 +187,7 @@ class RunMonitor:
                 self.drawn, self.text = (), f"drawing again: {error}"
 
     def _ipython_display_(self) -> None:
-        self.handle = show(self.png, self.text, self.box)
+        self.handle = self.show()
         self.follow()
 
 

@@ -226,7 +226,7 @@ def test_a_table_that_differs_from_the_commit_is_not_drawn_again_and_a_drawing_k
 
 def test_numbers_of_rows_that_stay_and_of_new_ones_are_told_together(entry, checkout):
     kept = gallery.trace_numbers(CLEAN[:1]) | {"commits": ["decade"], "uncommitted_changes": True}
-    gallery.publish("a-line", TABLE, CLEAN[1:], kept=kept)
+    gallery.publish("a-line", TABLE, CLEAN[1:], earlier=kept)
     assert origin(gallery.FOLDER)["numbers"] == {
         "runs": ["shapes-metaug-conv-s0-0123456789", "shapes-metaug-conv-s1-abcdefabcd"],
         "config_hashes": ["0123456789", "abcdefabcd"],
