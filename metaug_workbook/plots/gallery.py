@@ -101,7 +101,7 @@ def publish(
 ) -> None:
     """Put a registered figure into the gallery: the table it is drawn from (small: only what it needs), provenance, PNG and SVG.
 
-    runs: as in `trace_numbers`. folder: None for figures/. earlier: `trace_numbers` of those rows that were published before. Raises
+    runs: as in `trace_numbers`. folder: None for figures/. earlier: `trace_numbers` of rows that were published before. Raises
     MetaugError for a name that is not registered, StoreError, and for figures/ PublishError if the tree or a run has changes that
     no commit holds.
     """

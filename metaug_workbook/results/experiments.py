@@ -22,14 +22,9 @@ from metaug_core.registry import METHODS
 from metaug_core.training import loop
 from metaug_workbook.results import step_costs
 
-TRAINING_IMAGES = {  # that an encoder sees in a pass; of other data sets they are counted by loading them
-    "shapes": 10_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 105_000,
-    "tiny-imagenet": 100_000,
-    "imagenet": 1_281_167,
-}
+# Images that an encoder sees in a pass; those of other data sets are counted by loading them.
+TRAINING_IMAGES = {"shapes": 10_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000, "tiny-imagenet": 100_000,
+                   "imagenet": 1_281_167}  # fmt: skip
 # Settings on which the time of a step depends; runs that share them are timed once.
 KIND = ("method", "encoder", "views", "image_size", "batch_size", "width", "mag_hidden", "negatives", "bank_negatives",
         "schedule", "precision", "randaugment", "device")  # fmt: skip

@@ -135,16 +135,8 @@ AUGMENTATION_SETS: dict[int, dict[str, Any]] = {  # strengths are ours: the pape
     7: _OFF | _CROP | _FLIP | _MIXUP,
     8: _OFF | _CROP | _FLIP | _ROTATE | _GREY | _JITTER | _MIXUP,
 }
-SET_NAMES = {
-    1: "flip, rotate",
-    2: "crop",
-    3: "grey",
-    4: "jitter",
-    5: "crop, flip",
-    6: "5 + rotate, grey, jitter",
-    7: "5 + mixup",
-    8: "6 + mixup",
-}
+SET_NAMES = {1: "flip, rotate", 2: "crop", 3: "grey", 4: "jitter", 5: "crop, flip", 6: "5 + rotate, grey, jitter",
+             7: "5 + mixup", 8: "6 + mixup"}  # fmt: skip
 
 # Accuracy by delta, CIFAR-10, conv: the classifier sees z and z~ (with), or h (without).
 TABLE_5 = pd.DataFrame(
