@@ -72,7 +72,7 @@ def describe_origin(command: str, numbers: dict[str, Any] | None) -> dict[str, A
     return {"command": command, "numbers": numbers, "commit": commit, "uncommitted_changes": changed}
 
 
-def refuse_changes(tables: Sequence[str] = ()) -> None:
+def refuse_changes(figures: Sequence[str] = ()) -> None:
     """Raises PublishError where figures/ may not be written: without git, or while tracked files differ from the commit.
 
     What publishing and executing write (`devices.PRODUCTS`, outputs of notebooks) may differ, but for the tables of these figures.
@@ -81,7 +81,7 @@ def refuse_changes(tables: Sequence[str] = ()) -> None:
     because = f"publish: {FOLDER.name}/ names the commit of each figure, and "
     if commit is None or changed is None:
         raise PublishError(f"{because}{devices.ROOT} is no git checkout")
-    drawn_from = {f"{FOLDER.name}/data/{name}.csv" for name in tables}
+    drawn_from = {f"{FOLDER.name}/data/{name}.csv" for name in figures}
     files = [file for file in changed if file in drawn_from or not file.startswith(devices.PRODUCTS)]
     if files:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
