@@ -25,7 +25,7 @@ from metaug_core.runtime.precision import arithmetic
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.loop import pick_device
-from metaug_workbook.results.step_costs import Way, noise
+from metaug_workbook.results.step_costs import Way, make_noise
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 CPU_WARM_STEPS = 4  # the heap has its size after so many: before, most large tensors are page faults
@@ -37,7 +37,7 @@ class Steps:
 
     def __init__(self, *configs: Config, images: Images | None = None):
         device, batch = pick_device(configs[0].device), configs[0].batch_size
-        images = images or noise(8 * batch, configs[0].image_size, device)
+        images = images or make_noise(8 * batch, configs[0].image_size, device)
         splits = Splits(images, images, None, images)
         self.stepper = Stepper([state.create(config, splits, device) for config in configs])
         self.images, self.rows = images, torch.arange(batch, device=device)

@@ -98,7 +98,7 @@ def fewest_epochs(gains: pd.DataFrame) -> int:
 def choose(method: str, args: argparse.Namespace) -> None:
     """Choose how many times the epochs a method needs, print it and keep the readings."""
     configs = choice_configs(method, args)
-    runs = paper_figures.measured(make_table(configs, MEASURES, split="val"), MEASURES[0])
+    runs = paper_figures.select_measure(make_table(configs, MEASURES, split="val"), MEASURES[0])
     runs = runs.assign(gain=100 * (runs["accuracy"] - runs["untrained"]))
     for epochs, group in runs.groupby("epochs"):
         print(f"{epochs} epochs: gains {', '.join(f'{gain:.1f}' for gain in group['gain'])}")
@@ -130,7 +130,7 @@ def choose(method: str, args: argparse.Namespace) -> None:
 def measured(config: Config) -> list[dict[str, Any]]:
     """Rows of a finished run: its encoder untrained and trained, and what a pass over the images took."""
     run = store.request(config)
-    budget = {"epochs": config.epochs, "seconds_per_epoch": tables.machine(run)["seconds"] / config.epochs}
+    budget = {"epochs": config.epochs, "seconds_per_epoch": tables.read_machine(run)["seconds"] / config.epochs}
     table = evaluate(run, measures=MEASURES, representations=tables.DEFAULT).reset_index()
     return table.assign(views=", ".join(config.views), **budget).to_dict("records")
 
@@ -184,7 +184,7 @@ def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: st
         kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
         mine = tuple(f"{kind}-{method}-conv-s" for method in methods)
         kept |= {"runs": [run for run in kept["runs"] if not run.startswith(mine)]}
-    gallery.publish(name, rows, runs, kept=kept)
+    gallery.publish(name, rows, runs, earlier=kept)
 
 
 def main() -> None:
@@ -219,8 +219,8 @@ def main() -> None:
         f"n = {args.seeds} seed(s), 95 % t-intervals, test accuracy in %; learns: at least {LEARNS:g} points in each seed"
     )
     print(table(pd.DataFrame(rows)))
-    small = pd.concat([figure_table(paper_figures.measured(runs, name)) for name in MEASURES])
-    print(paper_figures.learning(small))
+    small = pd.concat([figure_table(paper_figures.select_measure(runs, name)) for name in MEASURES])
+    print(paper_figures.count_learners(small))
     if args.publish or set(methods) == set(METHODS):
         keep(rows, methods, args)
     if args.publish:

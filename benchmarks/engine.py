@@ -25,7 +25,7 @@ from _results import table, write
 
 from metaug_core import DATASETS, Config, fit, preset
 from metaug_core.training.loop import pick_device
-from metaug_workbook.results.step_costs import Work, counted, noise
+from metaug_workbook.results.step_costs import Work, count_work, make_noise
 
 Cell = tuple[str, int, int]  # encoder, pixels, batch
 ON_A_CPU: list[Cell] = [("conv", 32, 64), ("conv", 64, 64), ("conv", 224, 16), ("fc", 32, 64), ("resnet50", 32, 4)]
@@ -81,7 +81,7 @@ def measured(configs: dict[str, Config], mode: str, precision: str, device: str,
     """Times and launches of each config's steps; of eager ones also their work. The machine's limits take turns with them."""
     yardsticks, rows = limits(device, precision), {}
     steps = {name: Steps(config) for name, config in configs.items()}
-    work = {name: counted(step) for name, step in steps.items()} if mode == "eager" else {}
+    work = {name: count_work(step) for name, step in steps.items()} if mode == "eager" else {}
     found = turns(steps | yardsticks.ways, device, seconds)
     flops, moved = yardsticks.rates(found)
     for name, step in steps.items():
@@ -138,7 +138,7 @@ def side_by_side(counts: list[int], precision: str, device: str, seconds: float)
 def projected(steps: int, precision: str, device: str) -> dict:
     """`fit` on noise of CIFAR-10's size for so many steps, from its own clock, the first half second left out."""
     count = min(IMAGES, 64 * steps)
-    images, test = noise(count, 32), noise(2, 32)
+    images, test = make_noise(count, 32), make_noise(2, 32)
     DATASETS["cifar10-sized"] = lambda config: (images.pixels, images.labels, test.pixels, test.labels)
     with tempfile.TemporaryDirectory() as folder:
         config = Config(dataset="cifar10-sized", epochs=math.ceil(64 * steps / count), val_fraction=0, precision=precision,

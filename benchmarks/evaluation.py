@@ -19,14 +19,14 @@ from metaug_core.evaluation.probes import PROBES, Labelled, knn, probe_accuracy
 from metaug_core.evaluation.representations import features, load_networks
 from metaug_core.runtime.devices import freed_memory_kept
 from metaug_core.training.loop import pick_device
-from metaug_workbook.results.step_costs import noise
+from metaug_workbook.results.step_costs import make_noise
 
 CLASSES = 10
 
 
 def measure(config: Config, count: int, rounds: int, device: str) -> tuple[list[dict], int]:
     """Seconds by part, and the dimension of the features."""
-    images, held = noise(count, config.image_size, device), count // 6
+    images, held = make_noise(count, config.image_size, device), count // 6
     networks = load_networks(config, CLASSES)[0].to(device)
     parts: dict[str, list[float]] = {}
     with freed_memory_kept():  # as in `evaluate`

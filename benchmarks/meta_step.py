@@ -15,7 +15,7 @@ from _results import table, write
 
 from metaug_core import Config
 from metaug_core.training.loop import pick_device
-from metaug_workbook.results.step_costs import counted
+from metaug_workbook.results.step_costs import count_work
 
 VARIANTS = {
     "plain (only OUCL)": {"method": "metaug-only-oucl"},
@@ -30,7 +30,7 @@ def measure(base: Config, seconds: float) -> list[dict]:
     device, plain = pick_device(base.device), next(iter(VARIANTS))
     configs = {name: base.replace(**changes) for name, changes in VARIANTS.items()}
     steps = {name: Steps(config) for name, config in configs.items()}
-    work = {name: counted(step) for name, step in steps.items()}  # the first step of a kind is eager
+    work = {name: count_work(step) for name, step in steps.items()}  # the first step of a kind is eager
     found = turns(steps, device, seconds)
     memory = dict(zip(configs, peaks(list(configs.values())), strict=True))
     return [

@@ -34,7 +34,7 @@ from metaug_core.data.datasets import Images
 from metaug_core.networks.encoders import output_dim
 from metaug_core.runtime.devices import freed_memory_kept
 from metaug_core.training.loop import pick_device
-from metaug_workbook.results.step_costs import noise
+from metaug_workbook.results.step_costs import make_noise
 
 PUBLISHED, LIGHTLY = "published data path, MetAug", "lightly's SimCLR loop"
 IMAGES, QUEUED = 512, 2  # batches that a DataLoader worker prepares ahead
@@ -185,7 +185,7 @@ def main() -> None:
     device = pick_device(args.device)
     args.steps = args.steps or default(device, 50, 3)
     args.batch = args.batch or default(device, 64, 8)
-    images = noise(IMAGES, 32, device)
+    images = make_noise(IMAGES, 32, device)
     recipe = Config(method="metaug", views=("L", "ab", "Lab"), image_size=224, batch_size=args.batch, device=device)
     simclr = Config(method="simclr", image_size=32, batch_size=4 * args.batch, device=device)
     with freed_memory_kept():

@@ -20,7 +20,7 @@ from metaug_core.evaluation.probes import MEASURES
 from metaug_core.evaluation.representations import over_seeds
 from metaug_core.runs.store import Run
 from metaug_workbook import notebook
-from metaug_workbook.plots import gallery, training
+from metaug_workbook.plots import features, gallery
 
 IMAGES = 1000  # of the map
 
@@ -31,8 +31,8 @@ def points(run: Run) -> pd.DataFrame:
     images = notebook.sample(splits.test, IMAGES)
     labels = images.labels.tolist()
     for panel, trained in (("before", False), ("after", True)):
-        features = representations.features(notebook.networks(run, splits, trained), images, run.config)
-        plane = pd.DataFrame(training.project(features), columns=["x", "y"]).round(2)
+        h = representations.features(notebook.networks(run, splits, trained), images, run.config)
+        plane = pd.DataFrame(features.project(h), columns=["x", "y"]).round(2)
         found.append(plane.assign(panel=panel, label=labels, name=[images.classes[label] for label in labels]))
     return pd.concat(found)
 

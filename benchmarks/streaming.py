@@ -28,7 +28,7 @@ from metaug_core.data import datasets
 from metaug_core.data.datasets import StreamedImages
 from metaug_core.runtime.devices import freed_memory_kept
 from metaug_core.training.loop import pick_device
-from metaug_workbook.results.step_costs import noise
+from metaug_workbook.results.step_costs import make_noise
 
 
 def pictures(folder: Path, count: int) -> float:
@@ -87,7 +87,7 @@ def one_turn(images: StreamedImages, step: Steps, batch: int, steps: int, device
 def measure(config: Config, workers: list[int], rounds: int, steps: int, device: str) -> list[dict]:
     images, step = (
         datasets.load(config, device).pretrain,
-        Steps(config, images=noise(4 * config.batch_size, 256, device)),
+        Steps(config, images=make_noise(4 * config.batch_size, 256, device)),
     )
     assert isinstance(images, StreamedImages)
     by_workers = {n: StreamedImages(images.source, images.index, images.labels, images.classes, n) for n in workers}

@@ -21,7 +21,7 @@ from metaug_core.training import loop
 from metaug_workbook.jobs import runner
 from metaug_workbook.jobs.grid import build as build
 from metaug_workbook.plots import gallery
-from metaug_workbook.widgets.live_view import LiveRuns, live
+from metaug_workbook.widgets.live import LiveRuns, LiveView
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 
@@ -93,7 +93,7 @@ def load(config: Config) -> datasets.Splits:
 def trained(config: Config, splits: datasets.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
-    view = live(config)
+    view = LiveView(config)
     run = runner.wait_while_busy(lambda: loop.fit(config, view, splits), lambda: view.wait(request(config)))
     view.finish(run)
     return run

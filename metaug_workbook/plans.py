@@ -11,19 +11,19 @@ from metaug_core.evaluation import representations
 from metaug_core.runtime.devices import environment
 from metaug_core.training import loop
 from metaug_workbook.jobs import estimate, runner
+from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.notebook import configure, injected, load, make_table, sample
-from metaug_workbook.plots import gallery, paper_gallery
-from metaug_workbook.plots.paper_figures import Table, measured
-from metaug_workbook.plots.training import binned, pair_similarities
+from metaug_workbook.plots import gallery, paper_figures
+from metaug_workbook.plots.features import bin_similarities, compare_pairs
+from metaug_workbook.plots.paper_figures import Table, select_measure
 from metaug_workbook.results import experiments, tables
-from metaug_workbook.widgets.live_view import clock
 
 # Of a run, what every figure of many runs keeps in its small table.
 KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split", "precision", "device"]
 
 
 def plan(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:
-    """The settings that all runs of a notebook share, for `experiments.grid`: its parameters, and what was injected beside them.
+    """The settings that all runs of a notebook share, for `experiments.make_grid`: its parameters and what was injected.
     Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
     further, _ = injected([*settings, *(own or {})])
@@ -45,27 +45,27 @@ def collected(
     is. split: test, or val (where there is one) for choosing settings. augmented: also with z and z~, where the method has a MAG.
     """
     options: dict[str, Any] = {"measures": (measure,), "split": split}
-    todo = tables.missing(configs, representations=("trained",), augmented=augmented, **options)
+    todo = tables.list_missing(configs, representations=("trained",), augmented=augmented, **options)
     runs = len({config.name() for config in configs})  # two panels may share one
     print(f"{runs} runs, {runs - len(todo)} of them there.", end=" " if todo else "\n")
     if todo:
         processes = runner.count_processes(todo)
         seconds = estimate.estimate_seconds([run.config for run in todo], processes)
         at_a_time = f", {processes} at a time" if processes > 1 else ""
-        print(f"The other {len(todo)} will take about {clock(seconds)} on this machine{at_a_time}.")
+        print(f"The other {len(todo)} will take about {format_duration(seconds)} on this machine{at_a_time}.")
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
-            return floored(measured(tables.table(configs, split), measure), configs)
+            return floored(select_measure(tables.read_table(configs, split), measure), configs)
     found = make_table(configs, representations=("trained",), augmented=augmented, **options)
-    make_table(experiments.floors(configs), representations=("untrained",), processes=1, **options)
+    make_table(experiments.select_floors(configs), representations=("untrained",), processes=1, **options)
     failed = found[found["state"] == "failed"]
     failures = dict(zip(failed["run"], failed["failure"], strict=True))
-    return floored(measured(tables.table(configs, split, failures), measure), configs)
+    return floored(select_measure(tables.read_table(configs, split, failures), measure), configs)
 
 
 def floored(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
     """The untrained accuracy of each distinct encoder in the rows of all runs that start from it; a row is of a config."""
-    keys = pd.Series([experiments.floor_key(config) for config in configs], table.index)
+    keys = pd.Series([experiments.identify_floor(config) for config in configs], table.index)
     same = table.groupby(keys)["untrained"]
     return table.assign(untrained=same.transform("first"))
 
@@ -77,7 +77,7 @@ def drawn(name: str, table: Table, runs: Table | None, publish: bool, columns: S
     small = table[[*dict.fromkeys([*columns, *(c for c in KEPT if c in table)])]] if columns else table
     folder = gallery.FOLDER if publish else Config.model_fields["runs_dir"].default / "figures"
     gallery.publish(name, small, here() if runs is None else runs, folder)
-    return paper_gallery.FIGURES[name].draw(small)
+    return paper_figures.FIGURES[name].draw(small)
 
 
 def here() -> pd.DataFrame:
@@ -92,7 +92,7 @@ def here() -> pd.DataFrame:
 def percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
     """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
     grouped = table.groupby(list(by), sort=False, dropna=False)
-    found: Table = tables.summary(table, by, "accuracy").set_index(list(by))
+    found: Table = tables.summarize(table, by, "accuracy").set_index(list(by))
     found = pd.DataFrame({"accuracy": 100 * found["mean"], "±": 100 * found["half_width"], "n": found["n"]})
     return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
 
@@ -103,7 +103,7 @@ def similarity_table(requests: tables.Requests, images: int) -> pd.DataFrame:
     Rows as `figures.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
     """
     found, splits = [], None
-    for run in map(tables.run_of, requests):
+    for run in map(tables.find_run, requests):
         if not run.finished:
             continue
         config = run.config
@@ -116,19 +116,19 @@ def similarity_table(requests: tables.Requests, images: int) -> pd.DataFrame:
         both = representations.embeddings(networks, sample(splits.test, images), config, mag)
         z, augmented = both.chunk(2)
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
-        for features, pairs in (("augmented", pair_similarities(z, augmented)), ("original", pair_similarities(z))):
-            found.append(binned(*pairs).assign(features=features, **labels))
+        for features, pairs in (("augmented", compare_pairs(z, augmented)), ("original", compare_pairs(z))):
+            found.append(bin_similarities(*pairs).assign(features=features, **labels))
     return pd.concat(found) if found else pd.DataFrame()
 
 
 def verdicts(table: Table) -> pd.DataFrame:
-    """The stored table of `paper_gallery.delta_question` as paired differences from MetAug (only OUCL), in points, with a verdict:
+    """The stored table of `paper_figures.draw_delta_question` as paired differences from MetAug (only OUCL), in points, and verdicts:
     higher or lower where the 95 % interval excludes zero, else open."""
-    found: Table = tables.paired(table, "weight", paper_gallery.REFERENCE, "accuracy").set_index("weight")
+    found: Table = tables.compare_paired(table, "weight", paper_figures.REFERENCE, "accuracy").set_index("weight")
     found = found[["mean", "half_width"]].mul(100).assign(n=found["n"])
     clear = found["mean"].abs() > found["half_width"]
     verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
     share = table.groupby("weight")["augmented_gradient_share"].mean()
     found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
-    found.index = pd.Index(["control" if w == paper_gallery.CONTROL else f"{w:g}" for w in found.index], name="delta")
+    found.index = pd.Index(["control" if w == paper_figures.CONTROL else f"{w:g}" for w in found.index], name="delta")
     return found.rename(columns={"half_width": "±"})

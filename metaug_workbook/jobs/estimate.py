@@ -28,7 +28,7 @@ def measured_epochs(runs_dir: Path, device: str) -> dict[tuple[Any, ...], float]
     """Seconds an epoch by shape: the mean over the finished runs in runs_dir that were trained on this kind of device."""
     seconds: dict[tuple[Any, ...], list[float]] = {}
     for run in (run for run in store.list_runs(runs_dir) if run.finished):
-        measured = tables.machine(run)
+        measured = tables.read_machine(run)
         if measured["device"] == device and measured["seconds"] > 0:
             seconds.setdefault(shape_of(run.config), []).append(measured["seconds"] / run.config.epochs)
     return {shape: sum(values) / len(values) for shape, values in seconds.items()}
@@ -48,7 +48,7 @@ def estimate_seconds(configs: Sequence[Config], processes: int = 1) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // processes))
     try:
-        timed = experiments.seconds([config for config in configs if shape_of(config) not in epochs])
+        timed = experiments.estimate_seconds([config for config in configs if shape_of(config) not in epochs])
     finally:
         torch.set_num_threads(threads)
     return (sum(known) + timed) / processes
@@ -64,3 +64,11 @@ def describe_cost(configs: Sequence[Config], processes: int = 1) -> str:
         return f"{len(configs)} runs are missing; how long they take is unknown: {error}"
     at_a_time = f", {processes} at a time" if processes > 1 else ""
     return f"{len(configs)} runs are missing and will take about {minutes:.1f} min here{at_a_time}"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as a reader says it: 45 s, 3 min 20 s, 2 h 05 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -32,9 +32,9 @@ from metaug_core.config import HOME, Config, ConfigError
 from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
 from metaug_core.training.progress import last_row
+from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build, value
 from metaug_workbook.jobs.runner import how_to_continue
-from metaug_workbook.widgets.live_view import clock
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 TRAINING_SHARE = 0.8  # of the bar, if the run is still to be trained; the other cells share the rest
@@ -133,7 +133,7 @@ class Watch:
         trained = 1.0 if self.run.finished else row["step"] / row["steps"] if row and row != self.before else 0.0
         if 0 < trained < 1:
             text = f"step {row['step']:,} of {row['steps']:,}, loss {row['loss']:.4f}, "
-            text += f"{row['images_per_second']:,.0f} images/s, {clock(row['seconds_left'])} left"
+            text += f"{row['images_per_second']:,.0f} images/s, {format_duration(row['seconds_left'])} left"
         return TRAINING_SHARE * trained + (1 - TRAINING_SHARE) * share, text
 
     @contextmanager

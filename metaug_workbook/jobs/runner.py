@@ -1,6 +1,6 @@
 """Many runs, one mechanism: a notebook's table, a sweep, `metaug train --seeds` and the benchmarks all go through `run_jobs`.
 
-make_table(configs, measures=("knn",))          # `results.table`, after making what is missing of it; again, it only reads
+make_table(configs, measures=("knn",))          # `tables.read_table`, after making what is missing of it; again, it only reads
 
 A job is what is wanted of one run, or of several that train side by side. `execute` does what is missing of it, here or in a
 worker, under the run's lock: a run is done once, whoever asks for it, and what a dead worker leaves is taken up where it stands.
@@ -32,7 +32,7 @@ from metaug_core.runtime import distributed
 from metaug_core.training import loop
 from metaug_core.training.progress import Progress, RunsBar, RunsReporter, last_row
 from metaug_workbook.jobs.processes import SAVE_SECONDS, LocalProcesses
-from metaug_workbook.results.tables import DEFAULT, Wanted, missing, table
+from metaug_workbook.results.tables import DEFAULT, Wanted, list_missing, read_table
 
 WORKER_BYTES = 2 * 2**30  # that must be free for each process: torch and its libraries, the images, a step
 POLL_SECONDS, WAIT_SECONDS = 0.5, 1.0
@@ -55,7 +55,7 @@ class Job:
         return [store.request(config) for config in self.configs]
 
     def lacks(self, run: Run) -> bool:
-        return not run.finished if self.wanted is None else self.wanted.lacking(run)
+        return not run.finished if self.wanted is None else self.wanted.is_lacking(run)
 
     def to_json(self) -> dict[str, Any]:
         """The job with the names of its runs, and the user's files that a worker must load."""
@@ -138,7 +138,7 @@ def train_and_evaluate(job: Job, runs: list[Run], report: Callable[[Progress], N
         if run.finished and job.wanted is not None:
             # Untrained encoders are drawn from torch's one generator, and a Dask worker may have several threads.
             with EVALUATING, loop.keep_failure(run, failures):
-                representations.evaluate(run, splits=splits, device=device, **job.wanted.of(run))
+                representations.evaluate(run, splits=splits, device=device, **job.wanted.list_arguments(run))
     return failures
 
 
@@ -284,7 +284,7 @@ def make_table(
     split: str = "test",
     view: Callable[[int], RunsReporter] = RunsBar,
 ) -> pd.DataFrame:
-    """The `table` of these configs, after training and evaluating here what is missing of it.
+    """The `read_table` of these configs, after training and evaluating here what is missing of it.
 
     Stopped at any moment, the same call goes on. A run that diverges, or whose data are not there, is a row with its `failure`; one
     that diverged before is not tried again unless retry. measures, representations, split: as `evaluate`. augmented: also z and z~,
@@ -293,9 +293,9 @@ def make_table(
     gives the reporter. Raises MetaugError for an unknown measure or representation.
     """
     wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
-    todo = missing(configs, measures, representations, augmented, retry, split)
+    todo = list_missing(configs, measures, representations, augmented, retry, split)
     if not todo:
-        return table(configs, split)
+        return read_table(configs, split)
     for run in todo:  # those asked for again: whoever comes to it sees what happened this time
         (run.path / "failed.json").unlink(missing_ok=True)
     jobs = [Job(group, wanted) for group in group_configs([run.config for run in todo], together)]
@@ -303,7 +303,7 @@ def make_table(
     workers = start_processes(count, todo[0].config.runs_dir / "workers.log") if count > 1 else nullcontext()
     with workers as executor:
         failures = run_jobs(jobs, executor, view)
-    return table(configs, split, failures)
+    return read_table(configs, split, failures)
 
 
 def group_configs(configs: Sequence[Config], most: int) -> list[tuple[Config, ...]]:

@@ -119,7 +119,7 @@ class Sweep:
         cell["notebook_error"] = None if retry else before.get("notebook_error")
         if executed.exists():  # as it is recorded: from the folder of all runs, which may move
             cell["notebook"] = str(executed.relative_to(run.config.runs_dir))
-        if run.finished and not self.plan.wanted.lacking(run):
+        if run.finished and not self.plan.wanted.is_lacking(run):
             return cell | {"state": "finished"}
         error = run.failure or before.get("error")
         return cell | {"state": "failed", "error": error} if error and not retry else cell
@@ -170,7 +170,7 @@ class Sweep:
 
     def table(self) -> pd.DataFrame:
         failures = {cell["run"]: cell["error"] for cell in self.cells if cell["state"] == "failed"}
-        table = tables.table(self.plan.configs, self.plan.wanted.split, failures)
+        table = tables.read_table(self.plan.configs, self.plan.wanted.split, failures)
         return table.assign(notebook=[cell["notebook"] for cell in self.cells])
 
     def save(self) -> None:

@@ -1,52 +1,639 @@
-"""The paper's figures, as functions of (table, ax): what a setting does, with seeds as bands and the paper's values beside ours.
+"""The paper's figures and tables, and the workbook's own figures: for each one function and, above it, its registry entry.
 
-A table has a row for each run (`results.table`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which `untrained`
-is that of the same encoder before training and `measure` says which protocol it is (`measured`). Accuracies are drawn in percent.
+Whoever wants another axis for Figure 3 changes `draw_accuracy_over_attenuation` here and nothing else. What several figures share
+is at the end of the file; the paper's numbers are in `results.paper_values`.
+
+A table has a row for each run (`results.tables`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which
+`untrained` is that of the same encoder before training and `measure` says which protocol it is (`select_measure`). Accuracies are
+drawn in percent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from metaug_workbook.plots.estimates import draw_means, ends_of_three
-from metaug_workbook.plots.style import BLUE, FLOORS, MARKERS, dress, method_colour, nothing
-from metaug_workbook.results import paper_values
-from metaug_workbook.results.statistics import summary
+from metaug_core.config import Config
+from metaug_core.evaluation.representations import interval
+from metaug_core.registry import Registry
+from metaug_core.runs.store import request
+from metaug_core.runtime.precision import computed_in, unit_roundoff
+from metaug_workbook.plots import diagram
+from metaug_workbook.plots.features import draw_accuracy_bars, draw_feature_map, draw_pair_histograms
+from metaug_workbook.plots.style import (
+    BLUE,
+    FLOOR_COLORS,
+    MARKERS,
+    draw_empty,
+    draw_means,
+    find_ends,
+    label,
+    make_figure,
+    make_panels,
+    pick_color,
+)
+from metaug_workbook.results import experiments, paper_values
+from metaug_workbook.results.tables import compare_paired, read_table, summarize
 
 Table = Any  # a DataFrame: the type stubs of pandas take a column for anything but a Series
 MEASURE_NAMES = {"probe_paper": "linear probe, paper's", "probe_fast": "linear probe, fast", "knn": "kNN"}
 LEARNS = 5.0  # points above the same encoder untrained, with every seed
-PAPERS: dict[str, Any] = {"markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 8, "zorder": 5}
+CONTROL, REFERENCE = 0.0, -1.0  # values of `weight` in the table of `draw_delta_question`
+SMALL: dict[str, Any] = {"fontsize": 8}
 
 
-def measured(table: Table, measure: str) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Entry:
+    """A figure of the gallery.
+
+    sentence: what is seen, with n. command: what makes its numbers. draw: table of figures/data -> Figure. summarize: from the same
+    table a sentence with what it counts, for the page. table: False for a picture without numbers, which is drawn from no rows.
+    """
+
+    sentence: str
+    command: str
+    draw: Callable[[pd.DataFrame], Figure]
+    summarize: Callable[[pd.DataFrame], str] | None = None
+    table: bool = True
+
+
+FIGURES: dict[str, Entry] = Registry("figure")
+
+
+def register(name: str, sentence: str, command: str, **options: Any) -> Callable:
+    """Decorator: enter a drawing into the gallery under a name. options: as of `Entry`."""
+
+    def enter(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+        FIGURES[name] = Entry(sentence, command, draw, **options)
+        return draw
+
+    return enter
+
+
+def publish_by(notebook: str, options: str = "-p seeds 3") -> str:
+    """The command that makes a figure's numbers by a notebook and publishes it."""
+    return f"metaug run {notebook} -p publish True {options}".strip()
+
+
+# --- what the default run learns
+@register(
+    "first-run",
+    "What the default run learns: accuracies on raw pixels, the untrained and the trained encoder (`shapes`, three seeds), and a "
+    "t-SNE map of the test features before and after training (the first seed).",
+    "python benchmarks/shapes_learning.py --publish",
+)
+def draw_first_run(table: Table) -> Figure:
+    """Accuracies above, maps of the features below. table: rows with `panel` accuracy: of each seed, as `evaluate` has them; with
+    `before` or `after`: a test image of one run in the plane (x, y), its label and the name of its class."""
+    points, seeds = table[table["panel"] != "accuracy"], table[table["panel"] == "accuracy"].groupby("seed")
+    classes = points.drop_duplicates("label").sort_values("label")["name"].tolist()
+    figure = make_figure(9.2, 6.9)
+    axes = figure.subplot_mosaic([["accuracy", "accuracy"], ["before", "after"]])
+    runs = [rows.set_index("representation") for _, rows in seeds]
+    draw_accuracy_bars(runs, axes["accuracy"], chance=1 / len(classes))
+    for panel, title in (("before", "Before training"), ("after", "After training")):
+        rows = points[points["panel"] == panel]
+        places, labels = rows[["x", "y"]].to_numpy(float), torch.tensor(rows["label"].to_numpy(int))
+        draw_feature_map(places, labels, classes, axes[panel], title, legend=panel == "after")
+    return figure
+
+
+# --- Figure 1
+@register(
+    "architecture",
+    "The architecture of MetAug, after the paper's Figure 1.",
+    "metaug figures architecture",
+    table=False,
+)
+def draw_architecture(table: Table) -> Figure:
+    """The diagram. table: not read."""
+    del table
+    return diagram.draw_diagram()
+
+
+# --- Figure 2
+def draw_similarities(table: Table) -> Figure:
+    """Figure 2. table: margin (none, large), features (augmented, original), and the columns of `features.bin_similarities`."""
+    figure, axes = make_panels(4, 3.2, 3.1)
+    names = {"augmented": "an augmented feature", "original": "originals"}
+    margins = {"none": "without $R_\\sigma$", "large": "with $R_\\sigma$"}
+    cells = [(features, margin) for features in names for margin in margins]
+    for ax, letter, (features, margin) in zip(axes, "abcd", cells, strict=True):
+        rows = table[(table["margin"] == margin) & (table["features"] == features)]
+        draw_pair_histograms(rows, ax)
+        counts = rows.groupby("pairs")["count"].first()
+        caption = f"n = {counts['same']:,} and {counts['different']:,} pairs, 1 seed"
+        label(ax, f"({letter}) {names[features]}, {margins[margin]}", "similarity $d$", "density", caption)
+    return figure
+
+
+for suffix, dataset, options in (
+    ("", "`shapes`", ""),
+    ("-real", "CIFAR-10, JPEG re-encoded, 10,000 images",
+     "-p preset quick -p dataset folder -p data_dir DIR -p train_images 10000 -p images 1000"),
+):  # fmt: skip
+    register(
+        f"03-similarities{suffix}",
+        f"Figure 2 on {dataset}: pairs with an augmented feature (a, b) and of original features (c, d), without and with the "
+        "margin term; delta = alpha = 1, one seed.",
+        publish_by("03_similarity_histograms", options),
+    )(draw_similarities)
+    register(
+        f"03-similarities{suffix}-paper-weights",
+        f"The same on {dataset} with the paper's weights, delta = 1e-5 and alpha = 1e-13.",
+        publish_by("03_similarity_histograms", options),
+    )(draw_similarities)
+
+
+def tabulate_gaps(table: Table) -> pd.DataFrame:
+    """Mean similarity of same-image and of different-image pairs and their gap, by features and margin, from the table of
+    `draw_similarities`."""
+    rows = table.drop_duplicates(["margin", "features", "pairs"])
+    means = rows.pivot(index=["features", "margin"], columns="pairs", values="mean")
+    return means.assign(gap=means["same"] - means["different"]).round(3)
+
+
+# --- Figure 3
+@register(
+    "04-gamma-attenuation",
+    "Figure 3: accuracy by the attenuation of Gamma, and the gain over OUCL without Gamma beside the paper's at 6.",
+    publish_by("04_gamma_attenuation"),
+)
+def draw_accuracy_over_attenuation(table: Table) -> Figure:
+    """Figure 3. table: oucl (eq9: with Gamma, eq8: without), phi_dec, method, seed, accuracy."""
+    figure, (left, right) = make_panels(2, 4.6, 3.4)
+    with_gamma, without = table[table["oucl"] == "eq9"], table[table["oucl"] == "eq8"]
+    draw_accuracy_over(with_gamma, left, "phi_dec", "Accuracy by attenuation of Γ", r"$\phi_{dec}$")
+    draw_reference(without, left, "without Γ")
+    both = table.assign(attenuation=table["phi_dec"].where(table["oucl"] == "eq9", 0))
+    gains = compare_to(both, "attenuation", 0)
+    papers = {6: paper_values.FIGURE_3[6] - paper_values.FIGURE_3["without"]}
+    draw_differences(gains, right, "attenuation", papers, "With Γ less without, same seeds", r"$\phi_{dec}$",
+                     papers_label="paper, Tiny ImageNet")  # fmt: skip
+    return figure
+
+
+# --- Figure 4
+@register(
+    "05-batch-size", "Figure 4: accuracy by batch size, and the paper's values at 64.", publish_by("05_batch_size")
+)
+def draw_accuracy_over_batch_size(table: Table) -> Figure:
+    """Figure 4. table: batch_size, method, seed, accuracy. Right: the paper's values at 64 (Table 1, CIFAR-10, conv)."""
+    figure, (left, right) = make_panels(2, 4.9, 3.6)
+    draw_accuracy_over(table, left, "batch_size", "Ours", "batch size")
+    order = ["simclr", "dacl", "looc", "cmc+hard", "metaug-only-oucl", "metaug"]
+    papers = select_papers(order, "cifar10", "conv")
+    draw_method_rows(papers, right, "Paper, CIFAR-10, batch size 64", order, "20 trials, 95 % intervals")
+    return figure
+
+
+# --- Figure 5
+@register(
+    "06-margins", "Figure 5: accuracy by margin and loss, and what each margin adds to none.", publish_by("06_margins")
+)
+def draw_margins(table: Table) -> Figure:
+    """Figure 5. table: margin, method (metaug: OUCL, metaug-only-mag: contrastive), seed, accuracy."""
+    figure, (left, right) = make_panels(2, 4.6, 3.4)
+    losses = table["method"].map({"metaug": "OUCL", "metaug-only-mag": "contrastive"})
+    means = summarize(table.assign(loss=losses), ["margin", "loss"], "accuracy")
+    draw_heatmap(means, left, "margin", "loss", "Accuracy by margin and loss", ("margin", ""))
+    names = {place: name for place, name in enumerate(("small", "medium", "large"))}
+    by_method = table.groupby("method", sort=False)
+    gains: Table = pd.concat([compare_to(rows, "margin", "none").assign(method=method) for method, rows in by_method])
+    gains = gains.assign(place=gains["margin"].map({name: place for place, name in names.items()}))
+    draw_differences(gains, right, "place", title="Less no margin, same seeds", x="margin", names=names)
+    return figure
+
+
+# --- Figure 6
+@register(
+    "07-hyperparameters",
+    "Figure 6: accuracy by alpha, beta and delta, two at a time.",
+    publish_by("07_hyperparameters"),
+)
+def draw_hyperparameters(table: Table) -> Figure:
+    """Figure 6. table: panel (a: alpha fixed, b: beta fixed, c: delta fixed), alpha, beta, delta, seed, accuracy."""
+    figure, axes = make_panels(3, 4.4, 3.5)
+    symbols = {"alpha": r"$\alpha$", "beta": r"$\beta$", "delta": r"$\delta$"}
+    panels = {"a": ("alpha", "delta", "beta"), "b": ("beta", "delta", "alpha"), "c": ("delta", "beta", "alpha")}
+    for ax, (letter, (fixed, x, y)) in zip(axes, panels.items(), strict=True):
+        rows = table[table["panel"] == letter]
+        title = f"({letter}) {symbols[fixed]} = {rows[fixed].iloc[0]:g}" if len(rows) else f"({letter})"
+        draw_heatmap(summarize(rows, [x, y], "accuracy"), ax, x, y, title, (symbols[x], symbols[y]))
+    return figure
+
+
+# --- Figure 7
+@register("07-gamma", "Figure 7: accuracy by gamma.", publish_by("07_hyperparameters"))
+def draw_accuracy_over_gamma(table: Table) -> Figure:
+    """Figure 7. table: gamma, method, seed, accuracy."""
+    figure, ax = make_panels(1, 5.2, 3.4)
+    draw_accuracy_over(table, ax, "gamma", "Accuracy by the margin of OUCL (eq. 10)", r"$\gamma$")
+    return figure
+
+
+# --- Table 4
+@register(
+    "08-augmentations", "Table 4: accuracy by augmentation set, ours and the paper's.", publish_by("08_augmentations")
+)
+def draw_augmentation_sets(table: Table) -> Figure:
+    """Table 4. table: set (1 to 8, `paper_values.AUGMENTATION_SETS`), method, seed, accuracy. Right: the paper's (CIFAR-10, fc)."""
+    figure, axes = make_panels(2, 6.2, 3.9)
+    papers: Table = paper_values.TABLE_4.astype(float).div(100).reset_index()
+    papers = papers.melt("set", var_name="method", value_name="accuracy").assign(seed=0, measure="probe_paper")
+    panels = ((table, "Ours", None), (papers, "Paper, CIFAR-10, fc", "trials and intervals not stated"))
+    for ax, (rows, title, caption) in zip(axes, panels, strict=True):
+        x = "augmentation set of Table 4"
+        draw_accuracy_over(rows.sort_values("method"), ax, "set", title, x, joined=False, caption=caption)
+    return figure
+
+
+# --- Tables 1, 2, 3 and 6
+@register("09-benchmarks", "Table 1: every method, ours and the paper's.", publish_by("09_benchmarks"))
+def draw_benchmarks(table: Table) -> Figure:
+    """Table 1 as rows. table: method, dataset, encoder, seed, accuracy; beside it the paper's column of that data set, or of
+    CIFAR-10."""
+    dataset, encoder = table["dataset"].iloc[0], table["encoder"].iloc[0]
+    first = paper_values.TABLES[1]
+    order = list(dict.fromkeys([*first["method"], *table["method"]]))
+    has_column = len(first.query("dataset == @dataset and encoder == @encoder")) > 0
+    column = (dataset, encoder) if has_column else ("cifar10", "conv")
+    figure, (left, right) = make_panels(2, 4.6, 5.6)
+    ours: Table = summarize(table, "method", "accuracy")
+    draw_method_rows(ours, left, f"Ours: {dataset}, {encoder}", order, f"n = {int(ours['n'].max())} seed(s)")
+    papers = select_papers(order, *column)
+    draw_method_rows(papers, right, f"Paper: {column[0]}, {column[1]}", order, "20 trials, or quoted")
+    return figure
+
+
+def select_papers(methods: list[str], dataset: str, encoder: str) -> pd.DataFrame:
+    """The paper's top-1 accuracies for `draw_method_rows`: method, mean, half_width in [0, 1]; NaN where it has none."""
+    rows = paper_values.select(dataset, encoder).query("top == 1").set_index("method").reindex(methods)
+    return pd.DataFrame({"mean": rows["accuracy"] / 100, "half_width": rows["half_width"] / 100}).reset_index()
+
+
+def compare_methods(number: int, seeds: int) -> pd.DataFrame:
+    """Table 1, 2 or 3 of the paper (top-1): a row for each method, a column for each data set and encoder, each cell `ours / paper`
+    over seeds 0 to seeds - 1 of the preset `paper`; empty where the paper has none."""
+    rows = paper_values.TABLES[number].query("top == 1")
+    texts = []
+    for method, dataset, encoder, value in rows[["method", "dataset", "encoder", "accuracy"]].itertuples(index=False):
+        shared = {"preset": "paper", "dataset": dataset, "encoder": encoder}
+        texts.append(compare_cell(experiments.make_grid(shared, seeds, method=[method]), value))
+    wide = rows.assign(text=texts).pivot(index="method", columns=["dataset", "encoder"], values="text")
+    wide = wide.reindex(index=list(rows["method"].unique()), columns=list(dict.fromkeys(wide.columns)))
+    return wide.fillna("").rename(index=paper_values.NAMES)
+
+
+def compare_views(seeds: int) -> pd.DataFrame:
+    """Table 6 (ImageNet, ResNet-50, top-1), batch size 128: views, method, source (quoted, the paper's reimplementation, its own),
+    `ours / paper`."""
+    shared = {"preset": "paper", "dataset": "imagenet", "encoder": "resnet50", "batch_size": 128}
+    papers: Table = paper_values.TABLE_6
+    cells = []
+    for views, method, value in papers[["views", "method", "top1"]].itertuples(index=False):
+        configs = experiments.make_grid(shared | {"views": tuple(views.split(","))}, seeds, method=[method])
+        cells.append(compare_cell(configs, value))
+    names = papers["method"].map(paper_values.print_name)
+    return papers.assign(method=names, **{"ours / paper": cells}).set_index(["views", "method"])[
+        ["source", "ours / paper"]
+    ]
+
+
+def compare_cell(configs: Sequence[Config], value: float) -> str:
+    """`ours / paper` in percent: mean ± 95 % half-width (n) over the finished and evaluated of these runs, `–` for none."""
+    runs = [run for run in map(request, configs) if run.finished]
+    values = read_table(runs)["probe_paper"].dropna().tolist() if runs else []
+    if not values:
+        return f"– / {value:.2f}"
+    mean, half = interval(values)
+    spread = "" if np.isnan(half) else f" ±{100 * half:.2f}"
+    return f"{100 * mean:.2f}{spread} ({len(values)}) / {value:.2f}"
+
+
+def list_commands(seeds: int) -> list[str]:
+    """What trains and evaluates each column of Tables 1 to 3."""
+    columns = pd.concat(paper_values.TABLES.values())[["dataset", "encoder"]].drop_duplicates()
+    options = f'-p measure probe_paper -p seeds {seeds} -p methods "[]" -p max_hours 10000'
+    return [
+        f"metaug run 09_benchmarks -p preset paper -p dataset {dataset} -p encoder {encoder} {options}"
+        for dataset, encoder in columns.itertuples(index=False)
+    ]
+
+
+# --- every method at one small budget
+def find_learners(table: Table) -> dict[str, set[str]]:
+    """The methods that gain at least `LEARNS` points with every seed, by measure in the order of the table. table: as of
+    `draw_all_methods`."""
+    gains = table.assign(gain=100 * (table["accuracy"] - table["untrained"]))
+    least = gains.groupby(["measure", "method"], sort=False)["gain"].min()
+    learners: dict[str, set[str]] = {measure: set() for measure in table["measure"].unique()}
+    for measure, method in least.index[least >= LEARNS - 1e-9]:
+        learners[measure].add(method)
+    return learners
+
+
+def count_learners(table: Table) -> str:
+    """How many methods learn by the linear probe, and how many of them nearest neighbours confirm, counted from the table."""
+    learners = find_learners(table)
+    seeds, methods, by_probe = table["seed"].nunique(), table["method"].nunique(), learners["probe_paper"]
+    each = f"each of {seeds} seeds" if seeds > 1 else "one seed"
+    return (
+        f"Whether a method learns is judged by the linear probe: {len(by_probe)} of {methods} gain at least {LEARNS:g} points with "
+        f"{each}; of these {len(by_probe)}, kNN confirms {len(by_probe & learners['knn'])}."
+    )
+
+
+def draw_all_methods(table: Table) -> Figure:
+    """Every method at one small budget, the largest gain in the first protocol above; below, what `count_learners` says. table:
+    method, seed, measure (probe_paper, knn), accuracy, untrained."""
+    figure, axes = make_panels(2, 5.0, 7.0)
+    first = table[table["measure"] == table["measure"].iloc[0]].groupby("method")[["accuracy", "untrained"]].mean()
+    order = (first["accuracy"] - first["untrained"]).sort_values(ascending=False).index
+    for ax, (measure, rows) in zip(axes, table.groupby("measure", sort=False), strict=True):
+        draw_gain_rows(rows, ax, MEASURE_NAMES[measure], list(order))
+    figure.supxlabel(count_learners(table), fontsize=8.5, color="0.35")
+    return figure
+
+
+for kind, what, options in (
+    ("shapes", "`shapes`, 2,200 images, 8 epochs, for W-MSE 16, for some 24 and for BiGAN 192, three seeds", ""),
+    ("folder", "CIFAR-10, JPEG re-encoded, 10,000 images, 2 epochs, one seed",
+     "--folder DIR --images 10000 --epochs 2 --seeds 1 "),
+):  # fmt: skip
+    register(
+        f"09-all-methods-{kind}",
+        f"Every method at one small budget with settings of its own, from the untrained encoder to the trained one ({what}). Views "
+        "differ, and with them the untrained encoders: a gain says that a method learns, not which method is best.",
+        f"python benchmarks/all_methods.py RUNS {options}--publish",
+        summarize=count_learners,
+    )(draw_all_methods)
+
+
+def draw_gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
+    """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its color), with
+    the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
+    than the figure). table: method, seed, accuracy, untrained."""
+    percent = table.assign(accuracy=100 * table["accuracy"], untrained=100 * table["untrained"])
+    means: Table = percent.groupby("method")[["untrained", "accuracy"]].mean().reindex(order)
+    colors = {method: pick_color(method) for method in order}
+    places, (low, high) = range(len(order)), means.to_numpy().T
+    ax.hlines(places, low, high, colors=list(colors.values()), linewidth=1.2, alpha=0.6)
+    ax.plot(low, places, "|", markersize=9, markeredgewidth=2, color=FLOOR_COLORS["untrained"])
+    columns: dict[str, Any] = {"x": "accuracy", "y": "method", "hue": "method", "order": order, "palette": colors}
+    seeds = int(percent.groupby("method").size().max())
+
+    def find_ends_of_three(values: Any) -> tuple[float, float]:
+        return find_ends(values) if len(values) > 2 else (np.nan, np.nan)
+
+    sns.pointplot(percent, **columns, errorbar=find_ends_of_three, linestyle="none", markersize=6,
+                  err_kws={"linewidth": 1.5}, capsize=0.3, legend=False, ax=ax)  # fmt: skip
+    if seeds > 1:
+        sns.stripplot(percent, **columns, jitter=False, size=3.5, alpha=0.5, legend=False, ax=ax)
+    for place, gain in zip(places, high - low, strict=True):
+        ax.annotate(f"{gain:+.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
+    label_methods(ax, order, fontsize=8.5)
+    spread = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds, 95 % intervals")
+    return label(ax, title, name_axis(table).replace("\n", ": "), "", f"| untrained; {spread}; right: gain")
+
+
+# --- what a step costs
+@register(
+    "10-meta-gradient",
+    "What a step with the meta-gradient costs, exact by one tangent pass and by double backward.",
+    publish_by("10_meta_gradient", ""),
+)
+def draw_step_costs(table: Table) -> Figure:
+    """Cost of a training step as a multiple of a plain one: time (solid) and counted FLOPs (hatched) by kind of step. table: of
+    `step_costs.compare_costs`, the first way a plain step."""
+    figure, ax = make_panels(1, 7.0, 3.6)
+    place = np.arange(len(table))
+    ends = np.stack([table["times_plain"] - table["low"], table["high"] - table["times_plain"]])
+    looks: dict[str, dict[str, Any]] = {
+        "times_plain": {"yerr": ends, "color": BLUE, "ecolor": "0.3", "capsize": 3, "label": "time"},
+        "flops_plain": {"color": "#D9D9D9", "hatch": "///", "edgecolor": "0.4", "label": "FLOPs"},
+    }
+    for (column, look), shift, padding in zip(looks.items(), (-0.2, 0.2), (8, 2), strict=True):
+        bars = ax.bar(place + shift, table[column], 0.38, **look)
+        ax.bar_label(bars, fmt="%.2f", padding=padding, **SMALL)
+    ax.axhline(8 / 3, color="0.3", linestyle=":", linewidth=1, label="8/3: the encoders' bound")
+    ax.set_xticks(place, table["step"].tolist())
+    ax.set_ylim(0, 1.25 * float(table[["high", "flops_plain"]].max().max()))
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper left", **SMALL)
+    caption = f"\nmedian, least and greatest of n = {int(table['rounds'].iloc[0])} rounds"
+    label(ax, "A step, as a multiple of a plain one", "", "times a plain step", caption)
+    return figure
+
+
+# --- what delta can do (beside Table 5)
+@register(
+    "11-delta",
+    "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
+    "same seeds, beside a control that changes the learning rate by a millionth.",
+    publish_by("11_delta", "-p seeds 32"),
+)
+def draw_delta_question(table: Table) -> Figure:
+    """What delta can do. table: weight (delta of MetAug; CONTROL: only OUCL with its rate changed by a millionth; REFERENCE: only
+    OUCL), delta, seed, accuracy, augmented_gradient_share."""
+    figure, (left, right) = make_panels(2, 5.0, 3.6)
+    draw_share_over_delta(table[table["weight"] > 0], left)
+    only_oucl = paper_values.read_accuracy("metaug-only-oucl", "cifar10", "conv")
+    papers = (paper_values.TABLE_5["without"] - only_oucl).to_dict()
+    title = "MetAug less MetAug (only OUCL), same seeds"
+    draw_differences(compare_to(table, "weight", REFERENCE), right, "weight", papers, title, r"$\delta$",
+                     {CONTROL: "control"}, "paper, CIFAR-10")  # fmt: skip
+    return figure
+
+
+def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
+    """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; a dotted line where the runs'
+    format begins to lose it (`precision.unit_roundoff`).
+
+    table: delta, augmented_gradient_share, and precision and device where they are not float32 on a CPU."""
+    title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"
+    rows = table.dropna(subset=[measure]) if measure in table else table.head(0)
+    if rows.empty:
+        return draw_empty(ax, title, "no run with augmented features yet")
+    least_to_greatest = ("pi", 100)
+    sns.lineplot(
+        rows, x="delta", y=measure, errorbar=least_to_greatest, color=BLUE, marker="o", label="measured", ax=ax
+    )
+    missing = {name: value for name, value in (("precision", "float32"), ("device", "cpu")) if name not in rows}
+    formats = rows.assign(**missing).fillna({"precision": "float32", "device": "cpu"})
+    roundings = {
+        computed_in(*pair): unit_roundoff(*pair) for pair in zip(formats["precision"], formats["device"], strict=True)
+    }
+    for name, rounding in sorted(roundings.items()):
+        ax.axhline(rounding, color="0.3", linestyle=":", label=f"rounding of {name}")
+    ax.set(xscale="log", yscale="log")
+    ax.legend(**SMALL)
+    caption = f"mean of {count_seeds(rows.groupby('delta')[measure].size())}, band: least and greatest"
+    return label(ax, title, r"$\delta$", "share (1 = all of it)", caption)
+
+
+# --- what several figures share
+def select_measure(table: Table, measure: str) -> pd.DataFrame:
     """The table with `accuracy`, `untrained` and `measure` of one protocol (probe_paper, probe_fast or knn)."""
-    nothing_yet = pd.Series(float("nan"), table.index)
+    unknown = pd.Series(float("nan"), table.index)
     columns = {"accuracy": measure, "untrained": f"untrained_{measure}"}
-    values = {name: pd.to_numeric(table.get(column, nothing_yet)) for name, column in columns.items()}
+    values = {name: pd.to_numeric(table.get(column, unknown)) for name, column in columns.items()}
     return table.assign(**values, measure=measure)
 
 
-def axis_name(table: Table) -> str:
-    """What accuracy it is: the protocol and the split."""
-    found = [MEASURE_NAMES.get(str(table["measure"].iloc[0]), "accuracy")] if len(table) else ["accuracy"]
-    found += [str(split) for split in table.get("split", pd.Series(dtype=str)).dropna().unique()[:1]]
-    return f"accuracy (%)\n{', '.join(found)}"
+def compare_to(table: Table, by: str, reference: object) -> pd.DataFrame:
+    """`compare_paired` of accuracy; no rows if the reference has no finished run yet."""
+    if (table[by].eq(reference) & table["accuracy"].notna()).any():
+        return compare_paired(table, by, reference, "accuracy")
+    return pd.DataFrame(columns=pd.Index([by, "mean", "half_width", "n"]), dtype=float)
 
 
-def said(counts: Any) -> str:
-    """How many seeds stand behind each point: for the caption of every figure."""
+def draw_accuracy_over(
+    table: Table, ax: Axes, setting: str, title: str = "", x: str | None = None, joined: bool = True,
+    caption: str | None = None,
+) -> Axes:  # fmt: skip
+    """Accuracy over the values of a setting: each method's mean and 95 % band over seeds, every seed as a dot, and the untrained
+    encoder as a dashed line.
+
+    x: the name of the axis. joined: draw lines between values that have an order; else methods stand side by side. caption: in
+    place of the number of seeds.
+    """
+    table = table.dropna(subset=["accuracy"])
+    if table.empty:
+        return draw_empty(ax, title, "no finished run yet")
+    at, counts, methods = place_values(table[setting]), [], list(table["method"].unique())
+    for number, method in enumerate(methods):
+        rows = table[table["method"] == method]
+        shift = 0.0 if joined else shift_beside(number, len(methods))
+        points = pd.DataFrame({"x": rows[setting].map(at) + shift, "accuracy": 100 * rows["accuracy"]})
+        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "label": paper_values.print_name(method)}
+        draw_means(points, "x", "accuracy", ax, joined, color=pick_color(method), **look)
+        seeds = points.groupby("x").size().tolist()
+        if max(seeds) > 1:
+            ax.scatter(points["x"], points["accuracy"], s=9, color=pick_color(method), alpha=0.55, linewidths=0)
+        counts += seeds
+    untrained: Any = table["untrained"].dropna() if "untrained" in table else []
+    if len(untrained):
+        look = {"color": FLOOR_COLORS["untrained"], "linestyle": "--", "label": "untrained (mean)"}
+        ax.axhline(100 * untrained.mean(), **look)
+    label_values(ax, at)
+    ax.legend(**SMALL, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}))
+    return label(ax, title, x or setting, name_axis(table), caption or describe_seeds(counts))
+
+
+def draw_reference(table: Table, ax: Axes, name: str, color: str = "0.2") -> None:
+    """A dotted line at the mean accuracy over seeds with its 95 % band, for runs without the setting on the axis."""
+    accuracies = table["accuracy"].dropna().tolist()
+    if not accuracies:
+        return
+    mean, half = (100 * value for value in interval(accuracies))
+    ax.axhline(mean, color=color, linestyle=":", label=name)
+    if not np.isnan(half):
+        ax.axhspan(mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
+    ax.legend(**SMALL)
+
+
+def draw_differences(
+    differences: Table, ax: Axes, setting: str, papers: Mapping[Any, float] | None = None, title: str = "",
+    x: str | None = None, names: Mapping[Any, str] | None = None, papers_label: str = "paper",
+) -> Axes:  # fmt: skip
+    """Paired differences of accuracy (`tables.compare_paired`) with their 95 % intervals; papers: the paper's own, in points.
+
+    An interval that crosses zero leaves the sign open. Values of the setting that only one side has are drawn as well. A column
+    `method` draws each method in its color, side by side. x: the name of the axis; names: of values on it.
+    """
+    papers = papers or {}
+    if differences.empty and not papers:
+        return draw_empty(ax, title, "no finished pair of runs yet")
+    at = place_values(pd.Series([*differences[setting], *papers]))
+    groups = differences.groupby("method", sort=False) if "method" in differences else [("", differences)]
+    for number, (method, rows) in enumerate(groups):
+        color, name = (pick_color(str(method)), paper_values.print_name(str(method))) if method else (BLUE, "ours")
+        look: dict[str, Any] = {"marker": MARKERS[number], "linestyle": "none", "capsize": 4}
+        places, half = rows[setting].map(at) + shift_beside(number, len(groups)), 100 * rows["half_width"].fillna(0)
+        ax.errorbar(places, 100 * rows["mean"], half, color=color, label=name, **look)
+    if papers:
+        look = {"marker": "D", "markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 8}
+        ax.plot([at[value] for value in papers], list(papers.values()), label=papers_label, zorder=1, **look)
+    ax.axhline(0, color="0.3", linewidth=1)
+    label_values(ax, at, names)
+    ax.legend(**SMALL)
+    return label(ax, title, x or setting, "difference (points)", describe_seeds(differences["n"]))
+
+
+def draw_heatmap(
+    means: Table, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None
+) -> Axes:
+    """Mean accuracy of a `tables.summarize` by two settings, written in each cell with its 95 % half-width; a cell without a run
+    stays white and says so. Text settings keep their order, numbers rise."""
+    if means["mean"].isna().all():
+        return draw_empty(ax, title, "no finished run yet")
+    columns, rows = (list(dict.fromkeys(means[name])) for name in (x, y))
+    columns, rows = (sorted(v) if all(isinstance(i, int | float) for i in v) else v for v in (columns, rows))
+    wide = 100 * means.pivot(index=y, columns=x, values=["mean", "half_width"])
+    mean, half = (wide[name].reindex(index=rows, columns=columns) for name in ("mean", "half_width"))
+    texts = mean.map("{:.1f}".format) + half.map(lambda width: "" if np.isnan(width) else f"\n±{width:.1f}")
+    ticks: dict[str, Any] = {"xticklabels": [*map(format_value, columns)], "yticklabels": [*map(format_value, rows)]}
+    sns.heatmap(mean, cmap="viridis", annot=texts, fmt="", annot_kws=SMALL, ax=ax, **ticks,
+                cbar_kws={"label": "accuracy (%)", "shrink": 0.85})  # fmt: skip
+    for row, column in np.argwhere(mean.isna()):
+        ax.text(column + 0.5, row + 0.5, "no run", ha="center", va="center", color="0.4", **SMALL)
+    ax.invert_yaxis()
+    ax.tick_params(left=False, bottom=False, labelrotation=0)
+    return label(ax, title, *(labels or (x, y)), describe_seeds(means["n"]))
+
+
+def draw_method_rows(values: Table, ax: Axes, title: str, order: Sequence[str], caption: str = "") -> Axes:
+    """A row for each method, in order from above: its accuracy in percent with a half-width; a row without one says `no value`.
+
+    values: method, mean, half_width in [0, 1].
+    """
+    rows = 100 * values.set_index("method")[["mean", "half_width"]].reindex(order)
+    for place, (method, mean, half) in enumerate(rows.itertuples()):
+        if np.isnan(mean):
+            ax.text(0.02, place, "no value", transform=ax.get_yaxis_transform(), va="center", color="0.5", **SMALL)
+            continue
+        look: dict[str, Any] = {"color": pick_color(method), "marker": "o", "capsize": 3, "linestyle": "none"}
+        ax.errorbar([mean], [place], xerr=None if np.isnan(half) else [half], **look)
+        ax.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+    label_methods(ax, order)
+    ax.margins(x=0.12)
+    return label(ax, title, "accuracy (%)", "", caption)
+
+
+def label_methods(ax: Axes, order: Sequence[str], **look: Any) -> None:
+    """Write the methods on the y axis as the paper prints them, the first above."""
+    ax.set_yticks(range(len(order)), [paper_values.print_name(method) for method in order], **look)
+    ax.set_ylim(len(order) - 0.5, -0.7)
+
+
+def name_axis(table: Table) -> str:
+    """Which accuracy a table holds: the protocol and the split."""
+    parts = [MEASURE_NAMES.get(str(table["measure"].iloc[0]), "accuracy")] if len(table) else ["accuracy"]
+    parts += [str(split) for split in table.get("split", pd.Series(dtype=str)).dropna().unique()[:1]]
+    return f"accuracy (%)\n{', '.join(parts)}"
+
+
+def count_seeds(counts: Any) -> str:
+    """The number of seeds a point, or its range, with the unit."""
     low, high = int(min(counts, default=0)), int(max(counts, default=0))
-    if high <= 1:
-        return f"n = {high} seed a point, so no interval"
-    return f"mean and 95 % interval, n = {low if low == high else f'{low} to {high}'} seeds a point"
+    return f"{high if low == high or high <= 1 else f'{low} to {high}'} seed{'s' if high > 1 else ''}"
 
 
-def written(value: Any) -> str:
+def describe_seeds(counts: Any) -> str:
+    """How many seeds stand behind each point: for the caption of every figure."""
+    if max(counts, default=0) <= 1:
+        return f"n = {count_seeds(counts)} a point, so no interval"
+    return f"mean and 95 % interval, n = {count_seeds(counts)} a point"
+
+
+def format_value(value: Any) -> str:
     """A value of a setting on an axis: 0.4, 6, 1e-07 as a power of ten."""
     if not isinstance(value, int | float | np.number):
         return str(value)
@@ -54,193 +641,17 @@ def written(value: Any) -> str:
     return f"$10^{{{power:.0f}}}$" if abs(power) >= 2 and np.isclose(power, round(power)) else f"{value:g}"
 
 
-def places(values: Any) -> dict[Any, int]:
+def place_values(values: Any) -> dict[Any, int]:
     """Where each value of a setting stands on the axis: in rising order, at equal distances, as the paper's figures have them."""
     return {value: place for place, value in enumerate(sorted(values.dropna().unique()))}
 
 
-def named(ax: Axes, at: Mapping[Any, int], names: Mapping[Any, str] | None = None) -> None:
+def label_values(ax: Axes, at: Mapping[Any, int], names: Mapping[Any, str] | None = None) -> None:
     """Write the values of a setting on the x axis, or their names."""
-    ax.set_xticks(list(at.values()), [(names or {}).get(value, written(value)) for value in at])
+    ax.set_xticks(list(at.values()), [(names or {}).get(value, format_value(value)) for value in at])
     ax.set_xlim(-0.4, len(at) - 0.6)
 
 
-def against(
-    table: Table,
-    ax: Axes,
-    setting: str,
-    title: str = "",
-    label: str | None = None,
-    joined: bool = True,
-    caption: str | None = None,
-) -> Axes:
-    """Accuracy over the values of a setting: each method's mean and 95 % band over seeds, every seed as a dot, and the untrained
-    encoder as a dashed line. joined: draw lines between values that have an order; else methods stand side by side. caption: in
-    place of the number of seeds.
-    """
-    kept = table.dropna(subset=["accuracy"])
-    if kept.empty:
-        return nothing(ax, title, "no finished run yet")
-    at, counts, methods = places(kept[setting]), [], list(kept["method"].unique())
-    for number, method in enumerate(methods):
-        rows = kept[kept["method"] == method]
-        shift = 0.0 if joined else (number - (len(methods) - 1) / 2) * 0.16
-        points = pd.DataFrame({"x": rows[setting].map(at) + shift, "accuracy": 100 * rows["accuracy"]})
-        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "label": paper_values.name(method)}
-        draw_means(points, "x", "accuracy", ax, joined, color=method_colour(method), **look)
-        each = points.groupby("x").size().tolist()
-        if max(each) > 1:
-            ax.scatter(points["x"], points["accuracy"], s=9, color=method_colour(method), alpha=0.55, linewidths=0)
-        counts += each
-    floor(kept, ax)
-    named(ax, at)
-    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(methods) > 3 else {}
-    ax.legend(fontsize=8, **beside)
-    return dress(ax, title, label or setting, axis_name(kept), caption or said(counts))
-
-
-def floor(table: Table, ax: Axes) -> None:
-    """A dashed line at the mean accuracy of the untrained encoders; nothing if none was measured."""
-    found: Any = table["untrained"].dropna() if "untrained" in table else []
-    if len(found):
-        ax.axhline(100 * found.mean(), color=FLOORS["untrained"], linestyle="--", label="untrained (mean)")
-
-
-def level(table: Table, ax: Axes, text: str, colour: str = "0.2") -> None:
-    """A dotted line at the mean over seeds with its 95 % band, for a reference without the setting on the axis."""
-    points: Table = summary(table.assign(all=0), "all", "accuracy")
-    if points.empty or not points["n"].iloc[0]:
-        return
-    mean, half = 100 * points["mean"].iloc[0], 100 * points["half_width"].fillna(0).iloc[0]
-    ax.axhline(mean, color=colour, linestyle=":", label=text)
-    ax.axhspan(mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
-    ax.legend(fontsize=8)
-
-
-def differences(
-    found: Table,
-    ax: Axes,
-    setting: str,
-    papers: Mapping[Any, float] | None = None,
-    title: str = "",
-    label: str | None = None,
-    names: Mapping[Any, str] | None = None,
-    papers_label: str = "paper",
-) -> Axes:
-    """Paired differences of accuracy (`results.paired`) with their 95 % intervals; papers: the paper's own, in points.
-
-    An interval that crosses zero leaves the sign open. Values of the setting that only one side has are drawn as well. A column
-    `method` in found draws each method in its colour, side by side.
-    """
-    papers = papers or {}
-    if found.empty and not papers:
-        return nothing(ax, title, "no finished pair of runs yet")
-    at = places(pd.Series([*found[setting], *papers]))
-    groups = found.groupby("method", sort=False) if "method" in found else [("", found)]
-    for number, (method, rows) in enumerate(groups):
-        shift = (number - (len(groups) - 1) / 2) * 0.16
-        colour, name = (method_colour(str(method)), paper_values.name(str(method))) if method else (BLUE, "ours")
-        look: dict[str, Any] = {"marker": MARKERS[number], "linestyle": "none", "capsize": 4}
-        half = 100 * rows["half_width"].fillna(0)
-        ax.errorbar(rows[setting].map(at) + shift, 100 * rows["mean"], half, color=colour, label=name, **look)
-    if papers:
-        behind: dict[str, Any] = PAPERS | {"zorder": 1}  # our points lie over them
-        ax.plot([at[value] for value in papers], list(papers.values()), marker="D", label=papers_label, **behind)
-    ax.axhline(0, color="0.3", linewidth=1)
-    named(ax, at, names)
-    ax.legend(fontsize=8)
-    return dress(ax, title, label or setting, "difference (points)", said(found["n"]))
-
-
-def heat_map(found: Table, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None) -> Axes:
-    """Mean accuracy of a `summary` by two settings, written in each cell with its 95 % half-width; a cell without a run stays
-    white and says so. Text settings keep their order, numbers rise."""
-    if found["mean"].isna().all():
-        return nothing(ax, title, "no finished run yet")
-    columns, rows = (list(dict.fromkeys(found[name])) for name in (x, y))
-    columns, rows = (sorted(v) if all(isinstance(i, int | float) for i in v) else v for v in (columns, rows))
-    mean, half = (
-        100 * found.pivot(index=y, columns=x, values=value).reindex(index=rows, columns=columns)
-        for value in ("mean", "half_width")
-    )
-    texts = mean.map("{:.1f}".format) + half.map(lambda width: "" if np.isnan(width) else f"\n±{width:.1f}")
-    sns.heatmap(mean, cmap="viridis", annot=texts, fmt="", annot_kws={"fontsize": 8}, ax=ax,
-                xticklabels=[written(v) for v in columns], yticklabels=[written(v) for v in rows],
-                cbar_kws={"label": "accuracy (%)", "shrink": 0.85})  # fmt: skip
-    for row, column in np.argwhere(mean.isna()):
-        ax.text(column + 0.5, row + 0.5, "no run", ha="center", va="center", fontsize=8, color="0.4")
-    ax.invert_yaxis()
-    ax.tick_params(left=False, bottom=False, labelrotation=0)
-    return dress(ax, title, *(labels or (x, y)), said(found["n"]))
-
-
-def method_rows(values: Table, ax: Axes, title: str, order: Sequence[str], caption: str = "") -> Axes:
-    """A row for each method, in order from above: its accuracy in percent with a half-width; a row without one says `no value`.
-
-    values: method, mean, half_width in [0, 1].
-    """
-    found = values.set_index("method")
-    for place, method in enumerate(order):
-        if method not in found.index or np.isnan(found.loc[method, "mean"]):
-            ax.text(0.02, place, "no value", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color="0.5")
-            continue
-        mean, half = (100 * float(found.loc[method, name]) for name in ("mean", "half_width"))
-        look: dict[str, Any] = {"color": method_colour(method), "marker": "o", "capsize": 3, "linestyle": "none"}
-        ax.errorbar([mean], [place], xerr=None if np.isnan(half) else [half], **look)
-        ax.annotate(f"{mean:.1f}", (mean, place), (0, 6), textcoords="offset points", ha="center", fontsize=7)
-    ax.set_yticks(range(len(order)), [paper_values.name(method) for method in order])
-    ax.set_ylim(len(order) - 0.5, -0.7)
-    ax.margins(x=0.12)
-    return dress(ax, title, "accuracy (%)", "", caption)
-
-
-def gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
-    """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its colour), with
-    the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
-    than the figure). table: method, seed, accuracy, untrained."""
-    percent = table.assign(accuracy=100 * table["accuracy"], untrained=100 * table["untrained"])
-    means: Table = percent.groupby("method")[["untrained", "accuracy"]].mean().reindex(order)
-    colours = {method: method_colour(method) for method in order}
-    places, (low, high) = range(len(order)), means.to_numpy().T
-    ax.hlines(places, low, high, colors=list(colours.values()), linewidth=1.2, alpha=0.6)
-    ax.plot(low, places, "|", markersize=9, markeredgewidth=2, color=FLOORS["untrained"])
-    rows: dict[str, Any] = {
-        "x": "accuracy",
-        "y": "method",
-        "hue": "method",
-        "order": order,
-        "palette": colours,
-        "ax": ax,
-    }
-    sns.pointplot(percent, errorbar=ends_of_three, linestyle="none", markersize=6, err_kws={"linewidth": 1.5}, capsize=0.3,
-                  legend=False, **rows)  # fmt: skip
-    seeds = int(percent.groupby("method").size().max())
-    if seeds > 1:
-        sns.stripplot(percent, jitter=False, size=3.5, alpha=0.5, legend=False, **rows)
-    for place, gain in zip(places, high - low, strict=True):
-        ax.annotate(f"{gain:+.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
-    ax.set_yticks(range(len(order)), [paper_values.name(method) for method in order], fontsize=8.5)
-    ax.set_ylim(len(order) - 0.5, -0.7)
-    told = {1: "n = 1 seed", 2: "n = 2 seeds, dots: each"}.get(seeds, f"n = {seeds} seeds, 95 % intervals")
-    caption = f"| untrained; {told}; right: gain"
-    return dress(ax, title, axis_name(table).replace("\n", ": "), "", caption)
-
-
-def learners(table: Table) -> dict[str, set[str]]:
-    """The methods that gain at least `LEARNS` points with every seed, by measure in the order of the table. table: as `gain_rows`,
-    and measure."""
-    gains = table.assign(gain=100 * (table["accuracy"] - table["untrained"]))
-    least = gains.groupby(["measure", "method"], sort=False)["gain"].min()
-    return {measure: {method for (_, method), gain in rows.items() if gain >= LEARNS - 1e-9}
-            for measure, rows in least.groupby("measure", sort=False)}  # fmt: skip
-
-
-def learning(table: Table) -> str:
-    """How many methods learn by the linear probe, and how many of them nearest neighbours confirm, counted from the table."""
-    learn, seeds, methods = learners(table), table["seed"].nunique(), table["method"].nunique()
-    by_probe = learn["probe_paper"]
-    each = f"each of {seeds} seeds" if seeds > 1 else "one seed"
-    return (
-        f"Whether a method learns is judged by the linear probe: {len(by_probe)} of {methods} gain at least {LEARNS:g} points with "
-        f"{each}; of these {len(by_probe)}, kNN confirms {len(by_probe & learn['knn'])}."
-    )
+def shift_beside(number: int, count: int) -> float:
+    """How far the number-th of so many methods stands from the middle of its place on the x axis."""
+    return (number - (count - 1) / 2) * 0.16

@@ -1,4 +1,4 @@
-"""One look for every figure: palette, panels, labels, and how a figure is saved.
+"""One look for every figure: palette, panels, labels, means with their intervals, and how a figure is saved.
 
 The palette is Okabe and Ito's (the red is Tol's), which colour-blind readers can tell apart; line styles and hatches say the
 same again in grey.
@@ -6,18 +6,22 @@ same again in grey.
 
 import io
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metaug_core.evaluation.representations import interval
 from metaug_core.runs import store
 
 BLUE, RED, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#CC3311", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
-METHOD_COLOURS = {
+METHOD_COLORS = {
     "metaug": BLUE,
     "metaug-only-oucl": ORANGE,
     "metaug-only-mag": GREEN,
@@ -50,8 +54,15 @@ METHOD_COLOURS = {
     "swav+hard": "#A6952F",
 }
 MARKERS = "osD^vP*X<>hp"  # say a line's method again in grey
-OTHERS = ("#EE3377", "#33BBEE", "#EE7733", "#009988", "#7A5195", "#8C564B")  # Tol's vibrant, for registered methods
-FLOORS = {"raw pixels": "#D9D9D9", "untrained": "#8C8C8C"}
+OTHER_COLORS = (
+    "#EE3377",
+    "#33BBEE",
+    "#EE7733",
+    "#009988",
+    "#7A5195",
+    "#8C564B",
+)  # Tol's vibrant, for registered methods
+FLOOR_COLORS = {"raw pixels": "#D9D9D9", "untrained": "#8C8C8C"}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -67,25 +78,24 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def method_colour(method: str) -> str:
-    """The colour of a method in every figure; one registered by a user gets a fixed one by its name."""
-    return METHOD_COLOURS.get(method) or OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
+def pick_color(method: str) -> str:
+    """The color of a method in every figure; one registered by a user gets a fixed one by its name."""
+    return METHOD_COLORS.get(method) or OTHER_COLORS[zlib.crc32(method.encode()) % len(OTHER_COLORS)]
 
 
-def panels(columns: int = 1, width: float = 4.2, height: float = 3.1) -> tuple[Figure, Any]:
-    """A figure in the workbook's style and its axes side by side (one Axes if there is one column)."""
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure in the workbook's style; width and height in inches."""
     rcParams.update(STYLE)
-    return plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained")
+    return plt.figure(figsize=(width, height), layout="constrained")
 
 
-def mosaic(rows: list[Any], width: float, height: float) -> tuple[Figure, Any]:
-    """A figure in the workbook's style and its axes by name. rows: lists of names, of which one that stands twice is one panel;
-    width and height: of the whole, in inches."""
-    rcParams.update(STYLE)
-    return plt.subplot_mosaic(rows, figsize=(width, height), layout="constrained")
+def make_panels(columns: int = 1, width: float = 4.2, height: float = 3.1) -> tuple[Figure, Any]:
+    """A figure and its axes side by side (one Axes if there is one column), each width by height inches."""
+    figure = make_figure(width * columns, height)
+    return figure, figure.subplots(1, columns)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write path.png and path.svg, each whole or not at all. Raises StoreError (full disk, no permission)."""
     kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
     for kind, options in kinds.items():
@@ -94,8 +104,8 @@ def save(figure: Figure, path: Path) -> None:
             store.write(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
 
 
-def dress(ax: Axes, title: str, x: str = "", y: str = "", caption: str = "") -> Axes:
-    """Title, labels with units, and a small caption below."""
+def label(ax: Axes, title: str, x: str = "", y: str = "", caption: str = "") -> Axes:
+    """Write the title, axis labels with units, and a small caption below."""
     ax.set(title=title, xlabel=x, ylabel=y)
     if caption:
         below = {"xytext": (0, -34 if x else -20), "textcoords": "offset points", "va": "top"}
@@ -103,9 +113,28 @@ def dress(ax: Axes, title: str, x: str = "", y: str = "", caption: str = "") -> 
     return ax
 
 
-def nothing(ax: Axes, title: str, why: str) -> Axes:
-    """An empty panel that says why it is empty."""
-    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color="0.35", wrap=True)
+def hide_axes(ax: Axes) -> None:
+    """Remove ticks and grid, for a panel whose axes have no scale."""
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
-    return dress(ax, title)
+
+
+def draw_empty(ax: Axes, title: str, reason: str) -> Axes:
+    """An empty panel that says why it is empty."""
+    ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="0.35", wrap=True)
+    hide_axes(ax)
+    return label(ax, title)
+
+
+# --- a mean over seeds with its 95 % t-interval, which seaborn computes from the single values
+def find_ends(values: Iterable[float]) -> tuple[float, float]:
+    """The lower and upper end of `evaluation.interval`, for seaborn's `errorbar`; nan for one value."""
+    mean, half = interval(list(values))
+    return mean - half, mean + half
+
+
+def draw_means(table: pd.DataFrame, x: str, y: str, ax: Axes, joined: bool = True, **look: Any) -> None:
+    """The mean of y at each x: a line with a band, or, not joined, points with bars. look: of matplotlib's lines."""
+    bars: dict[str, Any] = {} if joined else {"linestyle": "none", "err_style": "bars", "err_kws": {"capsize": 3}}
+    look = {"markeredgecolor": look.get("color")} | look
+    sns.lineplot(table, x=x, y=y, ax=ax, errorbar=find_ends, legend=False, **bars, **look)

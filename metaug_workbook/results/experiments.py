@@ -1,16 +1,16 @@
-"""What a figure of the paper asks for: a grid of runs, and what they will cost on this machine before any of them starts.
+"""The grid of runs that a figure of the paper needs, and what they will cost on this machine before any of them starts.
 
-configs = grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=["eq9"], phi_dec=[1, 2, 4, 6, 8])
-seconds(configs)                                # estimated
+configs = make_grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=["eq9"], phi_dec=[1, 2, 4, 6, 8])
+estimate_seconds(configs)
 """
 
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import safetensors.torch
-import torch
 
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
@@ -22,14 +22,9 @@ from metaug_core.registry import METHODS
 from metaug_core.training import loop
 from metaug_workbook.results import step_costs
 
-TRAINING_IMAGES = {  # that an encoder sees in a pass; of other data sets they are counted by loading them
-    "shapes": 10_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 105_000,
-    "tiny-imagenet": 100_000,
-    "imagenet": 1_281_167,
-}
+# Images that an encoder sees in a pass; those of other data sets are counted by loading them.
+TRAINING_IMAGES = {"shapes": 10_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000, "tiny-imagenet": 100_000,
+                   "imagenet": 1_281_167}  # fmt: skip
 # Settings on which the time of a step depends; runs that share them are timed once.
 KIND = ("method", "encoder", "views", "image_size", "batch_size", "width", "mag_hidden", "negatives", "bank_negatives",
         "schedule", "precision", "randaugment", "device")  # fmt: skip
@@ -38,73 +33,63 @@ TIMED_STEPS = 3
 EVALUATION = 1 / 3  # of the time of a training step on as many images: forward without backward
 
 
-def grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> list[Config]:
+def make_grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> list[Config]:
     """The Config of every combination of the axes' values, for seeds 0 to seeds - 1, seeds innermost.
 
     settings: `preset` and settings as a notebook has them (None: the preset's), under the axes; a method brings its own defaults.
-    A method that is not registered yields no runs (`absent`): its row is then a blank. Raises ConfigError for an unknown setting or
-    value.
+    A method that is not registered yields no runs (`list_unregistered`): its row is then a blank. Raises ConfigError for an
+    unknown setting or value.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    found = []
+    configs = []
     for values in itertools.product(*axes.values()):
-        chosen = given | dict(zip(axes, values, strict=True))
-        if chosen.get("method", "metaug") not in METHODS:
-            continue
-        found += [preset(chosen.get("preset", "quick"), **without_preset(chosen), seed=seed) for seed in range(seeds)]
-    return found
+        chosen = {"preset": "quick"} | given | dict(zip(axes, values, strict=True))
+        name = chosen.pop("preset")
+        if chosen.get("method", "metaug") in METHODS:
+            configs += [preset(name, **chosen, seed=seed) for seed in range(seeds)]
+    return configs
 
 
-def absent(names: Sequence[str]) -> list[str]:
+def list_unregistered(names: Sequence[str]) -> list[str]:
     """Those of the methods that are not registered."""
     return [name for name in names if name not in METHODS]
 
 
-def accepted(configs: Sequence[Config]) -> list[Config]:
+def keep_trainable(configs: Sequence[Config]) -> list[Config]:
     """Those of the configs that their method can train: LooC, say, refuses images without the augmentations that it holds."""
-    found = []
+    trainable = []
     for config in configs:
-        try:
+        with suppress(ConfigError):
             methods.build(config)
-        except ConfigError:
-            continue
-        found.append(config)
-    return found
+            trainable.append(config)
+    return trainable
 
 
-def without_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "preset"}
-
-
-def floors(configs: Sequence[Config]) -> list[Config]:
+def select_floors(configs: Sequence[Config]) -> list[Config]:
     """One config for each floor, so that none is measured twice."""
-    return list({floor_key(c): c for c in reversed(configs)}.values())
+    return list({identify_floor(c): c for c in reversed(configs)}.values())
 
 
-def untrained_digest(config: Config) -> str:
+def hash_untrained(config: Config) -> str:
     """A hash of what an untrained encoder is: its weights, and its h of made-up images, which tells apart networks that use the
     same weights in other ways (on patches of another grid). What is measured of equal ones on the same images is equal."""
     networks, _ = representations.load_networks(config, 2)
-    pixels = torch.zeros(2, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    pixels.random_(256, generator=torch.Generator().manual_seed(0))
-    h = representations.features(
-        networks, datasets.Images(pixels, torch.zeros(2, dtype=torch.int64), ("made up",)), config
-    )
+    h = representations.features(networks, step_costs.make_noise(2, config.image_size), config)
     weights = cast(Any, networks.encoders).state_dict()
     tensors = {"h": h} | {f"weights.{name}": tensor.contiguous() for name, tensor in weights.items()}
     return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 
-def floor_key(config: Config) -> tuple[Any, ...]:
+def identify_floor(config: Config) -> tuple[Any, ...]:
     """Equal where the untrained accuracy is: the same encoder before training, on the same images."""
     images = tuple(getattr(config, name) for name in loop.SHARED)
     try:
-        return *images, untrained_digest(config)
+        return *images, hash_untrained(config)
     except MetaugError:  # networks that cannot be made have no floor to share
         return *images, config.name()
 
 
-def training_images(config: Config) -> int:
+def count_images(config: Config) -> int:
     """How many images a pass of this run has. Raises DataError if they must be counted and are not there."""
     known = TRAINING_IMAGES.get(config.dataset) if config.train_images is None else config.train_images
     if known is None:
@@ -112,30 +97,31 @@ def training_images(config: Config) -> int:
     return round(known * (1 - config.val_fraction))
 
 
-def step_seconds(config: Config) -> float:
+def time_step(config: Config) -> float:
     """Seconds of training by one minibatch, on random images and after one step to warm up; of Algorithm 1 both passes."""
     batch = min(config.batch_size, max(4, TIMED_PIXELS // config.image_size**2))
-    rehearsed = step_costs.rehearse(config.replace(batch_size=batch, train_images=None))
-    s, total = rehearsed.s, 0.0
+    prepared = step_costs.prepare_step(config.replace(batch_size=batch, train_images=None))
+    s = prepared.s
+    total = 0.0
     for position in (0, s.steps_per_epoch // 2) if s.mag is not None and config.schedule == "epoch" else (0,):
         s.position = position
-        rehearsed.step()
+        prepared.take()
         # The least of them: threads that wait for a busy core have made a step of 90 ms take five seconds.
-        total += min(step_costs.seconds(rehearsed.step) for _ in range(TIMED_STEPS))
+        total += min(step_costs.time_call(prepared.take) for _ in range(TIMED_STEPS))
     return total * config.batch_size / batch
 
 
-def seconds(configs: Sequence[Config]) -> float:
+def estimate_seconds(configs: Sequence[Config]) -> float:
     """About how long these runs will train and be evaluated here, one after another; within a factor of two on a busy machine.
 
     Not counted: the probes themselves, and reading the data.
     """
-    kinds: dict[tuple[Any, ...], float] = {}
+    by_kind: dict[tuple[Any, ...], float] = {}
     total = 0.0
     for config in configs:
         kind = tuple(getattr(config, name) for name in KIND)
-        if kind not in kinds:
-            kinds[kind] = step_seconds(config)
+        if kind not in by_kind:
+            by_kind[kind] = time_step(config)
         passes = config.epochs + EVALUATION * 1.5 * config.keep_last
-        total += kinds[kind] * passes * training_images(config) / config.batch_size
+        total += by_kind[kind] * passes * count_images(config) / config.batch_size
     return total

@@ -25,7 +25,7 @@ LENGTHS = tuple(number / 10 for number in range(16))  # of the step: 0 to 1.5 ti
 
 
 class Profiled(NamedTuple):
-    """A short training, looked at from within."""
+    """What a short training showed."""
 
     profiles: pd.DataFrame  # step, kind (look-ahead, encoders' step), length (1: the whole step), loss
     logged: pd.DataFrame  # of each step: step, and its metrics (loss_before, loss_ahead)
@@ -35,7 +35,7 @@ class Profiled(NamedTuple):
 def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> list[dict[str, Any]]:
     """The regular loss (eq. 11) of the minibatch along the look-ahead's step and along the one that the optimiser takes: rows of
     kind, length, loss. The state stays as it is: its generators are put back, BatchNorm's statistics are frozen."""
-    drawn = {role: generator.get_state() for role, generator in s.generators.items()}
+    before = {role: generator.get_state() for role, generator in s.generators.items()}
     views, context = draw(s, batch.pixels, batch.indices)
     theta = {name: p.detach() for name, p in s.theta.items()}
     with frozen_statistics(s.networks, s.mag):
@@ -50,17 +50,17 @@ def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> 
             at = {name: torch.lerp(p, ahead[name], length) for name, p in theta.items()}
             return float(total(s.method.terms(functional_call(s.networks, at, (views,)), context, s.mag)))
 
-        found = []
+        rows = []
         for kind, rule in rules.items():
             ahead = meta_gradient.step(s.theta, gradient, rule)
-            found += [{"kind": kind, "length": length, "loss": loss(ahead, length)} for length in lengths]
+            rows += [{"kind": kind, "length": length, "loss": loss(ahead, length)} for length in lengths]
     for role, generator in s.generators.items():
-        generator.set_state(drawn[role])
-    return found
+        generator.set_state(before[role])
+    return rows
 
 
-def profiled(config: Config, at: Collection[int], splits: datasets.Splits | None = None) -> Profiled:
-    """Train as config says, nothing of it kept on the disk, with a `profile` before each of the steps in `at` (from 0).
+def profile_training(config: Config, at: Collection[int], splits: datasets.Splits | None = None) -> Profiled:
+    """Train as config says, without writing anything to the disk, with a `profile` before each of the steps in `at` (from 0).
 
     The method needs a MAG that is trained on the same minibatches (schedule alternate).
     """

@@ -122,14 +122,7 @@ TABLE_4 = pd.DataFrame(
 
 # Stated: 1 (flip and rotate together), 5 (CMC's: crop and flip), 6 (LooC's), and that mixup is DACL's. The ticks of the others lost
 # their columns in the text; read in the order of the columns: 2 crop, 3 grey, 4 jitter, 7 the fifth with mixup, 8 everything.
-_OFF: dict[str, Any] = {
-    "crop_scale": (1.0, 1.0),
-    "flip": 0.0,
-    "rotation": 0.0,
-    "grey": 0.0,
-    "jitter": 0.0,
-    "mixup": 0.0,
-}
+_OFF: dict[str, Any] = {"crop_scale": (1.0, 1.0)} | dict.fromkeys(("flip", "rotation", "grey", "jitter", "mixup"), 0.0)
 _CROP, _FLIP, _ROTATE = {"crop_scale": (0.2, 1.0)}, {"flip": 0.5}, {"rotation": 15.0}
 _GREY, _JITTER, _MIXUP = {"grey": 0.2}, {"jitter": 0.5}, {"mixup": 0.1}
 AUGMENTATION_SETS: dict[int, dict[str, Any]] = {  # strengths are ours: the paper states none but CMC's crop
@@ -142,16 +135,8 @@ AUGMENTATION_SETS: dict[int, dict[str, Any]] = {  # strengths are ours: the pape
     7: _OFF | _CROP | _FLIP | _MIXUP,
     8: _OFF | _CROP | _FLIP | _ROTATE | _GREY | _JITTER | _MIXUP,
 }
-SET_NAMES = {
-    1: "flip, rotate",
-    2: "crop",
-    3: "grey",
-    4: "jitter",
-    5: "crop, flip",
-    6: "5 + rotate, grey, jitter",
-    7: "5 + mixup",
-    8: "6 + mixup",
-}
+SET_NAMES = {1: "flip, rotate", 2: "crop", 3: "grey", 4: "jitter", 5: "crop, flip", 6: "5 + rotate, grey, jitter",
+             7: "5 + mixup", 8: "6 + mixup"}  # fmt: skip
 
 # Accuracy by delta, CIFAR-10, conv: the classifier sees z and z~ (with), or h (without).
 TABLE_5 = pd.DataFrame(
@@ -183,36 +168,39 @@ TABLE_6 = pd.DataFrame(
 )
 
 
-def name(method: str) -> str:
+def print_name(method: str) -> str:
     """A method as the paper prints it; its own name if the paper has none."""
     return NAMES.get(method, method)
 
 
-def _tidy(text: str) -> pd.DataFrame:
+def _parse(text: str) -> pd.DataFrame:
     """A row for each value of a table above: method, dataset, encoder, top (1 or 5), accuracy, half_width (NaN: quoted)."""
     wide = pd.read_csv(io.StringIO(text), sep=" ", na_values="-", dtype=str).set_index("method")
-    found = []
-    for method, row in wide.iterrows():
-        for column, cell in row.dropna().items():
+    rows = []
+    for method, cells in wide.iterrows():
+        for column, cell in cells.dropna().items():
             dataset, encoder, *top = str(column).split(",")
             value, _, half = cell.partition("±")
-            found.append((method, dataset, encoder, 5 if top else 1, float(value), float(half or "nan")))
-    return pd.DataFrame(found, columns=pd.Index(["method", "dataset", "encoder", "top", "accuracy", "half_width"]))
+            rows.append((method, dataset, encoder, 5 if top else 1, float(value), float(half or "nan")))
+    return pd.DataFrame(rows, columns=pd.Index(["method", "dataset", "encoder", "top", "accuracy", "half_width"]))
 
 
-TABLES = {1: _tidy(_TABLE_1), 2: _tidy(_TABLE_2), 3: _tidy(_TABLE_3)}
+TABLES = {1: _parse(_TABLE_1), 2: _parse(_TABLE_2), 3: _parse(_TABLE_3)}
 
 
-def reported(method: str, dataset: str, encoder: str) -> float:
+def select(dataset: str, encoder: str) -> Any:
+    """The rows of Tables 1 to 3 for this data set and encoder, in order."""
+    rows = pd.concat(TABLES.values())
+    return rows[(rows["dataset"] == dataset) & (rows["encoder"] == encoder)]
+
+
+def read_accuracy(method: str, dataset: str, encoder: str) -> float:
     """Top-1 accuracy of Tables 1 to 3 in percent; nan where they have none."""
-    rows: Any = pd.concat(TABLES.values())
-    kept = rows[(rows["method"] == method) & (rows["dataset"] == dataset) & (rows["encoder"] == encoder)]
-    kept = kept[kept["top"] == 1]["accuracy"]
-    return float(kept.iloc[0]) if len(kept) else float("nan")
+    values = select(dataset, encoder).query("method == @method and top == 1")["accuracy"]
+    return float(values.iloc[0]) if len(values) else float("nan")
 
 
-def methods_of(dataset: str, encoder: str) -> list[str]:
+def list_methods(dataset: str, encoder: str) -> list[str]:
     """The methods with a value for this data set and encoder in Tables 1 to 3, in order; those of Table 1 if there is none."""
-    rows: Any = pd.concat(TABLES.values())
-    found = rows[(rows["dataset"] == dataset) & (rows["encoder"] == encoder)]["method"]
-    return list((found if len(found) else TABLES[1]["method"]).unique())
+    rows = select(dataset, encoder)
+    return list((rows if len(rows) else TABLES[1])["method"].unique())

@@ -1,6 +1,5 @@
-"""A step rehearsed on random images: what it costs, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
+"""One training step on random images: its cost, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,36 +26,36 @@ from metaug_core.training.step import total, train_step
 Way = Callable[[], object]
 
 
-def noise(count: int, size: int, device: str = "cpu") -> Images:
-    """Random bytes as images of two classes: what is in a picture does not change what it costs."""
+def make_noise(count: int, size: int, device: str = "cpu") -> Images:
+    """Images (count, 3, size, size) of random bytes in two classes: what is in a picture does not change what it costs."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     return Images(pixels.to(device), (torch.arange(count) % 2).to(device), ("one", "two"))
 
 
-class Rehearsal(NamedTuple):
+class PreparedStep(NamedTuple):
     """A run's state before its first step, and a minibatch of random images."""
 
     s: TrainState
     pixels: Tensor  # uint8 (B, 3, H, W)
     indices: Tensor  # int64 (B,)
 
-    def step(self) -> dict[str, Tensor]:
-        """One whole training step: views, losses, gradients, optimisers, bank."""
+    def take(self) -> dict[str, Tensor]:
+        """One whole training step: views, losses, gradients, optimisers, bank. Returns its metrics."""
         with arithmetic(self.s.config.precision):
             return train_step(self.s, self.pixels, self.indices, log=False)
 
 
-def rehearse(config: Config) -> Rehearsal:
-    """The state of config on two minibatches of random images, where config wants it; no data set is read."""
+def prepare_step(config: Config) -> PreparedStep:
+    """The state of config on two minibatches of random images, on the device that config names; no data set is read."""
     batch, size, device = config.batch_size, config.stored_size or config.image_size, loop.pick_device(config.device)
-    images = noise(2 * batch, size, device)
+    images = make_noise(2 * batch, size, device)
     s = state.create(config, Splits(images, images, None, images), device)
-    return Rehearsal(s, images.pixels[:batch], torch.arange(batch, device=device))
+    return PreparedStep(s, images.pixels[:batch], torch.arange(batch, device=device))
 
 
-def seconds(way: Way) -> float:
-    """Of one call, to the end of what it started on the device."""
+def time_call(way: Way) -> float:
+    """Seconds of one call, to the end of what it started on the device."""
     started = time.perf_counter()
     way()
     if torch.cuda.is_available():
@@ -66,7 +65,7 @@ def seconds(way: Way) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step has to do, counted as it runs eagerly."""
+    """The work of a step, counted as it runs eagerly."""
 
     flops: int  # of matmuls and convolutions, by torch's own formulas
     least: int  # bytes that these and the fused optimisers read and write, each tensor once: all else fused into them
@@ -74,7 +73,7 @@ class Work:
     operations: int  # ATen operations that compute, not only look at memory in another way
 
     def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """Seconds below which no program can do it on a machine with these limits."""
+        """Seconds below which no program can do this work on a machine with these limits."""
         return max(self.flops / flops_per_second, self.least / bytes_per_second)
 
 
@@ -101,38 +100,32 @@ class _Count(TorchDispatchMode):
         return out
 
 
-def counted(step: Way) -> Work:
-    """Of one step, which must be eager."""
+def count_work(step: Way) -> Work:
+    """The work of one step, which must be eager."""
     with _Count() as count:
         step()
     return Work(count.flops, count.least, count.moved, count.operations)
 
 
-def compared(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
+def compare_costs(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
     """A row for each way: step (its name), milliseconds (median), times_plain (median over rounds of its time in that of the first
     way), low, high (least and greatest), gflop, flops_plain, rounds. Ways take turns within a round, so that a drift of the
     machine's speed meets all of them.
     """
     with freed_memory_kept():  # as in training
-        counts = {name: counted(way).flops for name, way in ways.items()}  # warms up as well
-        found = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds)]
-    first = next(iter(ways))
-    rows = []
-    for name in ways:
-        ratios = [one[name] / one[first] for one in found]
-        rows.append(
-            {
-                "step": name,
-                "milliseconds": 1e3 * statistics.median(one[name] for one in found),
-                "times_plain": statistics.median(ratios),
-                "low": min(ratios),
-                "high": max(ratios),
-                "gflop": counts[name] / 1e9,
-                "flops_plain": counts[name] / counts[first],
-                "rounds": rounds,
-            }
-        )
-    return pd.DataFrame(rows)
+        flops = pd.Series({name: count_work(way).flops for name, way in ways.items()})  # warms up as well
+        times = pd.DataFrame([{name: time_call(way) for name, way in ways.items()} for _ in range(rounds)])
+    ratios = times.div(times.iloc[:, 0], axis=0)
+    table = {
+        "milliseconds": 1e3 * times.median(),
+        "times_plain": ratios.median(),
+        "low": ratios.min(),
+        "high": ratios.max(),
+        "gflop": flops / 1e9,
+        "flops_plain": flops / flops.iloc[0],
+        "rounds": rounds,
+    }
+    return pd.DataFrame(table).rename_axis("step").reset_index()
 
 
 # --- is the meta-gradient right
@@ -146,9 +139,9 @@ class Problem(NamedTuple):
     modules: tuple[nn.Module, ...]  # of `frozen_statistics`
 
 
-def problem(config: Config) -> Problem:
+def build_problem(config: Config) -> Problem:
     """The look-ahead of config, of a method with a MAG, on random images on the CPU. loss includes alpha R_sigma."""
-    s, pixels, indices = rehearse(config.replace(device="cpu"))
+    s, pixels, indices = prepare_step(config.replace(device="cpu"))
     networks, mag, memory = (m.double() if m is not None else None for m in (s.networks, s.mag, s.memory))
     assert networks is not None
     assert mag is not None
@@ -165,14 +158,17 @@ def problem(config: Config) -> Problem:
     return Problem(features, loss, theta, omega, (networks, mag))
 
 
-def distances(found: Mapping[str, Params], reference: Params) -> pd.DataFrame:
-    """Largest absolute difference from the reference, and that relative to the reference's largest entry."""
-    size = max(float(g.abs().max()) for g in reference.values())
-    rows = {k: max(float((g[n] - reference[n]).abs().max()) for n in reference) for k, g in found.items()}
-    return pd.DataFrame({"largest difference": rows, "relative": {k: v / size for k, v in rows.items()}})
+def measure_distances(gradients: Mapping[str, Params], reference: Params) -> pd.DataFrame:
+    """A row for each gradient: its largest absolute difference from the reference, and that relative to the reference's largest
+    entry."""
+    size = max(float(part.abs().max()) for part in reference.values())
+    largest = pd.Series(
+        {name: max(float((g[n] - reference[n]).abs().max()) for n in reference) for name, g in gradients.items()}
+    )
+    return pd.DataFrame({"largest difference": largest, "relative": largest / size})
 
 
-def central_difference(p: Problem, lr: float, direction: Params, step: float = 1e-7) -> float:
+def take_central_difference(p: Problem, lr: float, direction: Params, step: float = 1e-7) -> float:
     """d/dt of loss(features(theta'), omega + t direction) at t = 0, where theta' is computed again at every omega: no derivative
     with respect to omega is used. At a larger step the loss has kinks between the two points (ReLU and max-pool switch); at a
     smaller one the rounding of float64 takes over."""

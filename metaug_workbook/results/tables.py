@@ -1,127 +1,106 @@
 """Finished runs as one tidy table, and what it says over seeds: the step from a store of runs to a figure.
 
 configs = [preset("quick", delta=delta, seed=seed) for delta in (1e-5, 0.1) for seed in range(3)]
-rows = table(configs)                           # as far as they are there; `runner.make_table` makes the rest
-summary(rows, "delta", "knn")                   # mean, half_width, n
-paired(rows, "delta", 1e-5, "knn")              # differences over shared seeds
+rows = read_table(configs)                      # a row for each run, trained or not
+summarize(rows, "delta", "knn")                 # mean, half_width, n
+compare_paired(rows, "delta", 1e-5, "knn")      # differences over shared seeds
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
 from metaug_core import methods
 from metaug_core.config import NOT_IDENTITY, Config
+from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import MEASURES
-from metaug_core.evaluation.representations import AUGMENTED, REPRESENTATIONS
+from metaug_core.evaluation.representations import AUGMENTED, REPRESENTATIONS, interval
 from metaug_core.runs import store
-from metaug_core.runs.store import Run
-from metaug_workbook.results.statistics import load as load
-from metaug_workbook.results.statistics import paired as paired
-from metaug_workbook.results.statistics import save as save
-from metaug_workbook.results.statistics import summary as summary
+from metaug_core.runs.store import Run, StoreError
 
 Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
 DEFAULT = REPRESENTATIONS[1:]  # raw pixels cost three times as much as the two others, and are the same in every run
-# What differs between two machines that compute the same results.
-MACHINE = [
-    "seconds",
-    "images_per_second",
-    "device",
-    "eager_because",
-    "processor",
-    "commit",
-    "uncommitted_changes",
-    "started",
-    "sessions",
-]
+SESSION = ["device", "eager_because", "processor", "commit", "started"]  # columns that come from the last session
+# Columns that differ between two machines that compute the same results.
+MACHINE = ["seconds", "images_per_second", *SESSION, "uncommitted_changes", "sessions"]
 
 
-# --- runs -> table
-def row(run: Run, split: str = "test") -> dict[str, Any]:
+# --- from runs to a table
+def read_row(run: Run, split: str = "test") -> dict[str, Any]:
     """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
 
     Settings: all that decide a result, of this method's or of another's, under their names; a list as text, `L,ab`. Accuracies in
     [0, 1] as far as they are evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn
     (pixels), augmented_knn (z and z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original,
-    knn_val): means over the last epoch's logged steps. The machine (`MACHINE`): wall seconds of training over all sessions,
-    images/s, device, commit; eager_because: why steps were not captured as CUDA graphs; engine: its version, None for a run from
-    before there was one.
+    knn_val): means over the last epoch's logged steps. The machine: see `read_machine`.
     """
     settings = run.config.model_dump(mode="json", exclude=NOT_IDENTITY)
     state = "finished" if run.finished else "failed" if run.failure else "missing"
-    found = {"run": run.path.name, "state": state, "failure": None if run.finished else run.failure}
-    found |= {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
+    row = {"run": run.path.name, "state": state, "failure": None if run.finished else run.failure}
+    row |= {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
     if not run.finished:
-        return found
+        return row
     stored = run.evaluation(split)
     for name, prefix in PREFIX.items():
-        found |= {f"{prefix}{measure}": stored.get(name, {}).get(measure) for measure in MEASURES}
-    found |= {"split": split, "n_eval": stored.get("trained", {}).get("n_eval")}
-    return found | last_metrics(run) | machine(run)
+        row |= {f"{prefix}{measure}": stored.get(name, {}).get(measure) for measure in MEASURES}
+    row |= {"split": split, "n_eval": stored.get("trained", {}).get("n_eval")}
+    return row | average_last_epoch(run) | read_machine(run)
 
 
-def last_metrics(run: Run) -> dict[str, float]:
+def average_last_epoch(run: Run) -> dict[str, float]:
     """Means over the last epoch's logged rows; step, epoch and lr are left out."""
     metrics = run.metrics
     last = metrics[metrics["epoch"] > run.config.epochs - 1].drop(columns=["step", "epoch", "lr"], errors="ignore")
     return last.mean().dropna().to_dict()
 
 
-def machine(run: Run) -> dict[str, Any]:
-    """On what the run was trained and how fast. Seconds: of all sessions together, trials side by side counted in full each."""
-    timing, sessions = store.rows(run.path / "timing.jsonl"), store.read_json(run.path / "environment.json")
-    ended = [
-        row for row, after in pairwise(timing) if after["seconds"] < row["seconds"]
-    ]  # a session's clock starts at 0
+def read_machine(run: Run) -> dict[str, Any]:
+    """On what the run was trained and how fast.
+
+    seconds: wall time of training over all sessions, where trials side by side count in full each; images_per_second; device;
+    commit; eager_because: why steps were not captured as CUDA graphs; engine: its version, None for a run from before
+    there was one.
+    """
+    timing, sessions = run.timing.to_dict("records"), run.sessions
+    seconds = [row["seconds"] for row in timing]
+    ends = [now for now, after in pairwise([*seconds, -1]) if after < now]  # a session's clock starts at 0
     return {
-        "seconds": sum(row["seconds"] for row in [*ended, *timing[-1:]]),
+        "seconds": sum(ends),
         "images_per_second": timing[-1]["images_per_second"] if timing else float("nan"),
-        **{name: sessions[-1].get(name) for name in ("device", "eager_because", "processor", "commit", "started")},
+        **{name: sessions[-1].get(name) for name in SESSION},
         "uncommitted_changes": any(session["uncommitted_changes"] for session in sessions),
         "sessions": len(sessions),
         "engine": sessions[-1].get("engine"),
     }
 
 
-def run_of(request: Config | Run) -> Run:
+def find_run(request: Config | Run) -> Run:
+    """The run of a config, on disk or not; a run as it is."""
     return store.request(request) if isinstance(request, Config) else request
 
 
-def table(requests: Requests, split: str = "test", failures: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A row for each config or run, in the order asked, done or not: `state` says which, and `missing` lists them.
+def read_table(requests: Requests, split: str = "test", failures: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A row for each config or run, in the order of requests, done or not: `state` says which, and `list_missing` lists them.
 
     failures: sentences by run name, of runs that failed without leaving a record in their folder (missing data).
     """
-    found = []
-    for run in map(run_of, requests):
+    rows = []
+    for run in map(find_run, requests):
         failure = (failures or {}).get(run.path.name)
-        found.append(row(run, split) | ({"state": "failed", "failure": failure} if failure else {}))
-    return pd.DataFrame(found)
+        rows.append(read_row(run, split) | ({"state": "failed", "failure": failure} if failure else {}))
+    return pd.DataFrame(rows)
 
 
-def missing(
-    requests: Requests,
-    measures: Sequence[str] = MEASURES,
-    representations: Sequence[str] = DEFAULT,
-    augmented: bool = False,
-    retry: bool = False,
-    split: str = "test",
-) -> list[Run]:
-    """Each run once that `runner.make_table` would still have to train or evaluate; one that diverged only with retry."""
-    runs = {run.path: run for run in map(run_of, requests)}.values()
-    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
-    return [run for run in runs if (retry or not run.failure) and wanted.lacking(run)]
-
-
+# --- what is still to be done
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured of every run."""
+    """What is to be measured of every run. Raises MetaugError for an unknown measure or representation."""
 
     measures: tuple[str, ...]
     representations: tuple[str, ...]
@@ -131,15 +110,96 @@ class Wanted:
     def __post_init__(self) -> None:
         representations.refuse_unknown(self.measures, self.representations)
 
-    def of(self, run: Run) -> dict[str, Any]:
+    def list_arguments(self, run: Run) -> dict[str, Any]:
         """Arguments of `evaluate`; augmented features only where the method has a MAG."""
         has_mag = self.augmented and methods.build(run.config).generator() is not None
-        asked = {"measures": self.measures, "representations": self.representations, "split": self.split}
-        return asked | {"augmented": has_mag}
+        arguments = {"measures": self.measures, "representations": self.representations, "split": self.split}
+        return arguments | {"augmented": has_mag}
 
-    def lacking(self, run: Run) -> bool:
+    def is_lacking(self, run: Run) -> bool:
+        """Whether the run has to be trained or evaluated for this."""
         if not run.finished:
             return True
-        rows = self.representations + (AUGMENTED,) * self.of(run)["augmented"]
-        found = row(run, self.split)
-        return any(found[f"{PREFIX[name]}{measure}"] is None for name in rows for measure in self.measures)
+        names = self.representations + (AUGMENTED,) * self.list_arguments(run)["augmented"]
+        row = read_row(run, self.split)
+        return any(row[f"{PREFIX[name]}{measure}"] is None for name in names for measure in self.measures)
+
+
+def list_missing(
+    requests: Requests,
+    measures: Sequence[str] = MEASURES,
+    representations: Sequence[str] = DEFAULT,
+    augmented: bool = False,
+    retry: bool = False,
+    split: str = "test",
+) -> list[Run]:
+    """Each run once that is still to be trained or evaluated; one that diverged only with retry."""
+    runs = {run.path: run for run in map(find_run, requests)}.values()
+    wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
+    return [run for run in runs if (retry or not run.failure) and wanted.is_lacking(run)]
+
+
+# --- what a table says over seeds
+def summarize(table: pd.DataFrame, by: str | Sequence[str], measure: str) -> pd.DataFrame:
+    """Mean of a measure and the half-width of its 95 % t-interval over the rows that share `by`: by, mean, half_width, n.
+
+    Rows without the measure (missing, failed) do not count. half_width is NaN for n = 1. MetaugError for an unknown column.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    check_columns(table, [*by, measure])
+    estimates = []
+    for key, rows in table.groupby(by, sort=False, dropna=False):
+        values = rows[measure].dropna().tolist()
+        estimates.append((*cast(tuple, key), *interval(values), len(values)))
+    return pd.DataFrame(estimates, columns=pd.Index([*by, "mean", "half_width", "n"]))
+
+
+def compare_paired(
+    table: pd.DataFrame, by: str, reference: Any, measure: str, shared: Sequence[str] = ("seed",)
+) -> pd.DataFrame:
+    """Differences of a measure from the rows where `by` is reference, over the seeds that both have: by, mean, half_width, n.
+
+    The mean of the differences with its 95 % t-interval, which chance that the seeds share does not widen. shared: the columns that
+    must agree in a pair. MetaugError for an unknown column or reference, and for two rows where there should be one.
+    """
+    check_columns(table, [by, measure, *shared])
+    values: dict[Any, dict[Any, float]] = {}  # value of by -> what pairs share -> measure
+    for row in table.dropna(subset=[measure]).to_dict("records"):
+        pair = tuple(row[name] for name in shared)
+        if pair in values.setdefault(row[by], {}):
+            raise MetaugError(f"paired: two rows with {by} = {row[by]} and {', '.join(shared)} = {pair}; select first")
+        values[row[by]][pair] = row[measure]
+    if reference not in values:
+        raise MetaugError(f"paired: no row has {by} = {reference!r} and a {measure}")
+    base = values.pop(reference)
+    estimates = []
+    for value, own in values.items():
+        differences = [own[pair] - base[pair] for pair in base if pair in own]
+        estimates.append((value, *interval(differences), len(differences)))
+    return pd.DataFrame(estimates, columns=pd.Index([by, "mean", "half_width", "n"]))
+
+
+def check_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Raises MetaugError for the first column that the table does not have."""
+    for name in columns:
+        if name not in table:
+            raise MetaugError(f"the table has no column {name!r}{suggestion(name, table.columns)}")
+
+
+# --- to the disk and back
+def save(table: pd.DataFrame, path: Path) -> None:
+    """Write path.parquet and path.csv, each whole or not at all. Raises StoreError (full disk, no permission)."""
+    store.write(path.with_name(f"{path.name}.parquet"), table.to_parquet(index=False))
+    store.write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False).encode())
+
+
+def load(path: Path) -> pd.DataFrame:
+    """What `save` wrote: path.parquet, or path.csv if only that is there. Raises StoreError."""
+    for kind, read in (("parquet", pd.read_parquet), ("csv", pd.read_csv)):
+        file = path.with_name(f"{path.name}.{kind}")
+        if file.exists():
+            try:
+                return read(file)
+            except (OSError, ValueError) as error:
+                raise StoreError(f"cannot read {file}: {error}") from None
+    raise StoreError(f"there is no table {path}.parquet or {path}.csv")

@@ -5,10 +5,7 @@ Each is a function that returns what a cell shows, and has a twin that returns t
 
 from metaug_workbook.widgets.augmentation import augmentation_figure as augmentation_figure
 from metaug_workbook.widgets.augmentation import augmentation_viewer as augmentation_viewer
-from metaug_workbook.widgets.live_view import LiveView as LiveView
-from metaug_workbook.widgets.live_view import clock as clock
-from metaug_workbook.widgets.live_view import curves as curves
-from metaug_workbook.widgets.live_view import live as live
+from metaug_workbook.widgets.live import LiveView as LiveView
 from metaug_workbook.widgets.margins import margin_explorer as margin_explorer
 from metaug_workbook.widgets.margins import margin_figure as margin_figure
 from metaug_workbook.widgets.meta_step import meta_step_figure as meta_step_figure

@@ -1,12 +1,11 @@
 """The margins of eq. 4 and the pairs that R_sigma (eq. 5) pushes, on the similarities of a run or of a small built-in sample."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,15 +16,14 @@ from metaug_core.objectives.losses import margin_regularisation
 from metaug_core.objectives.margins import KINDS, margins
 from metaug_core.objectives.similarity import Pairs
 from metaug_core.runs.store import Run
-from metaug_workbook.plots.style import BLUE, ORANGE, RED, SKY, STYLE, dress
-from metaug_workbook.widgets.base import DPI, Explorer, menu, slider
+from metaug_workbook.plots.style import BLUE, ORANGE, RED, SKY, label
+from metaug_workbook.widgets.base import Explorer, Plot, menu, slider, without_controls
 
 IMAGES = 64  # of a run, or of the sample: a minibatch of the paper
 BINS = np.linspace(0, 1, 51)
-SAMPLE = "features made up for this figure"
 
 
-def sample(views: int = 2, images: int = IMAGES, dim: int = 16) -> tuple[Tensor, Tensor]:
+def make_sample(views: int = 2, images: int = IMAGES, dim: int = 16) -> tuple[Tensor, Tensor]:
     """z and z~ (V, N, d) of unit norm, made up: views of an image share a direction, and z~ strays further from it."""
     g = torch.Generator().manual_seed(0)
     shared = torch.randn(1, images, dim, generator=g)
@@ -33,8 +31,8 @@ def sample(views: int = 2, images: int = IMAGES, dim: int = 16) -> tuple[Tensor,
     return F.normalize(shared + 0.6 * near, dim=-1), F.normalize(shared + 0.6 * near + 0.9 * far, dim=-1)
 
 
-def of_run(run: Run, splits: datasets.Splits | None = None) -> tuple[Tensor, Tensor]:
-    """z and z~ (V, N, d) of up to IMAGES training images by a run's last kept encoder and MAG, on the device of the images.
+def embed_run(run: Run, splits: datasets.Splits | None = None) -> tuple[Tensor, Tensor]:
+    """z and z~ (V, N, d) of up to IMAGES training images by a run's last kept encoder and MAG, on the CPU.
 
     splits: its images, if they are loaded. MetaugError if it has kept no encoder yet or its method has no MAG.
     """
@@ -54,61 +52,59 @@ def of_run(run: Run, splits: datasets.Splits | None = None) -> tuple[Tensor, Ten
 
 
 class Histogram:
-    """Positives (same image) and negatives (different images) as outlines, and filled the part of each that is pushed."""
+    """Positives (same image) and negatives (different images) as outlines, and filled the part of each that is pushed. lines: the
+    names of the two vertical ones."""
 
-    def __init__(self, ax: Axes):
-        nothing = np.zeros(len(BINS) - 1)
-        looks = {"same image": (BLUE, "-"), "different images": (RED, "--")}
-        self.all = [
-            ax.stairs(nothing, BINS, color=colour, linestyle=style, linewidth=1.6, label=label)
-            for label, (colour, style) in looks.items()
+    def __init__(self, ax: Axes, lines: tuple[str, str]):
+        empty = np.zeros(len(BINS) - 1)
+        kinds = (("same image", BLUE, "-"), ("different images", RED, "--"))
+        self.outlines = [
+            ax.stairs(empty, BINS, color=c, linestyle=s, linewidth=1.6, label=name) for name, c, s in kinds
         ]
-        self.pushed = [ax.stairs(nothing, BINS, fill=True, color=colour, alpha=0.45) for colour in (BLUE, RED)]
-        self.lines = [
-            ax.axvline(0, color=colour, linestyle=style, linewidth=2.2)
-            for colour, style in ((SKY, "-"), (ORANGE, "--"))
-        ]
-        self.moving = [*self.pushed, *self.all, *self.lines]
+        self.pushed = [ax.stairs(empty, BINS, fill=True, color=c, alpha=0.45) for _, c, _ in kinds]
+        looks = zip(lines, ((SKY, "-"), (ORANGE, "--")), strict=True)
+        self.lines = [ax.axvline(0, color=c, linestyle=s, linewidth=2.2, label=name) for name, (c, s) in looks]
+        self.moving = [*self.pushed, *self.outlines, *self.lines]
 
     def update(self, pairs: tuple[Tensor, Tensor], pushed: tuple[Tensor, Tensor], lines: tuple[Tensor, Tensor]) -> None:
         """pairs and pushed: similarities of positives and negatives, any shape; lines: where the two vertical ones stand."""
-        for kind, some, whole, filled in zip(pairs, pushed, self.all, self.pushed, strict=True):
-            for part, artist in ((kind, whole), (some, filled)):
-                artist.set_data(np.histogram(part.numpy(), BINS)[0] / kind.numel())
+        for artists, parts in ((self.outlines, pairs), (self.pushed, pushed)):
+            for artist, part, whole in zip(artists, parts, pairs, strict=True):
+                artist.set_data(np.histogram(part.numpy(), BINS)[0] / whole.numel())
         for line, at in zip(self.lines, lines, strict=True):
             line.set_xdata([float(at)] * 2)
             line.set_visible(bool(torch.isfinite(at)))
 
 
-class MarginPlot:
-    """Above, the pairs of original features, which give the margins; below, the pairs of a z and a z~, which R_sigma pushes."""
+class MarginPlot(Plot):
+    """Above, the pairs of original features, which give the margins; below, the pairs of a z and a z~, which R_sigma pushes.
+
+    z, augmented: (V, N, d) of unit norm; source: where they are from, for the caption."""
 
     def __init__(self, z: Tensor, augmented: Tensor, source: str):
-        self.z, self.augmented, self.views = z, augmented, len(z)
-        with rc_context(STYLE):
-            self.figure = Figure(figsize=(8.8, 4.3), dpi=DPI, layout="constrained")
-            above, below = self.figure.subplots(2, 1, sharex=True, sharey=True)
-            self.original, self.mixed = Histogram(above), Histogram(below)
-            for histogram, names in (
-                (self.original, ("min⁺", "max⁻")),
-                (self.mixed, ("σ⁺: same image is pushed below ←", "σ⁻: different images above →")),
-            ):
-                for line, name in zip(histogram.lines, names, strict=True):
-                    line.set_label(name)
-            self.original.update(Pairs(self.views)(z, z), (torch.empty(0), torch.empty(0)), hardest(z))
-            above.set(xlim=(0, 1), ylim=(0, 1.25 * max(stairs.get_data()[0].max() for stairs in self.original.all)))
-            for ax in (above, below):
-                ax.legend(loc="upper left", ncols=2, fontsize=8.5)
-            dress(above, "Two original features: these give the margins (eq. 4)", "", "share of its kind")
-            caption = f"n = {z.shape[1]} images, {self.views} views: {source}"
-            title = "One original and one augmented feature: filled is what $R_\\sigma$ pushes (eq. 5)"
-            dress(below, title, "similarity $d$ (0 to 1)", "share of its kind", caption)
-        self.moving = self.mixed.moving
+        self.z, self.augmented, self.source, self.compare = z, augmented, source, Pairs(len(z))
+        super().__init__()
+
+    def draw(self) -> Sequence[Artist]:
+        above, below = self.figure.subplots(2, 1, sharex=True, sharey=True)
+        original = Histogram(above, ("min⁺", "max⁻"))
+        self.mixed = Histogram(below, ("σ⁺: same image is pushed below ←", "σ⁻: different images above →"))
+        positives, negatives = self.compare(self.z, self.z)
+        hardest = positives.min(), negatives.max()  # min+ and max- of eq. 4
+        original.update((positives, negatives), (torch.empty(0), torch.empty(0)), hardest)
+        above.set(xlim=(0, 1), ylim=(0, 1.25 * max(stairs.get_data()[0].max() for stairs in original.outlines)))
+        for ax in (above, below):
+            ax.legend(loc="upper left", ncols=2, fontsize=8.5)
+        label(above, "Two original features: these give the margins (eq. 4)", "", "share of its kind")
+        caption = f"n = {self.z.shape[1]} images, {len(self.z)} views: {self.source}"
+        title = "One original and one augmented feature: filled is what $R_\\sigma$ pushes (eq. 5)"
+        label(below, title, "similarity $d$ (0 to 1)", "share of its kind", caption)
+        return self.mixed.moving
 
     def update(self, margin: str, strength: float) -> str:
         augmented = F.normalize(torch.lerp(self.z, self.augmented, strength), dim=-1)
-        sigma = margins(*Pairs(self.views)(self.z, self.z), margin)
-        positives, negatives = Pairs(self.views)(augmented, self.z)
+        sigma = margins(*self.compare(self.z, self.z), margin)
+        positives, negatives = self.compare(augmented, self.z)
         pushed = positives[positives > sigma[0]], negatives[negatives < sigma[1]]
         self.mixed.update((positives, negatives), pushed, sigma)
         value = float(margin_regularisation(positives, negatives, *sigma))
@@ -122,29 +118,6 @@ class MarginPlot:
         )
 
 
-def hardest(z: Tensor) -> tuple[Tensor, Tensor]:
-    """min+ and max- of eq. 4: the smallest similarity of a positive and the largest of a negative."""
-    positives, negatives = Pairs(len(z))(z, z)
-    return positives.min(), negatives.max()
-
-
-def margin_plot(run: Run | None, splits: datasets.Splits | None) -> MarginPlot:
-    return (
-        MarginPlot(*sample(), SAMPLE)
-        if run is None
-        else MarginPlot(*of_run(run, splits), f"training images of {run.path.name}")
-    )
-
-
-def margin_figure(
-    run: Run | None = None, splits: datasets.Splits | None = None, margin: str = "large", strength: float = 1.0
-) -> Figure:
-    """The figure of `margin_explorer` without controls."""
-    plot = margin_plot(run, splits)
-    plot.update(margin, strength)
-    return plot.figure
-
-
 def margin_explorer(
     run: Run | None = None, splits: datasets.Splits | None = None, margin: str = "large", strength: float = 1.0
 ) -> Explorer:
@@ -154,14 +127,16 @@ def margin_explorer(
     R_sigma is against) to 1 (what the MAG gives), along the arc between. Raises MetaugError for a run that has no MAG or has kept
     no encoder.
     """
-    controls: dict[str, Any] = {
-        "margin": menu("margins", margin, [(kind.capitalize(), kind) for kind in KINDS], "eq. 4 and Appendix A.2"),
-        "strength": slider(
-            "z̃: from z (0) to MAG (1)", strength, 0.0, 1.0, 0.05, "at 0 the augmented feature is a copy of z"
-        ),
+    features = make_sample() if run is None else embed_run(run, splits)
+    source = "features made up for this figure" if run is None else f"training images of {run.path.name}"
+    kinds = [(kind.capitalize(), kind) for kind in KINDS]
+    tip = "at 0 the augmented feature is a copy of z"
+    controls = {
+        "margin": menu("margins", margin, kinds, "eq. 4 and Appendix A.2"),
+        "strength": slider("z̃: from z (0) to MAG (1)", strength, 0.0, 1.0, 0.05, tip),
     }
-    return Explorer(
-        margin_plot(run, splits),
-        controls,
-        "Margin explorer: what keeps augmented features from copying the original ones",
-    )
+    title = "Margin explorer: what keeps augmented features from copying the original ones"
+    return Explorer(MarginPlot(*features, source), controls, title)
+
+
+margin_figure = without_controls(margin_explorer)

@@ -5,7 +5,6 @@ with it. A thread looks into the folder; the kernel stays free.
 """
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,103 +13,89 @@ import pandas as pd
 from IPython.display import DisplayHandle
 from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
 from metaug_core.runs.store import Run, request, rows
 from metaug_workbook.jobs import background
-from metaug_workbook.plots import training
-from metaug_workbook.plots.style import STYLE, dress, nothing
-from metaug_workbook.widgets.base import DPI, bundle, encoded, image, live_box, show
-from metaug_workbook.widgets.live_view import FIGURE_SECONDS, clock, line
+from metaug_workbook.jobs.estimate import format_duration
+from metaug_workbook.plots.features import draw_pair_histograms
+from metaug_workbook.plots.style import STYLE, draw_empty, label
+from metaug_workbook.plots.training import draw_progress
+from metaug_workbook.widgets.base import LiveFigure, bundle, make_figure
+from metaug_workbook.widgets.live import Pace, format_line
 
 LOOK_SECONDS = 0.5  # between two looks into the run's folder
 WATCHERS: dict[Path, "RunMonitor"] = {}  # the one that follows a run: a cell that is run again replaces it
-
-
-def similarity_shares(run: Run, ax: Axes) -> Axes:
-    """Histograms of the similarities of the last minibatch that was logged."""
-    title = "Similarities of a minibatch"
-    found = rows(run.path / "similarities.jsonl")
-    if not found:
-        return nothing(ax, title, "no minibatch logged yet")
-    kinds = {kind: found[-1][f"{name}_histogram"] for kind, name in (("different", "negative"), ("same", "positive"))}
-    bins = [
-        {"pairs": kind, "left": number / len(shares), "proportion": share}
-        for kind, shares in kinds.items()
-        for number, share in enumerate(shares)
-    ]
-    training.pair_histograms(pd.DataFrame(bins), ax, "proportion")
-    return dress(ax, title, "similarity $d$ (0 to 1)", "share of its kind", f"at step {found[-1]['step']:,}")
-
-
-def draw(run: Run, figure: Figure) -> None:
-    """The state of a run into a figure, anew: loss, similarities over time and now, kNN."""
-    figure.clear()
-    (a, b), (c, d) = figure.subplots(2, 2)
-    metrics = run.metrics
-    if metrics.empty:
-        for ax, title in (
-            (a, "Loss of the features, $L_{ori}$"),
-            (b, "Similarities and margins"),
-            (d, "kNN on the validation split"),
-        ):
-            nothing(ax, title, "no step logged yet")
-    else:
-        training.original_loss(metrics, a)
-        training.similarities(metrics, b)
-        training.knn_curve({run.config.method: metrics}, d)
-    similarity_shares(run, c)
-
-
-def monitor_figure(run: Run) -> Figure:
-    """The figure of `run_monitor` without controls: a run as its folder has it now."""
-    rcParams.update(STYLE)
-    figure = Figure(figsize=(8.8, 5.0), dpi=DPI, layout="constrained")
-    draw(run, figure)
-    return figure
-
-
-SAID = {
+SENTENCES = {
     "new": "not started",
     "starting": "starting: the process loads its packages and images",
     "saving": "saving, then it ends",
     "paused": "paused: everything is saved, Resume goes on from there, in any kernel",
     "finished": "finished",
 }
+TIPS = {
+    "start": "goes on from the last checkpoint",
+    "pause": "saves, and ends the process",
+    "stop": "saves, ends the process, and no longer watches",
+}
 
 
-class RunMonitor:
+def draw_last_similarities(run: Run, ax: Axes) -> Axes:
+    """Histograms of the similarities of the last minibatch that was logged."""
+    title = "Similarities of a minibatch"
+    logged = rows(run.path / "similarities.jsonl")
+    if not logged:
+        return draw_empty(ax, title, "no minibatch logged yet")
+    tables = []
+    for kind, name in (("different", "negative"), ("same", "positive")):
+        shares = logged[-1][f"{name}_histogram"]
+        left = [number / len(shares) for number in range(len(shares))]
+        tables.append(pd.DataFrame({"pairs": kind, "left": left, "proportion": shares}))
+    draw_pair_histograms(pd.concat(tables), ax, "proportion")
+    return label(ax, title, "similarity $d$ (0 to 1)", "share of its kind", f"at step {logged[-1]['step']:,}")
+
+
+def draw_state(run: Run, figure: Figure) -> None:
+    """The state of a run into a figure, anew: loss, similarities over time and now, kNN."""
+    figure.clear()
+    (loss, similarities), (last, knn) = figure.subplots(2, 2)
+    draw_progress(run.config.method, run.metrics, loss, similarities, knn)
+    draw_last_similarities(run, last)
+
+
+def monitor_figure(run: Run) -> Figure:
+    """The figure of `run_monitor` without controls: a run as its folder has it now."""
+    rcParams.update(STYLE)
+    figure = make_figure(8.8, 5.0)
+    draw_state(run, figure)
+    return figure
+
+
+class RunMonitor(LiveFigure):
     """What `run_monitor` returns: `start`, `pause` and `stop` do what the buttons do, `state` and `text` say what is shown."""
 
     def __init__(self, config: Config):
         self.config, self.run = config, request(config)
-        self.figure = monitor_figure(self.run)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.state = self.text = ""
+        super().__init__(monitor_figure(self.run))
+        self.state = ""
         self.handle: DisplayHandle | None = None
-        self.drawn, self.draw_after = (), 0.0
+        self.drawn: tuple[int, ...] = ()  # when the files that the picture shows were written
+        self.pace = Pace()
         self.over, self.looking, self.stopping = threading.Event(), threading.Lock(), False
-        self.image = image()
-        self.says = ipywidgets.HTML()
-        tips = {
-            "start": "goes on from the last checkpoint",
-            "pause": "saves, and ends the process",
-            "stop": "saves, ends the process, and no longer watches",
-        }
         self.buttons = {
-            name: ipywidgets.Button(description=name.capitalize(), tooltip=tip) for name, tip in tips.items()
+            name: ipywidgets.Button(description=name.capitalize(), tooltip=tip) for name, tip in TIPS.items()
         }
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
         title = f"Run monitor: {self.run.path.name}"
-        self.box = live_box(title, [ipywidgets.HBox(list(self.buttons.values()))], [self.says, self.image])
+        self.arrange(title, [ipywidgets.HBox(list(self.buttons.values()))], [self.sentence, self.image])
         self.look()
 
+    # --- the buttons
     def press(self, name: str) -> None:
-        """A button: what it does, or why it could not."""
+        """Do what a button does, or say why that could not be done."""
         try:
             getattr(self, name)()
         except MetaugError as error:
@@ -133,57 +118,56 @@ class RunMonitor:
         self.stopping = True
         self.pause()
 
+    # --- what is shown
     def look(self) -> None:
-        """One look into the run's folder. A button's and the thread's wait for each other: they draw into one figure."""
+        """Look into the run's folder once. A button's and the thread's wait for each other: they draw into one figure."""
         with self.looking:
-            self._look()
+            state = background.state(self.run)
+            last = next(reversed(rows(self.run.path / "timing.jsonl")), None)
+            self.tell(state, self.describe(state, last), last)
+            self.redraw(changed=state != self.state)
+            self.state = state
+            if state in ("paused", "new", "finished", "failed") and self.stopping:
+                self.over.set()
 
-    def _look(self) -> None:
-        state = background.state(self.run)
-        timing = rows(self.run.path / "timing.jsonl")
-        self.tell(state, self.sentence(state, timing[-1] if timing else None), timing[-1] if timing else None)
-        self.redraw(changed=state != self.state)
-        self.state = state
-        if state in ("paused", "new", "finished", "failed") and self.stopping:
-            self.over.set()
-
-    def sentence(self, state: str, last: dict[str, Any] | None) -> str:
-        where = f" (step {last['step']:,} of {last['steps']:,})" if last else ""
+    def describe(self, state: str, last: dict[str, Any] | None) -> str:
+        """The state of the run as a sentence; last: the last row of its timing."""
         if state == "training" and last:
             return (
                 f"training: step {last['step']:,} of {last['steps']:,}, loss {last['loss']:.4f}, "
-                f"{last['images_per_second']:,.0f} images/s, {clock(last['seconds_left'])} left"
+                f"{last['images_per_second']:,.0f} images/s, {format_duration(last['seconds_left'])} left"
             )
+        where = f" (step {last['step']:,} of {last['steps']:,})" if last else ""
         if state == "failed":
             return background.last_words(self.run) + where
         if state == "paused" and self.stopping:
             return f"stopped and saved{where}: this cell, or `metaug resume {self.run.path.name}`, goes on from there"
-        return SAID[state] + where
+        return SENTENCES[state] + where
 
     def tell(self, state: str, text: str, last: dict[str, Any] | None = None) -> None:
-        """The line above the picture, and which buttons can be pressed; only what has changed goes to the browser."""
-        self.text, going = text, state in ("starting", "training")
-        self.says.value = line(text, last["step"] / last["steps"] if last else None)
-        self.buttons["start"].description = (
-            "Resume" if state in ("paused", "failed") and self.run.checkpoint.exists() else "Start"
-        )
+        """Write the line above the picture, and enable the buttons that can be pressed."""
+        self.text = text
+        self.sentence.value = format_line(text, last["step"] / last["steps"] if last else None)
+        resumable = state in ("paused", "failed") and self.run.checkpoint.exists()
+        self.buttons["start"].description = "Resume" if resumable else "Start"
         self.buttons["start"].disabled = state not in ("new", "paused", "failed")
-        self.buttons["pause"].disabled = self.buttons["stop"].disabled = not going
+        self.buttons["pause"].disabled = self.buttons["stop"].disabled = state not in ("starting", "training")
 
     def redraw(self, changed: bool) -> None:
-        """The picture, where a file has changed: a new state at once, else so seldom that drawing takes a tenth of the time."""
+        """Draw the picture again where a file has changed: a new state at once, else as `Pace` allows."""
         files = [self.run.path / f"{name}.jsonl" for name in ("metrics", "similarities")]
-        now = tuple(file.stat().st_mtime_ns for file in files if file.exists())
-        if self.image.value and (now == self.drawn or (time.monotonic() < self.draw_after and not changed)):
+        written = tuple(file.stat().st_mtime_ns for file in files if file.exists())
+        if self.image.value and (written == self.drawn or not (changed or self.pace.due)):
             return
-        started = time.monotonic()
-        draw(self.run, self.figure)
-        self.canvas.draw()
-        self.image.value = self.png = encoded(self.canvas)
+        with self.pace:
+            draw_state(self.run, self.figure)
+            self.canvas.draw()
+            self.refresh()
         if self.handle is not None:
             self.handle.update(bundle(self.png, self.text), raw=True)  # what stays in the saved notebook
-        self.drawn, self.draw_after = now, time.monotonic() + max(FIGURE_SECONDS, 10 * (time.monotonic() - started))
+        self.drawn = written
 
+    # --- the thread
     def follow(self) -> None:
         """Look again and again in a thread, until the run is finished, stopped, or another monitor follows it."""
         before = WATCHERS.get(self.run.path)
@@ -192,21 +176,19 @@ class RunMonitor:
         if before is not None:
             before.over.set()
         WATCHERS[self.run.path], self.over = self, threading.Event()
-        threading.Thread(target=self._looks, args=(self.over,), daemon=True).start()
+        threading.Thread(target=self._keep_looking, args=(self.over,), daemon=True).start()
 
-    def _looks(self, over: threading.Event) -> None:
+    def _keep_looking(self, over: threading.Event) -> None:
         while not over.wait(LOOK_SECONDS) and self.state != "finished":
             try:
                 self.look()
             except (MetaugError, OSError) as error:  # a folder that somebody removed, a disk that went away
                 self.tell("failed", str(error))
-            except (
-                Exception
-            ) as error:  # matplotlib is not made for threads: what collides with a cell's own drawing is done again
+            except Exception as error:  # matplotlib is not made for threads: what collides is drawn again
                 self.drawn, self.text = (), f"drawing again: {error}"
 
     def _ipython_display_(self) -> None:
-        self.handle = show(self.png, self.text, self.box)
+        self.handle = self.show()
         self.follow()
 
 

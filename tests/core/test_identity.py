@@ -252,7 +252,7 @@ def test_a_method_uses_what_it_says_and_nothing_else(method):
     for way in (way for way in WAYS if way.keys() <= uses):
         asked = Watched(method=method, **SMALL, **way)
         read.clear()
-        s, pixels, indices = step_costs.rehearse(asked)
+        s, pixels, indices = step_costs.prepare_step(asked)
         for _ in range(2):
             s.step += 1
             train_step(s, pixels, indices, log=True)
@@ -520,7 +520,7 @@ def test_an_old_run_is_found_and_read_and_left_alone(tiny, tmp_path):
     (old,) = list_runs(path.parent)
     assert (old.path, old.finished, old.config) == (path, True, asked)
     assert not old.current
-    row = tables.row(old)
+    row = tables.read_row(old)
     assert (row["run"], row["state"], row["engine"], row["knn"]) == (path.name, "finished", None, None)
     assert len(old.metrics) == len(tables.store.rows(path / "metrics.jsonl")) > 0
     new = fit(asked, quiet)  # not the old one
@@ -546,11 +546,11 @@ def test_results_of_another_protocol_are_measured_again_and_not_mixed(tiny, monk
     assert stored["trained"]["protocol"] == PROTOCOL_VERSION
     other = stored["trained"] | {"protocol": PROTOCOL_VERSION - 1, "knn": 0.5, "probe_fast": 0.5}
     store.write_json(file, {"trained": other, "untrained": other})
-    assert tables.row(run)["knn"] is None
-    assert tables.missing([run], ("knn",), ("trained",)) == [run]
+    assert tables.read_row(run)["knn"] is None
+    assert tables.list_missing([run], ("knn",), ("trained",)) == [run]
     assert evaluate(run, measures=("knn",), representations=("trained",)).equals(right)
     assert store.read_json(file) == stored
-    assert tables.row(run)["probe_fast"] is None
+    assert tables.read_row(run)["probe_fast"] is None
 
 
 # --- another method

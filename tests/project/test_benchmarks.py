@@ -17,12 +17,12 @@ from _results import FOLDER, table
 
 from metaug_core import METHODS
 from metaug_workbook.plots import paper_figures
-from metaug_workbook.results.step_costs import Work, counted
+from metaug_workbook.results.step_costs import Work, count_work
 
 
 def test_work_by_hand():
     x, weight = torch.randn(4, 8), torch.randn(8, 16)
-    work = counted(lambda: (x @ weight).T.relu())
+    work = count_work(lambda: (x @ weight).T.relu())
     assert work.flops == 2 * 4 * 8 * 16
     assert work.least == 4 * (4 * 8 + 8 * 16 + 4 * 16)  # both factors read, the product written, in float32
     assert work.moved == work.least + 4 * 2 * 4 * 16  # relu reads and writes; the transpose only looks
@@ -31,14 +31,14 @@ def test_work_by_hand():
 
 def test_a_broadcast_view_weighs_what_it_holds():
     row = torch.randn(1, 100)
-    work = counted(lambda: row.expand(50, 100) * 2)
+    work = count_work(lambda: row.expand(50, 100) * 2)
     assert work.moved == 4 * (100 + 50 * 100)
 
 
 def test_the_optimiser_belongs_to_the_least():
     parameter = torch.nn.Parameter(torch.zeros(10))
     parameter.grad = torch.ones(10)
-    work = counted(torch.optim.SGD([parameter], lr=0.1, fused=True).step)
+    work = count_work(torch.optim.SGD([parameter], lr=0.1, fused=True).step)
     assert work.least == 4 * (10 + 10)
     assert work.flops == 0
 
@@ -46,8 +46,8 @@ def test_the_optimiser_belongs_to_the_least():
 def test_a_convolution_and_its_backward_by_hand():
     layer, x = torch.nn.Conv2d(3, 5, 3, bias=False), torch.randn(2, 3, 6, 6)
     forward = 2 * (2 * 4 * 4) * 5 * (3 * 3 * 3)
-    assert counted(lambda: layer(x)).flops == forward
-    assert counted(lambda: layer(x).sum().backward()).flops == 2 * forward  # the weight's gradient; x wants none
+    assert count_work(lambda: layer(x)).flops == forward
+    assert count_work(lambda: layer(x).sum().backward()).flops == 2 * forward  # the weight's gradient; x wants none
 
 
 def test_the_floor_is_the_slower_of_the_two():
@@ -127,10 +127,10 @@ HAND = pd.DataFrame(
 
 
 def test_who_learns_by_the_probe_and_whom_knn_confirms_is_counted():
-    assert paper_figures.learners(HAND) == {"probe_paper": {"a", "c"}, "knn": {"a", "b"}}
+    assert paper_figures.find_learners(HAND) == {"probe_paper": {"a", "c"}, "knn": {"a", "b"}}
     count = "2 of 3 gain at least 5 points with each of 2 seeds; of these 2, kNN confirms 1."
-    assert paper_figures.learning(HAND) == f"Whether a method learns is judged by the linear probe: {count}"
-    one = paper_figures.learning(HAND[HAND["seed"] == 1])
+    assert paper_figures.count_learners(HAND) == f"Whether a method learns is judged by the linear probe: {count}"
+    one = paper_figures.count_learners(HAND[HAND["seed"] == 1])
     assert one.endswith(": 2 of 3 gain at least 5 points with one seed; of these 2, kNN confirms 1.")
 
 
@@ -149,4 +149,4 @@ def test_the_results_and_the_figures_table_are_of_the_same_runs_and_of_every_met
 def test_the_page_of_methods_says_what_the_table_counts():
     drawn = pd.read_csv(ROOT / "figures" / "data" / "09-all-methods-shapes.csv")
     text = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
-    assert paper_figures.learning(drawn) in text
+    assert paper_figures.count_learners(drawn) in text

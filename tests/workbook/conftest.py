@@ -7,7 +7,7 @@ from workbooks import git, notebook_text
 
 from metaug_core.runtime import devices
 from metaug_workbook.plots import gallery
-from metaug_workbook.plots.style import panels
+from metaug_workbook.plots.style import make_panels
 
 
 @pytest.fixture
@@ -34,6 +34,6 @@ def ax():
     """Empty axes in the workbook's style."""
     from matplotlib import pyplot as plt
 
-    figure, ax = panels()
+    figure, ax = make_panels()
     yield ax
     plt.close(figure)

@@ -358,7 +358,7 @@ def test_a_hand_computed_case():
 @pytest.mark.parametrize("kind", ["sgd", "optimiser"])
 def test_the_loss_along_a_step_is_that_of_the_run_at_both_ends_and_looking_changes_nothing(tiny, kind):
     config = tiny(look_ahead_update=kind, alpha=0.0)
-    run, alone = loss_profiles.profiled(config, (1, 7)), loss_profiles.profiled(config, ())
+    run, alone = loss_profiles.profile_training(config, (1, 7)), loss_profiles.profile_training(config, ())
     pd.testing.assert_frame_equal(run.logged, alone.logged)
     assert len(run.logged) == 10
     for step in (1, 7):

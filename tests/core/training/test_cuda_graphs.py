@@ -69,14 +69,14 @@ def test_where_a_capture_fails_the_step_is_eager_and_says_why():
 @without_cuda
 def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_path, monkeypatch):
     plain = fit(tiny(runs_dir=tmp_path / "plain"), lambda at: None)
-    assert tables.row(plain)["eager_because"] == "device cpu has no CUDA graphs"
+    assert tables.read_row(plain)["eager_because"] == "device cpu has no CUDA graphs"
     for module in (cuda_graphs, loop):  # the device is taken for one that captures; what then happens is torch's
         monkeypatch.setattr(module, "not_captured_because", lambda states: None)
     with pytest.warns(RuntimeWarning, match="could not be captured: CUDA error: .* kernel by kernel") as warned:
         runs = fit_trials([tiny(), tiny(seed=1)], lambda at: None)
     assert len([one for one in warned if one.category is RuntimeWarning]) == 1
     for run in runs:
-        assert tables.row(run)["eager_because"].startswith("the step could not be captured: CUDA error: ")
+        assert tables.read_row(run)["eager_because"].startswith("the step could not be captured: CUDA error: ")
     assert runs[0].metrics.equals(plain.metrics)
     file = runs[0].path / "environment.json"
     (session,) = store.read_json(file)

@@ -14,7 +14,7 @@ from metaug_workbook.plots import diagram
 
 @pytest.fixture(scope="module")
 def drawn():
-    figure = diagram.figure()
+    figure = diagram.draw_diagram()
     figure.canvas.draw()
     yield figure
     plt.close(figure)

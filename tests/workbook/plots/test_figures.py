@@ -15,11 +15,12 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from metaug_core.errors import MetaugError
 from metaug_core.evaluation.representations import interval
 from metaug_core.registry import METHODS
 from metaug_core.runs.store import StoreError
 from metaug_core.views.augmentation import split
-from metaug_workbook.plots import image_grids, style, training
+from metaug_workbook.plots import features, image_grids, style, training
 
 METRICS = pd.DataFrame(
     {
@@ -45,15 +46,7 @@ TABLE = pd.DataFrame(
     {"probe_paper": [0.1, 0.3, 0.7], "probe_fast": [0.2, 0.4, 0.8], "knn": [0.15, 0.35, 0.65]},
     index=pd.Index(["raw pixels", "untrained", "trained"], name="representation"),
 )
-CURVES = [
-    training.original_loss,
-    training.further_terms,
-    training.similarities,
-    training.effective_rank,
-    training.alignment_uniformity,
-    training.gradient_shares,
-    training.mag_update,
-]
+CURVES = list(training.PANELS)
 
 
 def line(ax, label):
@@ -65,18 +58,18 @@ def caption(ax):
     return " ".join(text.get_text() for text in ax.texts)
 
 
-@pytest.mark.parametrize("draw", CURVES)
-def test_a_curve_returns_its_axes_with_title_labels_and_n(draw, ax):
-    assert draw(METRICS, ax) is ax
-    assert ax.get_title(loc="left")
-    assert ax.get_xlabel() == ("epoch" if draw is training.mag_update else "step")
+@pytest.mark.parametrize("name", CURVES)
+def test_a_panel_returns_its_axes_with_title_labels_and_n(name, ax):
+    assert training.draw_metrics(name, METRICS, ax) is ax
+    assert ax.get_title(loc="left") == training.PANELS[name].title
+    assert ax.get_xlabel() == ("epoch" if name == "MAG update" else "step")
     assert ax.get_ylabel()
     assert "n = 1 run" in caption(ax)
 
 
-@pytest.mark.parametrize("draw", CURVES[1:])
-def test_a_method_without_the_metric_gets_an_empty_panel_that_says_so(draw, ax):
-    assert draw(METRICS[["step", "epoch", "loss_original"]], ax) is ax
+@pytest.mark.parametrize("name", CURVES[1:])
+def test_a_method_without_the_metric_gets_an_empty_panel_that_says_so(name, ax):
+    assert training.draw_metrics(name, METRICS[["step", "epoch", "loss_original"]], ax) is ax
     assert not ax.lines
     assert "this method has no" in caption(ax)
 
@@ -84,7 +77,7 @@ def test_a_method_without_the_metric_gets_an_empty_panel_that_says_so(draw, ax):
 def test_the_loss_of_the_features_is_linear_and_spans_its_values_so_that_one_sees_it_fall(ax):
     """On one axis with a term of a ten-millionth, a fall from 0.45 to 0.25 looked flat."""
     falling = METRICS.assign(loss_original=[np.nan, 0.45, 0.25, np.nan])
-    training.original_loss(falling, ax)
+    training.draw_metrics("loss", falling, ax)
     (drawn,) = ax.lines
     assert (drawn.get_xdata().tolist(), drawn.get_ydata().tolist()) == ([10, 20], [0.45, 0.25])
     low, high = ax.get_ylim()
@@ -92,39 +85,47 @@ def test_the_loss_of_the_features_is_linear_and_spans_its_values_so_that_one_see
     assert (0.45 - 0.25) / (high - low) > 0.8  # the fall takes most of the height
 
 
-def test_no_step_logged_yet_is_said(ax):
-    training.original_loss(METRICS.head(1), ax)
+@pytest.mark.parametrize("name", CURVES)
+def test_a_panel_of_a_run_without_a_row_says_that_no_step_is_logged(name, ax):
+    training.draw_metrics(name, pd.DataFrame(), ax)
     assert "no step logged yet" in caption(ax)
 
 
+def test_the_loss_before_the_first_step_and_an_unknown_panel_are_named(ax):
+    training.draw_metrics("loss", METRICS.head(1), ax)
+    assert "no step logged yet" in caption(ax)
+    with pytest.raises(MetaugError, match="unknown panel of curves 'los'; did you mean 'loss'"):
+        training.draw_metrics("los", METRICS, ax)
+
+
 def test_the_further_terms_stand_in_a_panel_of_their_own_logarithmic_where_they_lie_far_apart(ax):
-    training.further_terms(METRICS.assign(loss_margin=[np.nan, 0.5, 0.25, np.nan]), ax)
+    training.draw_metrics("further terms", METRICS.assign(loss_margin=[np.nan, 0.5, 0.25, np.nan]), ax)
     assert line(ax, r"$\delta\, L_{aug}$").get_ydata().tolist() == [2e-7, 1e-7]
     assert line(ax, r"$\alpha\, R_\sigma$").get_ydata().tolist() == [0.5, 0.25]
     assert ax.get_yscale() == "log"
     assert ax.get_ylim()[0] < 1e-7
     ax.clear()
-    training.further_terms(METRICS, ax)
+    training.draw_metrics("further terms", METRICS, ax)
     assert ax.get_yscale() == "linear"
     assert ax.get_ylim() == pytest.approx((0, 2.2e-7))
 
 
 def test_the_mag_is_drawn_by_its_two_shares_and_its_update_an_epoch(ax):
-    training.gradient_shares(METRICS.assign(augmented_gradient_share=[np.nan, 0.05, 0.1, np.nan]), ax)
+    training.draw_metrics("gradient shares", METRICS.assign(augmented_gradient_share=[np.nan, 0.05, 0.1, np.nan]), ax)
     assert line(ax, r"of $\theta$: pairs with a $\tilde z$").get_ydata().tolist() == [0.05, 0.1]
     assert line(ax, r"of $\omega$: mixed part").get_ydata().tolist() == [0.2, 0.4]
     assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)
     ax.clear()
-    training.gradient_shares(METRICS, ax)  # 1e-7 and 0.4
+    training.draw_metrics("gradient shares", METRICS, ax)  # 1e-7 and 0.4
     assert ax.get_yscale() == "log"
     ax.clear()
-    training.mag_update(METRICS, ax)
+    training.draw_metrics("MAG update", METRICS, ax)
     assert (ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()) == ([1.0], [25.0])
     assert "percent" in ax.get_ylabel()
 
 
 def test_similarities_shows_pairs_and_margins_on_the_unit_scale(ax):
-    training.similarities(METRICS, ax)
+    training.draw_metrics("similarities", METRICS, ax)
     assert line(ax, "same image").get_ydata().tolist() == [0.6, 0.9]
     assert line(ax, "different images").get_ydata().tolist() == [0.5, 0.4]
     assert line(ax, r"margin $\sigma^+$").get_ydata().tolist() == [0.3, 0.2]
@@ -136,7 +137,7 @@ def test_similarities_shows_pairs_and_margins_on_the_unit_scale(ax):
 
 def test_seeds_become_a_mean_and_its_95_percent_band(ax):
     low, high = METRICS, METRICS.assign(loss_original=METRICS["loss_original"] + 2)
-    training.original_loss([low, high], ax)
+    training.draw_metrics("loss", [low, high], ax)
     assert ax.lines[0].get_ydata().tolist() == [3.0, 2.0]
     band = ax.collections[0].get_paths()[0].vertices
     half = 12.706 * np.sqrt(2) / np.sqrt(2)  # t(0.975, 1 degree of freedom) x standard deviation / sqrt(n)
@@ -145,11 +146,11 @@ def test_seeds_become_a_mean_and_its_95_percent_band(ax):
 
 
 def test_knn_is_in_percent_by_epoch_with_the_colour_of_the_method(ax):
-    assert training.knn_curve({"metaug": METRICS, "cmc": METRICS}, ax) is ax
+    assert training.draw_knn({"metaug": METRICS, "cmc": METRICS}, ax) is ax
     assert line(ax, "metaug").get_xdata().tolist() == [0, 1]
     assert line(ax, "metaug").get_ydata().tolist() == [25, 50]
-    assert line(ax, "metaug").get_color() == training.method_colour("metaug")
-    assert line(ax, "cmc").get_color() == training.method_colour("cmc")
+    assert line(ax, "metaug").get_color() == style.pick_color("metaug")
+    assert line(ax, "cmc").get_color() == style.pick_color("cmc")
     assert line(ax, "metaug").get_marker() != line(ax, "cmc").get_marker()
     assert "%" in ax.get_ylabel()
 
@@ -158,7 +159,7 @@ def test_the_epochs_of_knn_are_whole_from_the_first_reading_on(ax):
     """Before the first epoch is over there is one reading, at 0: the axis ran from -0.05 to 0.05, or from -1 to 1."""
     for metrics, last in ((METRICS.head(1), 1.0), (METRICS, 1.0), (METRICS.assign(epoch=[0, 1, 2, 3]), 3.0)):
         ax.clear()
-        training.knn_curve({"metaug": metrics}, ax)
+        training.draw_knn({"metaug": metrics}, ax)
         low, high = ax.get_xlim()
         assert -0.1 * last < low < 0
         assert last < high < 1.1 * last
@@ -167,25 +168,25 @@ def test_the_epochs_of_knn_are_whole_from_the_first_reading_on(ax):
 
 
 def test_knn_without_a_validation_split_says_so(ax):
-    training.knn_curve({"metaug": METRICS.drop(columns="knn_val")}, ax)
+    training.draw_knn({"metaug": METRICS.drop(columns="knn_val")}, ax)
     assert "no validation split" in caption(ax)
 
 
 def test_methods_often_drawn_together_have_colours_of_their_own_and_others_a_fixed_one():
     """About thirty methods cannot: eight hues are what colour-blind readers tell apart."""
-    colours = [training.method_colour(name) for name in style.METHOD_COLOURS]
-    assert set(style.METHOD_COLOURS) <= set(METHODS)
+    colours = [style.pick_color(name) for name in style.METHOD_COLORS]
+    assert set(style.METHOD_COLORS) <= set(METHODS)
     assert len(set(colours)) == len(colours)
-    assert training.method_colour("mine") == training.method_colour("mine") not in colours
+    assert style.pick_color("mine") == style.pick_color("mine") not in colours
 
 
 def test_histogram_pairs_views_of_the_same_and_of_different_images(ax):
     east, north = [1.0, 0.0], [0.0, 1.0]
     z = torch.tensor([[east, north], [east, north], [north, east]])  # (V=3, N=2, d)
-    same, different = training.pair_similarities(z)
+    same, different = features.compare_pairs(z)
     assert sorted(same) == [0.5, 0.5, 0.5, 0.5, 1, 1]  # views 1, 2 agree, view 3 is at right angles to both
     assert sorted(different) == [0.5, 0.5, 1, 1, 1, 1]
-    assert training.similarity_histogram(z, ax) is ax
+    assert features.draw_similarity_histogram(z, ax) is ax
     drawn = {fill.get_label(): fill for fill in ax.collections}
     assert {label: to_hex(fill.get_facecolor()[0]) for label, fill in drawn.items()} == {
         "different images, mean 0.83": style.RED.lower(),
@@ -197,25 +198,25 @@ def test_histogram_pairs_views_of_the_same_and_of_different_images(ax):
 
 
 def test_histogram_of_one_view_says_what_it_needs(ax):
-    training.similarity_histogram(torch.ones(1, 4, 2), ax)
+    features.draw_similarity_histogram(torch.ones(1, 4, 2), ax)
     assert "two views" in caption(ax)
 
 
 def test_bars_are_percent_with_floors_in_grey_and_the_method_in_its_colour(ax):
-    assert training.accuracy_bars(TABLE, ax, "cmc", chance=0.1) is ax
+    assert features.draw_accuracy_bars(TABLE, ax, "cmc", chance=0.1) is ax
     heights = {group.get_label(): [bar.get_height() for bar in group] for group in ax.containers}
     assert heights["trained"] == pytest.approx([70, 80, 65])
     assert heights["raw pixels"] == pytest.approx([10, 20, 15])
     colours = {group.get_label(): to_hex(group[0].get_facecolor()) for group in ax.containers}
-    assert colours["trained"] == training.method_colour("cmc").lower()
-    assert colours["untrained"] == style.FLOORS["untrained"].lower()
+    assert colours["trained"] == style.pick_color("cmc").lower()
+    assert colours["untrained"] == style.FLOOR_COLORS["untrained"].lower()
     assert line(ax, "chance").get_ydata()[0] == 10
     assert "1 run, so no interval" in caption(ax)
     assert {"70.0", "30.0"} <= {text.get_text() for text in ax.texts}
 
 
 def test_bars_over_seeds_have_the_t_interval_of_evaluation(ax):
-    training.accuracy_bars([TABLE, TABLE + 0.02, TABLE + 0.07], ax)
+    features.draw_accuracy_bars([TABLE, TABLE + 0.02, TABLE + 0.07], ax)
     heights = {group.get_label(): [bar.get_height() for bar in group] for group in ax.containers}
     assert heights["trained"] == pytest.approx([73, 83, 68])
     mean, half = interval([70.0, 72.0, 77.0])
@@ -227,10 +228,10 @@ def test_bars_over_seeds_have_the_t_interval_of_evaluation(ax):
 def test_feature_map_colours_by_class_and_projects_the_same_twice(ax):
     x = torch.cat([torch.randn(20, 5, generator=torch.manual_seed(0)), 8 + torch.randn(20, 5)])
     labels = torch.arange(40) // 20
-    points = training.project(x)
+    points = features.project(x)
     assert points.shape == (40, 2)
-    assert np.array_equal(points, training.project(x))
-    assert training.feature_map(points, labels, ["disc", "star"], ax) is ax
+    assert np.array_equal(points, features.project(x))
+    assert features.draw_feature_map(points, labels, ["disc", "star"], ax) is ax
     assert np.array_equal(ax.collections[1].get_offsets(), points[20:])
     assert to_hex(ax.collections[0].get_facecolor()[0]) != to_hex(ax.collections[1].get_facecolor()[0])
     assert {"disc", "star"} <= {text.get_text() for text in ax.texts}
@@ -243,36 +244,36 @@ def test_pictures_show_a_view_in_its_true_colours():
     names = ("RGB", "L", "ab", "Lab", "DbDr")
     seen = dict(zip(names, split(rgb / 255, names), strict=True))
     expected = np.array(colours) / 255
-    assert np.allclose(image_grids.picture(seen["RGB"], "RGB")[:, 0, 0], expected, atol=1e-6)
-    assert np.allclose(image_grids.picture(seen["Lab"], "Lab")[:, 0, 0], expected, atol=0.01)
-    grey = image_grids.picture(seen["L"], "L")[:, 0, 0]
+    assert np.allclose(image_grids.show_view(seen["RGB"], "RGB")[:, 0, 0], expected, atol=1e-6)
+    assert np.allclose(image_grids.show_view(seen["Lab"], "Lab")[:, 0, 0], expected, atol=0.01)
+    grey = image_grids.show_view(seen["L"], "L")[:, 0, 0]
     assert np.ptp(grey, axis=1).max() == 0
     assert np.allclose(grey[:, 0] * 100, [53.24, 87.73, 32.30, 53.59], atol=0.02)  # L* of these colours
-    plain_ab = image_grids.picture(seen["ab"], "ab")[:, 0, 0]
+    plain_ab = image_grids.show_view(seen["ab"], "ab")[:, 0, 0]
     assert np.ptp(plain_ab[3]) < 0.01  # grey has no colour
     assert plain_ab[0].argmax() == 0
     assert plain_ab[1].argmax() == 1
-    assert image_grids.picture(seen["DbDr"], "DbDr").shape == (4, 8, 8, 3)
+    assert image_grids.show_view(seen["DbDr"], "DbDr").shape == (4, 8, 8, 3)
 
 
 def test_sample_views_is_a_mosaic_of_one_row_per_view(ax):
     pixels = torch.full((5, 3, 8, 8), 255, dtype=torch.uint8)
-    assert image_grids.sample_views(pixels, split(pixels / 255, ("L", "ab")), ("L", "ab"), ax) is ax
+    assert image_grids.draw_views(pixels, split(pixels / 255, ("L", "ab")), ("L", "ab"), ax) is ax
     assert ax.images[0].get_array().shape == (24, 40, 3)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["image", "L", "ab"]
 
 
 def test_save_writes_png_and_svg_that_can_be_read(tmp_path):
-    figure, ax = training.panels()
-    training.original_loss(METRICS, ax)
-    training.save(figure, tmp_path / "figures" / "loss")
+    figure, ax = style.make_panels()
+    training.draw_metrics("loss", METRICS, ax)
+    style.save_figure(figure, tmp_path / "figures" / "loss")
     with Image.open(tmp_path / "figures" / "loss.png") as image:
         assert image.size[0] > 300
         image.verify()
     svg = (tmp_path / "figures" / "loss.svg").read_text()
     assert svg.lstrip().startswith("<?xml")
     assert "<svg" in svg
-    training.save(figure, tmp_path / "figures" / "again")
+    style.save_figure(figure, tmp_path / "figures" / "again")
     assert (tmp_path / "figures" / "again.svg").read_text() == svg  # no date, no chance in it
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
         "again.png",
@@ -285,9 +286,9 @@ def test_save_writes_png_and_svg_that_can_be_read(tmp_path):
 
 def test_save_into_a_file_says_so_in_a_sentence(tmp_path):
     (tmp_path / "figures").write_text("")
-    figure, _ = training.panels()
+    figure, _ = style.make_panels()
     with pytest.raises(StoreError, match="cannot write"):
-        training.save(figure, tmp_path / "figures" / "loss")
+        style.save_figure(figure, tmp_path / "figures" / "loss")
     plt.close(figure)
 
 
@@ -295,20 +296,20 @@ def test_the_palette_is_told_apart_in_grey_where_it_must_be():
     def grey(colour: str) -> float:
         return float(np.dot([int(colour[k : k + 2], 16) for k in (1, 3, 5)], (0.299, 0.587, 0.114)))
 
-    bars = [*map(grey, style.FLOORS.values()), grey(style.BLUE)]
+    bars = [*map(grey, style.FLOOR_COLORS.values()), grey(style.BLUE)]
     assert min(abs(a - b) for a, b in itertools.pairwise(bars)) > 40
 
 
 def test_the_curves_of_a_live_view_are_a_png():
     from metaug_core.config import Config
-    from metaug_workbook import widgets
+    from metaug_workbook.widgets import live
 
     class Fake:  # of a Run, only what curves reads
         metrics, config = METRICS, Config()
 
-    with Image.open(io.BytesIO(widgets.curves(Fake()))) as image:  # type: ignore[arg-type]
+    with Image.open(io.BytesIO(live.draw_curves(Fake()))) as image:  # type: ignore[arg-type]
         assert image.format == "PNG"
-    assert [widgets.clock(s) for s in (0.4, 59, 61, 3600, 7510)] == [
+    assert [live.format_duration(s) for s in (0.4, 59, 61, 3600, 7510)] == [
         "0 s",
         "59 s",
         "1 min 01 s",

@@ -17,14 +17,15 @@ from metaug_core.runs import store
 from metaug_core.runtime import devices
 from metaug_workbook import notebook
 from metaug_workbook.cli import main
-from metaug_workbook.plots import gallery, paper_gallery
-from metaug_workbook.plots.gallery import FIGURES, Entry, PublishError
-from metaug_workbook.plots.style import panels
+from metaug_workbook.plots import gallery, paper_figures
+from metaug_workbook.plots.gallery import FIGURES, PublishError
+from metaug_workbook.plots.paper_figures import Entry
+from metaug_workbook.plots.style import make_panels
 from metaug_workbook.results import tables
 
 
 def draw(table):
-    figure, ax = panels()
+    figure, ax = make_panels()
     ax.plot(table["x"], table["mean"])
     return figure
 
@@ -98,15 +99,15 @@ def test_figures_come_again_from_their_tables_alone(entry, tmp_path):
     assert not plt.get_fignums()
 
 
-def test_a_figure_beside_a_run_says_which_run(entry, tmp_path, tiny):
+def test_a_figure_of_a_run_says_which_run(entry, tmp_path, tiny):
     run = fit(tiny(epochs=1, seed=4), lambda _: None)
-    gallery.save(draw(TABLE), run.path / "figures" / "line", [run], "metaug run x")
-    found = json.loads((run.path / "figures" / "line.json").read_text())["numbers"]
+    gallery.publish("a-line", TABLE, [run], run.path / "figures")
+    found = origin(run.path / "figures")["numbers"]
     assert found["runs"] == [run.path.name]
     assert found["config_hashes"] == [run.config.name().rpartition("-")[2]]
     assert found["seeds"] == [4]
-    assert found["commits"] == tables.table([run])["commit"].dropna().tolist()
-    assert (run.path / "figures" / "line.svg").exists()
+    assert found["commits"] == tables.read_table([run])["commit"].dropna().tolist()
+    assert (run.path / "figures" / "a-line.svg").exists()
 
 
 def test_an_unknown_figure_is_refused(entry, tmp_path):
@@ -224,8 +225,8 @@ def test_a_table_that_differs_from_the_commit_is_not_drawn_again_and_a_drawing_k
 
 
 def test_numbers_of_rows_that_stay_and_of_new_ones_are_told_together(entry, checkout):
-    kept = gallery.numbers(CLEAN[:1]) | {"commits": ["decade"], "uncommitted_changes": True}
-    gallery.publish("a-line", TABLE, CLEAN[1:], kept=kept)
+    kept = gallery.trace_numbers(CLEAN[:1]) | {"commits": ["decade"], "uncommitted_changes": True}
+    gallery.publish("a-line", TABLE, CLEAN[1:], earlier=kept)
     assert origin(gallery.FOLDER)["numbers"] == {
         "runs": ["shapes-metaug-conv-s0-0123456789", "shapes-metaug-conv-s1-abcdefabcd"],
         "config_hashes": ["0123456789", "abcdefabcd"],
@@ -258,7 +259,7 @@ def test_what_the_default_run_learns_is_drawn_from_its_table():
                          "probe_paper": [0.1, 0.4, 0.9, 0.1, 0.4, 0.8], "probe_fast": 0.5, "knn": 0.3})  # fmt: skip
     dots = pd.DataFrame({"panel": ["before"] * 4 + ["after"] * 4, "label": [0, 1, 1, 0] * 2,
                          "name": ["disc", "ring", "ring", "disc"] * 2, "x": range(8), "y": range(8)})  # fmt: skip
-    figure = paper_gallery.first_run(pd.concat([bars, dots]))
+    figure = paper_figures.draw_first_run(pd.concat([bars, dots]))
     heights = [bar.get_height() for bar in figure.axes[0].containers[-1]]
     assert heights == pytest.approx([85, 50, 30])
     assert [ax.get_title(loc="left") for ax in figure.axes[1:]] == ["Before training", "After training"]

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from test_figures import caption, line
 
-from metaug_workbook.plots import anatomy, gallery, paper_figures, paper_gallery, style, training
+from metaug_workbook.plots import features, gallery, paper_figures, style
 from metaug_workbook.results import paper_values
 
 
@@ -39,12 +39,12 @@ def runs(setting, values, method="metaug", seeds=2, gain=0.0):
     ],
 )  # fmt: skip
 def test_tables_1_to_3_hold_what_the_paper_says(method, dataset, encoder, accuracy):
-    assert paper_values.reported(method, dataset, encoder) == accuracy
+    assert paper_values.read_accuracy(method, dataset, encoder) == accuracy
 
 
 def test_what_the_paper_does_not_report_is_nan():
-    assert np.isnan(paper_values.reported("supervised", "cifar10", "fc"))
-    assert np.isnan(paper_values.reported("metaug", "shapes", "conv"))
+    assert np.isnan(paper_values.read_accuracy("supervised", "cifar10", "fc"))
+    assert np.isnan(paper_values.read_accuracy("metaug", "shapes", "conv"))
 
 
 def test_the_tables_have_their_rows_and_averages():
@@ -81,18 +81,18 @@ def test_every_method_of_the_tables_has_a_name_and_a_colour_of_its_own():
         | set(paper_values.TABLE_4)
     )
     assert methods <= set(paper_values.NAMES)
-    assert methods <= set(style.METHOD_COLOURS)
-    assert len(set(style.METHOD_COLOURS.values())) == len(style.METHOD_COLOURS)
+    assert methods <= set(style.METHOD_COLORS)
+    assert len(set(style.METHOD_COLORS.values())) == len(style.METHOD_COLORS)
     assert len(set(paper_values.NAMES.values())) == len(paper_values.NAMES)
 
 
 # --- the figures
 def test_a_setting_is_drawn_at_equal_distances_with_band_and_floor(ax):
     table = pd.concat([runs("beta", [16, 4, 64]), runs("beta", [16, 4, 64], "metaug-only-oucl", gain=0.1)])
-    assert paper_figures.against(table, ax, "beta", "Title", r"$\beta$") is ax
+    assert paper_figures.draw_accuracy_over(table, ax, "beta", "Title", r"$\beta$") is ax
     assert line(ax, "MetAug").get_xdata().tolist() == [0, 1, 2]
     assert line(ax, "MetAug").get_ydata() == pytest.approx([61, 51, 71])  # 4, 16, 64 in order, in percent
-    assert line(ax, "MetAug").get_color() == style.METHOD_COLOURS["metaug"]
+    assert line(ax, "MetAug").get_color() == style.METHOD_COLORS["metaug"]
     assert line(ax, "MetAug (only OUCL)").get_ydata() == pytest.approx([71, 61, 81])
     assert line(ax, "MetAug").get_marker() != line(ax, "MetAug (only OUCL)").get_marker()  # told apart in grey
     assert line(ax, "untrained (mean)").get_ydata()[0] == pytest.approx(30)
@@ -105,16 +105,16 @@ def test_a_setting_is_drawn_at_equal_distances_with_band_and_floor(ax):
 
 def test_one_seed_says_that_there_is_no_interval_and_no_run_says_so(ax):
     table = runs("beta", [4, 16], seeds=1)
-    paper_figures.against(table, ax, "beta")
+    paper_figures.draw_accuracy_over(table, ax, "beta")
     assert "n = 1 seed a point, so no interval" in caption(ax)
     ax.clear()
-    paper_figures.against(table.assign(accuracy=np.nan), ax, "beta")
+    paper_figures.draw_accuracy_over(table.assign(accuracy=np.nan), ax, "beta")
     assert "no finished run yet" in caption(ax)
 
 
 def test_differences_have_intervals_in_points_and_the_paper_beside_them(ax):
     found = pd.DataFrame({"delta": [1e-7, 1.0], "mean": [0.01, -0.02], "half_width": [0.005, 0.03], "n": [3, 3]})
-    paper_figures.differences(found, ax, "delta", {1e-7: 1.21, 1e-5: 1.89}, papers_label="paper")
+    paper_figures.draw_differences(found, ax, "delta", {1e-7: 1.21, 1e-5: 1.89}, papers_label="paper")
     ours, papers = ax.containers[0].lines[0], line(ax, "paper")
     assert ours.get_xdata().tolist() == [0, 2]
     assert ours.get_ydata() == pytest.approx([1, -2])
@@ -135,7 +135,7 @@ def test_a_heat_map_writes_each_mean_in_its_cell_and_names_a_blank(ax):
             "n": 2,
         }
     )
-    paper_figures.heat_map(found, ax, "alpha", "beta")
+    paper_figures.draw_heatmap(found, ax, "alpha", "beta")
     texts = {(text.get_position()): text.get_text() for text in ax.texts if text.get_transform() == ax.transData}
     assert texts == {(0.5, 0.5): "40.0", (1.5, 0.5): "50.0\n±1.0", (0.5, 1.5): "no run", (1.5, 1.5): "60.0\n±2.0"}
     assert np.ma.getmaskarray(ax.collections[0].get_array()).tolist() == [[False, False], [True, False]]
@@ -145,33 +145,40 @@ def test_a_heat_map_writes_each_mean_in_its_cell_and_names_a_blank(ax):
 
 def test_rows_of_methods_stand_in_order_with_blanks_named(ax):
     values = pd.DataFrame({"method": ["cmc", "metaug"], "mean": [0.8, 0.9], "half_width": [np.nan, 0.01]})
-    paper_figures.method_rows(values, ax, "Title", ["cmc", "looc", "metaug"])
+    paper_figures.draw_method_rows(values, ax, "Title", ["cmc", "looc", "metaug"])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["CMC", "LooC", "MetAug"]
     points = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in ax.containers]
     assert points == [(80, 0), (90, 2)]
-    assert to_hex(ax.containers[1].lines[0].get_color()) == style.METHOD_COLOURS["metaug"].lower()
+    assert to_hex(ax.containers[1].lines[0].get_color()) == style.METHOD_COLORS["metaug"].lower()
     assert "no value" in caption(ax)
 
 
-def test_histograms_are_densities_with_the_mean_and_the_number_of_pairs(ax):
-    table = training.binned(np.array([0.91, 0.93]), np.array([0.11, 0.31, 0.51, 0.51]), bins=10)
+def test_histograms_are_densities_with_the_mean_and_the_number_of_pairs():
+    table = features.bin_similarities(np.array([0.91, 0.93]), np.array([0.11, 0.31, 0.51, 0.51]), bins=10)
     same = table[table["pairs"] == "same"]
     assert same["density"].tolist() == pytest.approx([0] * 9 + [10])  # both in the last tenth
     assert table[table["pairs"] == "different"]["density"].tolist() == pytest.approx([0, 2.5, 0, 2.5, 0, 5, 0, 0, 0, 0])
-    anatomy.similarity_panel(table, ax, "Title")
+    figure = paper_figures.draw_similarities(
+        pd.concat(
+            table.assign(features=features, margin=margin)
+            for features in ("augmented", "original")
+            for margin in ("none", "large")
+        )
+    )
+    ax = figure.axes[0]
     drawn = {fill.get_label(): fill for fill in ax.collections}
     heights = drawn["different images, mean 0.36"].get_paths()[0].vertices[:, 1]
     assert sorted(set(heights.round(6))) == [0, 2.5, 5]  # the densities of the table
     labels = {label: to_hex(fill.get_facecolor()[0]) for label, fill in drawn.items()}
     assert labels == {"different images, mean 0.36": style.RED.lower(), "same image, mean 0.92": style.BLUE.lower()}
     assert "n = 2 and 4 pairs" in caption(ax)
-    gaps = anatomy.gaps(table.assign(features="original", margin="none"))
+    gaps = paper_figures.tabulate_gaps(table.assign(features="original", margin="none"))
     assert gaps.loc[("original", "none")].tolist() == [0.36, 0.92, 0.56]
 
 
 def test_shares_are_drawn_over_delta_with_the_rounding_of_float32(ax):
     table = pd.DataFrame({"delta": [1e-7, 1e-7, 1.0], "augmented_gradient_share": [4e-8, 6e-8, 0.4]})
-    anatomy.gradient_shares(table, ax)
+    paper_figures.draw_share_over_delta(table, ax)
     assert line(ax, "measured").get_xdata().tolist() == [1e-7, 1]
     assert line(ax, "measured").get_ydata() == pytest.approx([5e-8, 0.4])
     assert line(ax, "rounding of float32").get_ydata()[0] == np.finfo(np.float32).eps / 2
@@ -182,15 +189,15 @@ def test_shares_are_drawn_over_delta_with_the_rounding_of_float32(ax):
 def test_the_rounding_that_is_drawn_is_that_of_the_runs(ax):
     table = pd.DataFrame({"delta": [1e-5, 1e-5, 1e-5, 1.0], "augmented_gradient_share": 0.1, "device": "cuda",
                           "precision": ["tf32", "bf16", "bf16", "tf32"]})  # fmt: skip
-    anatomy.gradient_shares(table, ax)
+    paper_figures.draw_share_over_delta(table, ax)
     drawn = {one.get_label(): one.get_ydata()[0] for one in ax.lines if str(one.get_label()).startswith("rounding")}
     assert drawn == {"rounding of tf32": 2**-11, "rounding of bf16": 2**-8}
 
 
-def test_costs_are_bars_of_ratios_with_the_range_of_the_rounds(ax):
+def test_costs_are_bars_of_ratios_with_the_range_of_the_rounds():
     table = pd.DataFrame({"step": ["plain", "meta"], "times_plain": [1.0, 3.0], "low": [1.0, 2.5], "high": [1.0, 4.0],
                           "flops_plain": [1.0, 2.9], "rounds": 5})  # fmt: skip
-    anatomy.step_costs(table, ax)
+    (ax,) = paper_figures.draw_step_costs(table).axes
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in ax.containers if hasattr(c, "patches")}
     assert heights == {"time": [1, 3], "FLOPs": [1, 2.9]}
     assert "n = 5 rounds" in caption(ax)
@@ -227,7 +234,7 @@ def test_a_registered_figure_is_drawn_from_its_table_and_from_one_without_result
 
 
 def test_the_gain_by_attenuation_is_paired_with_the_loss_without_gamma():
-    figure = paper_gallery.attenuation(SMALL["04-gamma-attenuation"])
+    figure = paper_figures.draw_accuracy_over_attenuation(SMALL["04-gamma-attenuation"])
     right = figure.axes[1]
     assert right.containers[0].lines[0].get_ydata() == pytest.approx([10, 20])
     assert line(right, "paper, Tiny ImageNet").get_ydata() == pytest.approx([0.86])
@@ -235,7 +242,7 @@ def test_the_gain_by_attenuation_is_paired_with_the_loss_without_gamma():
 
 
 def test_the_delta_question_is_drawn_against_only_oucl_with_a_control():
-    figure = paper_gallery.delta_question(SMALL["11-delta"])
+    figure = paper_figures.draw_delta_question(SMALL["11-delta"])
     left, right = figure.axes
     assert len(line(left, "measured").get_xdata()) == 2  # MetAug alone has a share
     assert right.get_xticklabels()[0].get_text() == "control"

@@ -19,12 +19,13 @@ from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.presets import preset
 from metaug_core.runs.store import request
 from metaug_workbook import plans
-from metaug_workbook.plots.training import binned
-from metaug_workbook.results import experiments, paper_comparison, paper_values, step_costs
+from metaug_workbook.plots import paper_figures
+from metaug_workbook.plots.features import bin_similarities
+from metaug_workbook.results import experiments, paper_values, step_costs
 
 
 def test_a_grid_has_every_combination_with_seeds_innermost_and_each_methods_defaults():
-    found = experiments.grid({"preset": "sketch", "epochs": None}, 2, method=["metaug", "simclr"], beta=[4, 8])
+    found = experiments.make_grid({"preset": "sketch", "epochs": None}, 2, method=["metaug", "simclr"], beta=[4, 8])
     assert [(c.method, c.beta, c.seed) for c in found] == [
         (method, beta, seed) for method in ("metaug", "simclr") for beta in (4, 8) for seed in (0, 1)
     ]
@@ -34,15 +35,15 @@ def test_a_grid_has_every_combination_with_seeds_innermost_and_each_methods_defa
 
 
 def test_a_method_that_is_not_registered_is_a_blank_and_a_wrong_value_is_refused():
-    assert experiments.grid({}, 3, method=["no such method"]) == []
-    assert experiments.absent(["metaug", "no such method"]) == ["no such method"]
+    assert experiments.make_grid({}, 3, method=["no such method"]) == []
+    assert experiments.list_unregistered(["metaug", "no such method"]) == ["no such method"]
     with pytest.raises(ConfigError, match="beta"):
-        experiments.grid({}, 1, beta=[-1])
+        experiments.make_grid({}, 1, beta=[-1])
 
 
 def test_what_a_method_refuses_is_left_out():
-    looc = experiments.grid(paper_values.AUGMENTATION_SETS[2], 1, method=["looc", "metaug"])
-    assert [config.method for config in experiments.accepted(looc)] == ["metaug"]
+    looc = experiments.make_grid(paper_values.AUGMENTATION_SETS[2], 1, method=["looc", "metaug"])
+    assert [config.method for config in experiments.keep_trainable(looc)] == ["metaug"]
 
 
 def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
@@ -55,8 +56,8 @@ def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
 
 
 def test_one_floor_for_each_untrained_encoder():
-    configs = experiments.grid({}, 2, method=["metaug", "metaug-only-oucl", "simclr"])
-    assert [(c.method, c.seed) for c in experiments.floors(configs)] == [
+    configs = experiments.make_grid({}, 2, method=["metaug", "metaug-only-oucl", "simclr"])
+    assert [(c.method, c.seed) for c in experiments.select_floors(configs)] == [
         ("simclr", 1), ("simclr", 0), ("metaug", 1), ("metaug", 0)
     ]  # fmt: skip
 
@@ -66,7 +67,7 @@ def test_methods_share_a_floor_only_where_their_untrained_features_are_the_same(
     have two keys, and methods that begin with the same encoders one."""
     bare = {name: value for name, value in TINY.items() if name != "views"}
     bare |= {"queue_size": 48, "cpc_grid": 3, "cpc_skip": 0, "randaugment": 0.0}
-    assert len(experiments.floors([Config(**{**bare, "method": name}) for name in ("cpc", "dim")])) == 2
+    assert len(experiments.select_floors([Config(**{**bare, "method": name}) for name in ("cpc", "dim")])) == 2
     images, shared = datasets.load(Config(**TINY)).train, {}
     for name in METHODS:
         try:
@@ -75,7 +76,7 @@ def test_methods_share_a_floor_only_where_their_untrained_features_are_the_same(
         except ConfigError:  # a tiny run does not have what this one needs
             continue
         representations.settle_statistics(networks, images, config)
-        key = experiments.floor_key(config)
+        key = experiments.identify_floor(config)
         shared.setdefault(key, {})[name] = representations.features(networks, images, config)
     group = {name: key for key, found in shared.items() for name in found}
     assert len(group) > 15
@@ -93,41 +94,41 @@ def test_a_setting_that_decides_a_floor_makes_another(changes):
     settings = {name: value for name, value in TINY.items() if name != "views"}
     settings |= {"cpc_grid": 3, "cpc_skip": 0, "method": "cpc"}
     one, other = Config(**settings), Config(**settings | changes)
-    assert experiments.floor_key(one) != experiments.floor_key(other)
-    assert experiments.floor_key(one) == experiments.floor_key(one.replace(lr=0.5, batch_size=8, jitter=0.1))
+    assert experiments.identify_floor(one) != experiments.identify_floor(other)
+    assert experiments.identify_floor(one) == experiments.identify_floor(one.replace(lr=0.5, batch_size=8, jitter=0.1))
 
 
 def test_the_cost_is_counted_in_passes_images_and_kinds_of_steps(monkeypatch):
-    monkeypatch.setattr(experiments, "step_seconds", lambda config: {"metaug": 2.0, "cmc": 1.0}[config.method])
+    monkeypatch.setattr(experiments, "time_step", lambda config: {"metaug": 2.0, "cmc": 1.0}[config.method])
     settings = {"train_images": 640, "val_fraction": 0.0, "epochs": 3, "batch_size": 64, "keep_last": 1}
-    metaug, cmc = experiments.grid(settings, 1, method=["metaug", "cmc"])
-    assert experiments.seconds([metaug]) == pytest.approx(2.0 * 10 * (3 + 0.5))  # evaluation: half a pass more
-    assert experiments.seconds([metaug, cmc, cmc]) == pytest.approx(4.0 * 10 * (3 + 0.5))
+    metaug, cmc = experiments.make_grid(settings, 1, method=["metaug", "cmc"])
+    assert experiments.estimate_seconds([metaug]) == pytest.approx(2.0 * 10 * (3 + 0.5))  # evaluation: half a pass more
+    assert experiments.estimate_seconds([metaug, cmc, cmc]) == pytest.approx(4.0 * 10 * (3 + 0.5))
 
 
 def test_a_real_step_is_timed_and_counted(tiny):
     alternate, epoch = tiny(), tiny(schedule="epoch")
-    assert 0 < experiments.step_seconds(alternate) < 60
-    assert 0 < experiments.step_seconds(epoch) < 60
-    ways = {name: step_costs.rehearse(tiny(method=name)).step for name in ("metaug-only-oucl", "metaug")}
-    table = step_costs.compared(ways, rounds=2)
+    assert 0 < experiments.time_step(alternate) < 60
+    assert 0 < experiments.time_step(epoch) < 60
+    ways = {name: step_costs.prepare_step(tiny(method=name)).take for name in ("metaug-only-oucl", "metaug")}
+    table = step_costs.compare_costs(ways, rounds=2)
     assert table["times_plain"].iloc[0] == table["flops_plain"].iloc[0] == 1
     assert 2 < table["flops_plain"].iloc[1] < 8 / 3 + 2  # the bound of the encoders, and the MAG's share
 
 
 def test_flops_are_those_of_the_matmul():
     a, b = torch.ones(3, 5), torch.ones(5, 7)
-    assert step_costs.counted(lambda: a @ b).flops == 2 * 3 * 5 * 7
+    assert step_costs.count_work(lambda: a @ b).flops == 2 * 3 * 5 * 7
 
 
 def test_the_problem_of_the_notebook_agrees_with_double_backward_and_with_a_difference(tiny):
-    p = step_costs.problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
+    p = step_costs.build_problem(tiny(delta=1.0, alpha=0.0, negatives="batch"))
     direction = {name: w.detach().sign() for name, w in p.omega.items()}
     with frozen_statistics(*p.modules):
         fast = meta_gradient.meta_gradient(*p[:4], 0.1)
         slow = meta_gradient.meta_gradient_reference(*p[:4], 0.1)
-        wanted = step_costs.central_difference(p, 0.1, direction)
-    assert step_costs.distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
+        wanted = step_costs.take_central_difference(p, 0.1, direction)
+    assert step_costs.measure_distances({"fast": fast}, slow).loc["fast", "relative"] < 1e-10
     assert float(sum((fast[n] * direction[n]).sum() for n in fast)) == pytest.approx(wanted, rel=1e-7)
 
 
@@ -171,7 +172,7 @@ def test_histograms_of_figure_2_are_of_both_kinds_of_pairs(tiny):
         ("augmented", "different"): 2 * 20 * 19, ("augmented", "same"): 2 * 20,
         ("original", "different"): 20 * 19, ("original", "same"): 20,
     }  # fmt: skip
-    assert table.columns.tolist()[:5] == binned(np.ones(1), np.ones(1)).columns.tolist()
+    assert table.columns.tolist()[:5] == bin_similarities(np.ones(1), np.ones(1)).columns.tolist()
 
 
 def test_verdicts_follow_from_intervals():
@@ -184,8 +185,8 @@ def test_verdicts_follow_from_intervals():
 
 
 def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_fill_them():
-    first = paper_comparison.table(2, 1)
+    first = paper_figures.compare_methods(2, 1)
     assert first.shape == (12, 2)
     assert first.loc["MetAug", ("cifar10", "resnet50")].endswith("/ 91.09")
-    assert len(paper_comparison.commands(20)) == 12
-    assert paper_comparison.cell([], 87.87) == "– / 87.87"
+    assert len(paper_figures.list_commands(20)) == 12
+    assert paper_figures.compare_cell([], 87.87) == "– / 87.87"

@@ -27,7 +27,7 @@ def test_a_row_holds_settings_measures_metrics_and_the_machine(tiny):
     config = tiny(seed=3)
     run = fit(config, lambda _: None)
     evaluated = evaluate(run, augmented=True)
-    row = tables.row(run)
+    row = tables.read_row(run)
     assert (row["state"], row["run"], row["seed"], row["views"]) == ("finished", config.name(), 3, "L,ab")
     assert set(config.identity()) - {"source"} <= set(row)
     assert {"delta", "cpc_grid"} <= set(row)  # columns are the same for all methods
@@ -56,18 +56,18 @@ def test_seconds_are_those_of_all_sessions(tiny):
     rows = [{"step": n, "seconds": s, "images_per_second": v} for n, s, v in [(2, 3.0, 1), (4, 7.0, 2), (6, 2.5, 9)]]
     (run.path / "timing.jsonl").unlink()
     store.append(run.path / "timing.jsonl", rows)
-    assert tables.row(run)["seconds"] == 9.5
-    assert tables.row(run)["images_per_second"] == 9
+    assert tables.read_row(run)["seconds"] == 9.5
+    assert tables.read_row(run)["images_per_second"] == 9
 
 
 def test_a_table_has_a_row_for_each_request_in_order(tiny):
     configs = [tiny(seed=seed, epochs=1) for seed in (2, 0, 1)]
     fit(configs[2], lambda _: None)
-    table = tables.table(configs)
+    table = tables.read_table(configs)
     assert table["state"].tolist() == ["missing", "missing", "finished"]
     assert table["seed"].tolist() == [2, 0, 1]
     assert table["knn"].isna().all()  # trained, but not evaluated
-    assert [run.config.seed for run in tables.missing(configs)] == [2, 0, 1]
+    assert [run.config.seed for run in tables.list_missing(configs)] == [2, 0, 1]
 
 
 # --- what is missing is made, once
@@ -80,7 +80,7 @@ def test_made_trains_evaluates_and_then_only_reads(tiny):
     assert table["state"].tolist() == ["finished", "finished"]
     assert table["knn"].between(0, 1).all()
     assert table["probe_paper"].isna().all()  # not asked, so not computed
-    assert not tables.missing(configs, ("knn",), ("trained",))
+    assert not tables.list_missing(configs, ("knn",), ("trained",))
     files = [store.request(config).path / "evaluation-test.json" for config in configs]
     before = [file.stat().st_mtime_ns for file in files]
     assert quick(configs, view=lambda runs: pytest.fail("nothing is to be done")).equals(table)
@@ -103,7 +103,7 @@ def test_a_run_that_diverges_is_a_row_and_is_not_tried_again(tiny, tmp_path):
     assert environment.stat().st_mtime_ns == before
     quick(configs[:1], retry=True)
     assert environment.stat().st_mtime_ns > before
-    assert tables.table(configs)["state"].tolist() == ["failed", "finished", "missing"]  # missing data may come
+    assert tables.read_table(configs)["state"].tolist() == ["failed", "finished", "missing"]  # missing data may come
 
 
 @pytest.mark.parametrize("together", [2, 5])
@@ -139,19 +139,19 @@ T2, T1 = 4.302652729911275, 12.706204736432095  # t(0.975) with 2 and 1 degrees 
 
 
 def test_summary_by_hand():
-    found = tables.summary(ROWS, "method", "knn").set_index("method")
+    found = tables.summarize(ROWS, "method", "knn").set_index("method")
     assert found["n"].to_dict() == {"a": 3, "b": 3, "c": 0}
     assert found["mean"]["a"] == pytest.approx(0.6)
     assert found["half_width"]["a"] == pytest.approx(T2 * 0.1 / 3**0.5)
     assert found["mean"]["b"] == pytest.approx(0.5)
     assert math.isnan(found["mean"]["c"])
-    two = tables.summary(ROWS.assign(x=[None, None, 1, 1, 1, 1, 1]), ["x", "method"], "knn")
+    two = tables.summarize(ROWS.assign(x=[None, None, 1, 1, 1, 1, 1]), ["x", "method"], "knn")
     assert two["n"].tolist() == [2, 1, 3, 0]  # None is a value too: the setting was left open
     assert math.isnan(two["half_width"][1])
 
 
 def test_paired_by_hand():
-    found = tables.paired(ROWS, "method", "a", "knn").to_dict("records")
+    found = tables.compare_paired(ROWS, "method", "a", "knn").to_dict("records")
     assert len(found) == 1  # c has no value at all
     assert found[0]["n"] == 2  # seeds 0 and 1: differences 0.1 and 0.2
     assert found[0]["mean"] == pytest.approx(0.15)
@@ -161,8 +161,8 @@ def test_paired_by_hand():
 def test_pairs_may_share_more_than_the_seed():
     both = pd.concat([ROWS.assign(batch=16), ROWS.assign(batch=32, knn=ROWS["knn"] + 0.01)], ignore_index=True)
     with pytest.raises(MetaugError, match=r"paired: two rows with method = a and seed = \(0,\); select first"):
-        tables.paired(both, "method", "a", "knn")
-    found = tables.paired(both, "method", "a", "knn", shared=("seed", "batch"))
+        tables.compare_paired(both, "method", "a", "knn")
+    found = tables.compare_paired(both, "method", "a", "knn", shared=("seed", "batch"))
     assert found["n"].tolist() == [4]
     assert found["mean"][0] == pytest.approx(0.15)
 
@@ -170,10 +170,10 @@ def test_pairs_may_share_more_than_the_seed():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: tables.summary(ROWS, "metod", "knn"), "no column 'metod'; did you mean 'method'"),
-        (lambda: tables.summary(ROWS, "method", "kn"), "no column 'kn'; did you mean 'knn'"),
-        (lambda: tables.paired(ROWS, "method", "z", "knn"), "no row has method = 'z' and a knn"),
-        (lambda: tables.paired(ROWS, "method", "c", "knn"), "no row has method = 'c' and a knn"),
+        (lambda: tables.summarize(ROWS, "metod", "knn"), "no column 'metod'; did you mean 'method'"),
+        (lambda: tables.summarize(ROWS, "method", "kn"), "no column 'kn'; did you mean 'knn'"),
+        (lambda: tables.compare_paired(ROWS, "method", "z", "knn"), "no row has method = 'z' and a knn"),
+        (lambda: tables.compare_paired(ROWS, "method", "c", "knn"), "no row has method = 'c' and a knn"),
     ],
 )
 def test_statistics_refuse_in_one_sentence(call, sentence):
@@ -213,7 +213,7 @@ def test_the_notebooks_line_says_how_many_runs_are_made(tiny, monkeypatch):
         def update(self, data, raw):
             shown.append(data["text/plain"])
 
-    monkeypatch.setattr("metaug_workbook.widgets.live_view.display", lambda *_, **__: Handle())
+    monkeypatch.setattr("metaug_workbook.widgets.live.display", lambda *_, **__: Handle())
     monkeypatch.setattr("metaug_core.training.session.REPORT_SECONDS", 0.0)
     notebook.made([tiny(seed=seed, epochs=1) for seed in (0, 1)], measures=("knn",), representations=("trained",))
     assert any(
@@ -226,5 +226,5 @@ def test_the_validation_split_may_be_asked_instead(tiny):
     table = quick([tiny(epochs=1)], split="val")
     assert (table["split"][0], table["n_eval"][0]) == ("val", 10)
     assert table["knn"].notna().all()
-    assert tables.missing([tiny(epochs=1)], ("knn",), ("trained",))  # on the test split
-    assert tables.table([tiny(epochs=1)])["knn"].isna().all()
+    assert tables.list_missing([tiny(epochs=1)], ("knn",), ("trained",))  # on the test split
+    assert tables.read_table([tiny(epochs=1)])["knn"].isna().all()

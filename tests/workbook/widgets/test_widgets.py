@@ -23,7 +23,6 @@ from metaug_core.runs.store import append, read_tensors, request, rows, write, w
 from metaug_core.views import augmentation
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
-from metaug_workbook.teaching import meta_toy as toy
 from metaug_workbook.teaching import toys
 from metaug_workbook.widgets import margins as margin_room
 
@@ -118,9 +117,7 @@ def test_the_plain_twin_draws_the_same(name):
     make, draw, change = EXPLORERS[name]
     explorer = make()
     explorer.set(**change)
-    figure = draw(**change)
-    pixels(figure)  # the layout settles in the first drawing
-    assert np.abs(pixels(explorer.figure) - pixels(figure)).mean() < 0.5
+    assert np.abs(pixels(explorer.figure) - pixels(draw(**change))).mean() < 0.5
 
 
 @EACH
@@ -158,7 +155,7 @@ def test_what_is_displayed_first_is_a_png_and_the_live_box_hides_it(name, monkey
 def test_margin_lines_and_pushed_pairs(kind):
     explorer = widgets.margin_explorer()
     explorer.set(margin=kind, strength=0.5)
-    z, far = margin_room.sample()
+    z, far = margin_room.make_sample()
     augmented = F.normalize((z + far) / 2, dim=-1)
     sigma = margins(*Pairs(2)(z, z), kind)
     positives, negatives = Pairs(2)(augmented, z)
@@ -212,16 +209,18 @@ def test_one_image_and_wrong_images():
 # --- the meta-step
 @pytest.mark.parametrize(("rate", "margin"), [(1.0, True), (0.25, False)])
 def test_direct_and_mixed_part_add_up_to_the_reference(rate, margin):
-    theta, omega = toy.start(0)
-    one = toys.toy(toy.augment, rate, toy.MAG_LR, alpha=float(margin))
+    theta, omega = toys.start(0)
+    one = toys.make_toy(toys.map_linearly, rate, alpha=float(margin))
     wanted = look_ahead_reference(toys.encode, one.inner, theta, omega, rate, one.outer)
-    frame = toy.trajectory(rate, float(margin), 0)[0]
+    frame = toys.run_algorithm(rate, float(margin), 0)[0]
     for name, gradient in wanted.gradient.items():
-        torch.testing.assert_close(frame.direct[name] + frame.mixed[name], gradient)
+        torch.testing.assert_close(frame.now.gradient[name], gradient)
     torch.testing.assert_close(frame.z_ahead, wanted.features_ahead)
     still = look_ahead_reference(toys.encode, one.inner, theta, omega, 0.0, one.outer)
-    assert all(float(part.abs().max()) < 1e-12 for part in toy.trajectory(0.0, float(margin), 0)[0].mixed.values())
-    assert still.gradient.keys() == frame.direct.keys()
+    assert all(
+        float(part.abs().max()) < 1e-12 for part in toys.run_algorithm(0.0, float(margin), 0)[0].now.mixed.values()
+    )
+    assert still.gradient.keys() == frame.now.direct.keys()
 
 
 def test_arrows_of_the_stage_and_buttons_forward_and_back():
@@ -232,7 +231,7 @@ def test_arrows_of_the_stage_and_buttons_forward_and_back():
     forward.click()
     assert stepper.values["stage"] == 2
     assert circle.mixed.get_visible()
-    frame, frames = toy.trajectory(1.0, 1.0, 0)[0], toy.trajectory(1.0, 1.0, 0)
+    frame, frames = toys.run_algorithm(1.0, 1.0, 0)[0], toys.run_algorithm(1.0, 1.0, 0)
     longest = max(float(a.norm(dim=-1).max()) for f in frames for a in (f.along_direct, f.along_mixed))
     drawn = np.stack([circle.mixed.U, circle.mixed.V], -1)
     np.testing.assert_allclose(drawn, 0.8 / longest * frame.along_mixed.flatten(0, 1).numpy(), rtol=1e-6)
