@@ -27,11 +27,11 @@ IMAGES = 1000  # of the map
 
 def points(run: Run) -> pd.DataFrame:
     """Test images in the plane by t-SNE, before and after training: panel, label, name of the class, x, y."""
-    splits, found = notebook.load(run.config), []
+    splits, found = notebook.load_images(run.config), []
     images = notebook.sample(splits.test, IMAGES)
     labels = images.labels.tolist()
     for panel, trained in (("before", False), ("after", True)):
-        h = representations.features(notebook.networks(run, splits, trained), images, run.config)
+        h = representations.features(notebook.load_networks(run, splits, trained), images, run.config)
         plane = pd.DataFrame(features.project(h), columns=["x", "y"]).round(2)
         found.append(plane.assign(panel=panel, label=labels, name=[images.classes[label] for label in labels]))
     return pd.concat(found)

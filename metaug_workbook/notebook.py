@@ -1,4 +1,8 @@
-"""What the notebooks call, so that a cell stays one line: their parameters checked, the run trained or found, networks, tables."""
+"""What the notebooks call, so that a cell stays one line.
+
+Of one run: its parameters checked, the run trained or found, networks, tables. Of many runs: their settings checked, their
+table made or read, their figure kept.
+"""
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from IPython.core.getipython import get_ipython
+from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
@@ -17,17 +22,22 @@ from metaug_core.data import datasets
 from metaug_core.errors import suggestion
 from metaug_core.evaluation import representations
 from metaug_core.runs.store import Run, list_runs, request
+from metaug_core.runtime.devices import environment
 from metaug_core.training import loop
-from metaug_workbook.jobs import runner
+from metaug_workbook.jobs import estimate, runner
+from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build as build
-from metaug_workbook.plots import gallery
+from metaug_workbook.plots import gallery, paper_figures
+from metaug_workbook.plots.features import bin_similarities, compare_pairs
+from metaug_workbook.plots.paper_figures import Table, select_measure
+from metaug_workbook.results import experiments, tables
 from metaug_workbook.widgets.live import LiveRuns, LiveView
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 
 
 # --- parameters
-def assigned(source: str) -> list[str]:
+def list_assigned(source: str) -> list[str]:
     """The names that a cell assigns at its top level."""
     found: list[str] = []
     for node in ast.parse(source).body:
@@ -37,7 +47,7 @@ def assigned(source: str) -> list[str]:
     return found
 
 
-def injected(known: Iterable[str]) -> tuple[Mapping[str, Any], Sequence[str]]:
+def read_injected(known: Iterable[str]) -> tuple[Mapping[str, Any], Sequence[str]]:
     """What papermill injected beside this notebook's parameters: `settings`, a dict of any settings of Config, and `imports`, a
     list of the user's Python files. ConfigError for any other name that is not a parameter: papermill takes it without a word.
 
@@ -46,7 +56,7 @@ def injected(known: Iterable[str]) -> tuple[Mapping[str, Any], Sequence[str]]:
     shell, names = get_ipython(), list(known)
     cells = [cell for cell in shell.user_ns.get("In", []) if cell.startswith(INJECTED)] if shell else []
     more: dict[str, Any] = {"settings": {}, "imports": []}
-    for name in assigned(cells[-1]) if cells else ():
+    for name in list_assigned(cells[-1]) if cells else ():
         if name in more and name not in names and shell is not None:
             value = shell.user_ns[name]
             if type(value) is not type(more[name]):
@@ -71,11 +81,11 @@ def check_own(own: Mapping[str, Any]) -> None:
 
 def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
     """The Config of a notebook. settings: `preset` and settings of Config, None for the preset's own. own: parameters of the
-    notebook that are not settings. Settings that are no parameters come as `injected`. Raises ConfigError (one sentence) for an
-    unknown name or a wrong value, injected ones too, and PublishError if `publish` is asked for what may not be published.
+    notebook that are not settings. Settings that are no parameters come as `read_injected`. Raises ConfigError (one sentence) for
+    an unknown name or a wrong value, injected ones too, and PublishError if `publish` is asked for what may not be published.
     """
     own = own or {}
-    further, imports = injected([*settings, *own])
+    further, imports = read_injected([*settings, *own])
     check_own(own)
     if own.get("publish"):
         gallery.refuse_changes()  # before hours of training, not after
@@ -85,12 +95,12 @@ def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Confi
 
 
 # --- a run and what belongs to it
-def load(config: Config) -> datasets.Splits:
+def load_images(config: Config) -> datasets.Splits:
     """The images of a run, on the device that it uses."""
     return datasets.load(config, loop.pick_device(config.device))
 
 
-def trained(config: Config, splits: datasets.Splits | None = None) -> Run:
+def train(config: Config, splits: datasets.Splits | None = None) -> Run:
     """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
     one waits; if that one is stopped, this one goes on from its checkpoint."""
     view = LiveView(config)
@@ -103,7 +113,7 @@ def trained(config: Config, splits: datasets.Splits | None = None) -> Run:
 make_table = partial(runner.make_table, view=LiveRuns)
 
 
-def networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module:
+def load_networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module:
     """Encoders and heads of the last kept epoch, or as they were before training, on the device of the images."""
     file = run.encoder_files()[-1] if trained else None
     found, _ = representations.load_networks(run.config, len(splits.train.classes), file)
@@ -118,26 +128,143 @@ def sample(images: datasets.Images | datasets.StreamedImages, count: int) -> Any
     return images.take(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
 
 
-def accuracies(run: Run, splits: datasets.Splits, augmented: bool = False) -> pd.DataFrame:
+def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = False) -> pd.DataFrame:
     """`evaluate` on the test split, on the device of the images. augmented: also z and z~, where the method has a MAG."""
     augmented = augmented and methods.build(run.config).generator() is not None
     return representations.evaluate(run, augmented=augmented, splits=splits, device=str(splits.train.labels.device))
 
 
-def seeds(run: Run) -> list[Run]:
+def find_seeds(run: Run) -> list[Run]:
     """This run and the finished ones beside it that differ from it by their seed only."""
     wanted = run.config.identity() | {"seed": None}
     found = [other for other in list_runs(run.config.runs_dir) if other.finished and other.current]
     return [other for other in found if other.config.identity() | {"seed": None} == wanted]
 
 
-def percent(table: pd.DataFrame) -> pd.DataFrame:
+def format_percent(table: pd.DataFrame) -> pd.DataFrame:
     """The accuracies of an `evaluate` table in percent, as one shows them."""
     names = {"probe_paper": "linear probe (paper)", "probe_fast": "linear probe (fast)", "knn": "kNN"}
     return pd.DataFrame(table, columns=list(names)).set_axis(list(names.values()), axis=1).mul(100).round(1)
 
 
-def last(metrics: pd.DataFrame, column: str) -> float:
+def last_value(metrics: pd.DataFrame, column: str) -> float:
     """The last value of a metric, for a sentence about it; nan if the method has none."""
     values = metrics[column].dropna().tolist() if column in metrics else []
     return values[-1] if values else float("nan")
+
+
+# --- many runs and what belongs to them
+# Of a run, what every figure of many runs keeps in its small table.
+KEPT = ["method", "dataset", "encoder", "seed", "accuracy", "untrained", "measure", "split", "precision", "device"]
+
+
+def plan_runs(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[str, Any]:
+    """The settings that all runs of a notebook share, for `experiments.make_grid`: its parameters and what was injected.
+    Checked as `configure` does. Raises ConfigError."""
+    configure(own, **settings)
+    further, _ = read_injected([*settings, *(own or {})])
+    if "seed" in further:
+        raise ConfigError("seed: this notebook has many runs; its parameter `seeds` says how many, from seed 0 on")
+    return {**settings, **further}
+
+
+def collect_accuracies(
+    configs: Sequence[Config],
+    max_hours: float,
+    measure: str = "probe_fast",
+    split: str = "test",
+    augmented: bool = False,
+) -> pd.DataFrame:
+    """The table of these runs with `accuracy`, `untrained` and `measure`, after making here what is missing of it.
+
+    The estimated time is printed before anything starts; if it is more than max_hours nothing does, and the table holds what there
+    is. split: test, or val (where there is one) for choosing settings. augmented: also with z and z~, where the method has a MAG.
+    """
+    options: dict[str, Any] = {"measures": (measure,), "split": split}
+    todo = tables.list_missing(configs, representations=("trained",), augmented=augmented, **options)
+    runs = len({config.name() for config in configs})  # two panels may share one
+    print(f"{runs} runs, {runs - len(todo)} of them there.", end=" " if todo else "\n")
+    if todo:
+        processes = runner.count_processes(todo)
+        seconds = estimate.estimate_seconds([run.config for run in todo], processes)
+        at_a_time = f", {processes} at a time" if processes > 1 else ""
+        print(f"The other {len(todo)} will take about {format_duration(seconds)} on this machine{at_a_time}.")
+        if seconds > 3600 * max_hours:
+            print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
+            return share_untrained(select_measure(tables.read_table(configs, split), measure), configs)
+    found = make_table(configs, representations=("trained",), augmented=augmented, **options)
+    make_table(experiments.select_floors(configs), representations=("untrained",), processes=1, **options)
+    failed = found[found["state"] == "failed"]
+    failures = dict(zip(failed["run"], failed["failure"], strict=True))
+    return share_untrained(select_measure(tables.read_table(configs, split, failures), measure), configs)
+
+
+def share_untrained(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
+    """The untrained accuracy of each distinct encoder in the rows of all runs that start from it; a row is of a config."""
+    keys = pd.Series([experiments.identify_floor(config) for config in configs], table.index)
+    same = table.groupby(keys)["untrained"]
+    return table.assign(untrained=same.transform("first"))
+
+
+def draw_figure(name: str, table: Table, runs: Table | None, publish: bool, columns: Sequence[str] = ()) -> Figure:
+    """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
+    folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table. runs: None for a
+    measurement of this machine."""
+    small = table[[*dict.fromkeys([*columns, *(c for c in KEPT if c in table)])]] if columns else table
+    folder = gallery.FOLDER if publish else Config.model_fields["runs_dir"].default / "figures"
+    gallery.publish(name, small, describe_this_machine() if runs is None else runs, folder)
+    return paper_figures.FIGURES[name].draw(small)
+
+
+def describe_this_machine() -> pd.DataFrame:
+    """Provenance of what was measured here and now, as a row of `results.table`."""
+    found = environment(loop.pick_device("auto"))
+    machine = {key: found[key] for key in ("device", "commit", "uncommitted_changes")}
+    return pd.DataFrame(
+        [machine | {"run": f"{found['platform']} {found['processor']}", "state": "finished", "seed": 0}]
+    )
+
+
+def summarise_percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
+    """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
+    grouped = table.groupby(list(by), sort=False, dropna=False)
+    found: Table = tables.summarize(table, by, "accuracy").set_index(list(by))
+    found = pd.DataFrame({"accuracy": 100 * found["mean"], "±": 100 * found["half_width"], "n": found["n"]})
+    return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
+
+
+def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFrame:
+    """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
+
+    Rows as `figures.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
+    """
+    found, splits = [], None
+    for run in map(tables.find_run, requests):
+        if not run.finished:
+            continue
+        config = run.config
+        splits = splits or load_images(config)
+        networks, mag = representations.load_networks(config, len(splits.train.classes), run.encoder_files()[-1])
+        device = splits.train.labels.device
+        assert mag is not None
+        networks, mag = networks.to(device), mag.to(device)
+        representations.settle_mag(networks, mag, splits.train, config)
+        both = representations.embeddings(networks, sample(splits.test, images), config, mag)
+        z, augmented = both.chunk(2)
+        labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
+        for features, pairs in (("augmented", compare_pairs(z, augmented)), ("original", compare_pairs(z))):
+            found.append(bin_similarities(*pairs).assign(features=features, **labels))
+    return pd.concat(found) if found else pd.DataFrame()
+
+
+def judge_deltas(table: Table) -> pd.DataFrame:
+    """The stored table of `paper_figures.draw_delta_question` as paired differences from MetAug (only OUCL), in points, with a
+    verdict: higher or lower where the 95 % interval excludes zero, else open."""
+    found: Table = tables.compare_paired(table, "weight", paper_figures.REFERENCE, "accuracy").set_index("weight")
+    found = found[["mean", "half_width"]].mul(100).assign(n=found["n"])
+    clear = found["mean"].abs() > found["half_width"]
+    verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
+    share = table.groupby("weight")["augmented_gradient_share"].mean()
+    found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
+    found.index = pd.Index(["control" if w == paper_figures.CONTROL else f"{w:g}" for w in found.index], name="delta")
+    return found.rename(columns={"half_width": "±"})

@@ -525,7 +525,7 @@ def test_an_old_run_is_found_and_read_and_left_alone(tiny, tmp_path):
     assert len(old.metrics) == len(tables.store.rows(path / "metrics.jsonl")) > 0
     new = fit(asked, quiet)  # not the old one
     assert new.path != path
-    assert [one.path for one in notebook.seeds(new)] == [new.path]
+    assert [one.path for one in notebook.find_seeds(new)] == [new.path]
     (path / "finished.json").unlink()
     del before[path / "finished.json"]
     with pytest.raises(

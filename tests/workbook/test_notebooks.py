@@ -86,7 +86,7 @@ def test_parameters_are_annotated_commented_literals(path):
 def test_the_next_cell_builds_the_config_from_every_parameter(path):
     cells = code(path)
     following = cells[cells.index(parameters_cell(path)) + 1].source
-    assert re.search(r"notebook\.configure\(|plans\.plan\(", following)
+    assert re.search(r"notebook\.configure\(|notebook\.plan_runs\(", following)
     for name in papermill.inspect_notebook(path):
         assert re.search(rf"\b{name}\b", following), name
 
@@ -164,7 +164,7 @@ def test_no_path_of_a_machine_is_in_it(path):
 
 
 def test_names_that_a_cell_assigns_are_found():
-    assert notebook.assigned("# Parameters\na = 1\nb: int = 2\nif True:\n    c = 3\n") == ["a", "b"]
+    assert notebook.list_assigned("# Parameters\na = 1\nb: int = 2\nif True:\n    c = 3\n") == ["a", "b"]
 
 
 def test_build_leaves_none_to_the_preset():

@@ -22,7 +22,7 @@ from metaug_workbook.cli import catalogue, main
 NOTEBOOKS = ROOT / "notebooks"
 TRAIN = """\
 config = notebook.configure(preset=preset, epochs=epochs, seed=seed, width=width, train_images=train_images, mag_hidden=mag_hidden)
-run = notebook.trained(config)"""
+run = notebook.train(config)"""
 
 
 def metaug(*words: str) -> Result:

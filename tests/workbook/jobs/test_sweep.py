@@ -29,7 +29,7 @@ from metaug_workbook.results import tables
 
 CELL = """\
 config = notebook.configure(preset=preset, seed=seed)
-run = notebook.trained(config)"""
+run = notebook.train(config)"""
 PARAMETERS = 'preset: str = "quick"  # a preset\nseed: int = 0  # of everything'
 FIXED = {name: value for name, value in TINY.items() if name not in ("epochs", "lr")} | {
     "checkpoint_minutes": 0.001,

@@ -18,7 +18,7 @@ from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.presets import preset
 from metaug_core.runs.store import request
-from metaug_workbook import plans
+from metaug_workbook import notebook
 from metaug_workbook.plots import paper_figures
 from metaug_workbook.plots.features import bin_similarities
 from metaug_workbook.results import experiments, paper_values, step_costs
@@ -47,12 +47,15 @@ def test_what_a_method_refuses_is_left_out():
 
 
 def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
-    for module in ("plans", "notebook"):
-        monkeypatch.setattr(f"metaug_workbook.{module}.injected", lambda known: ({"lr": 0.5}, []))
-    assert plans.plan({"seeds": 2}, preset="sketch", epochs=None) == {"preset": "sketch", "epochs": None, "lr": 0.5}
-    monkeypatch.setattr("metaug_workbook.plans.injected", lambda known: ({"seed": 1}, []))
+    monkeypatch.setattr("metaug_workbook.notebook.read_injected", lambda known: ({"lr": 0.5}, []))
+    assert notebook.plan_runs({"seeds": 2}, preset="sketch", epochs=None) == {
+        "preset": "sketch",
+        "epochs": None,
+        "lr": 0.5,
+    }
+    monkeypatch.setattr("metaug_workbook.notebook.read_injected", lambda known: ({"seed": 1}, []))
     with pytest.raises(ConfigError, match="many runs"):
-        plans.plan({"seeds": 2}, preset="sketch")
+        notebook.plan_runs({"seeds": 2}, preset="sketch")
 
 
 def test_one_floor_for_each_untrained_encoder():
@@ -134,17 +137,19 @@ def test_the_problem_of_the_notebook_agrees_with_double_backward_and_with_a_diff
 
 def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours(tiny, capsys):
     configs = [tiny(method="metaug-only-oucl", seed=seed) for seed in (0, 1)]
-    table = plans.collected(configs, max_hours=0.0, measure="knn")
+    table = notebook.collect_accuracies(configs, max_hours=0.0, measure="knn")
     assert table["state"].tolist() == ["missing", "missing"]
     assert table["accuracy"].isna().all()
     assert "nothing was started" in capsys.readouterr().out
     assert not request(configs[0]).finished
-    table = plans.collected(configs, max_hours=1.0, measure="knn")
+    table = notebook.collect_accuracies(configs, max_hours=1.0, measure="knn")
     assert table["state"].tolist() == ["finished", "finished"]
     assert table["accuracy"].tolist() == table["knn"].tolist()
     assert table["untrained"].notna().all()
     assert "0 of them there" in capsys.readouterr().out
-    again = plans.collected([*configs, configs[0].replace(lr=1e-3), configs[0]], max_hours=0.0, measure="knn")
+    again = notebook.collect_accuracies(
+        [*configs, configs[0].replace(lr=1e-3), configs[0]], max_hours=0.0, measure="knn"
+    )
     assert "3 runs, 2 of them there" in capsys.readouterr().out  # one stands in the table twice
     assert again["accuracy"].tolist()[:2] == table["accuracy"].tolist()
     assert np.isnan(again["accuracy"].iloc[2])
@@ -152,8 +157,10 @@ def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours
 
 
 def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, checkout):
-    table = plans.collected([tiny(method="metaug-only-oucl", gamma=gamma) for gamma in (0.2, 0.4)], 1.0, "knn")
-    plt.close(plans.drawn("07-gamma", table, table, True, ["gamma"]))
+    table = notebook.collect_accuracies(
+        [tiny(method="metaug-only-oucl", gamma=gamma) for gamma in (0.2, 0.4)], 1.0, "knn"
+    )
+    plt.close(notebook.draw_figure("07-gamma", table, table, True, ["gamma"]))
     kept = pd.read_csv(checkout / "figures" / "data" / "07-gamma.csv")
     assert kept["gamma"].tolist() == [0.2, 0.4]
     assert kept["accuracy"].tolist() == pytest.approx(table["accuracy"].tolist())
@@ -165,8 +172,8 @@ def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, che
 
 def test_histograms_of_figure_2_are_of_both_kinds_of_pairs(tiny):
     config = tiny()
-    plans.collected([config], 1.0, "knn")
-    table = plans.similarity_table([config, tiny(seed=5)], 20)  # the second is not there
+    notebook.collect_accuracies([config], 1.0, "knn")
+    table = notebook.tabulate_similarities([config, tiny(seed=5)], 20)  # the second is not there
     counts = table.groupby(["features", "pairs"])["count"].first()
     assert counts.to_dict() == {
         ("augmented", "different"): 2 * 20 * 19, ("augmented", "same"): 2 * 20,
@@ -179,7 +186,7 @@ def test_verdicts_follow_from_intervals():
     rows = [(weight, seed, 0.5 + gain + 0.001 * seed * (weight == 1e-7)) for weight, gain in
             ((-1.0, 0), (0.0, 0.0), (1e-7, -0.0005), (1.0, -0.1)) for seed in (0, 1)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["weight", "seed", "accuracy"]).assign(augmented_gradient_share=1e-3)
-    found = plans.verdicts(table)
+    found = notebook.judge_deltas(table)
     assert found["verdict"].to_dict() == {"control": "open", "1e-07": "open", "1": "lower"}
     assert found.loc["1", "mean"] == -10
 
