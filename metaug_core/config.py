@@ -165,9 +165,9 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     def over(cls, preset: Mapping[str, Any], given: Mapping[str, Any]) -> "Config":
         """What is given on top of the method's defaults, and these on top of a preset's values."""
         name = given.get("method", cls.model_fields["method"].default)
-        found = cls(**{**preset, **method_defaults(name), **given})
-        found._preset, found._given = preset, given
-        return found
+        config = cls(**{**preset, **method_defaults(name), **given})
+        config._preset, config._given = preset, given
+        return config
 
     def __eq__(self, other: object) -> bool:
         """Whether all settings are equal, however they came to be so."""
@@ -182,8 +182,8 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     @field_validator("*", mode="before")
     @classmethod
     def _no_surprise(cls, value: Any, info) -> Any:
-        if found := surprise(value, switch=cls.model_fields[info.field_name].annotation is bool):
-            raise ValueError(f"{info.field_name}: {found}")
+        if fault := surprise(value, switch=cls.model_fields[info.field_name].annotation is bool):
+            raise ValueError(f"{info.field_name}: {fault}")
         return value
 
     @field_validator("dataset", "encoder", "method", "views")
@@ -197,8 +197,8 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if found := next(contradictions(self), None):
-            raise ValueError(found)
+        if fault := next(contradictions(self), None):
+            raise ValueError(fault)
         return self
 
     def replace(self, /, **changes: Any) -> "Config":

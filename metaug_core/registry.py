@@ -88,12 +88,12 @@ class Methods(Registry):
         base, *parts = str(name).split("+")
         if not parts:
             return super().__missing__(name)
-        found = self[base]
+        method = self[base]
         for number, part in enumerate(parts):
             if part in parts[:number]:
                 raise MetaugError(f"modifier {part!r} stands twice in {shown(name)}")
-            found = MODIFIERS[part](found)
-        return found
+            method = MODIFIERS[part](method)
+        return method
 
     def added(self, name: str) -> list[object]:
         if super().__contains__(name):

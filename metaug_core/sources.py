@@ -77,8 +77,8 @@ def told(thing: Any, seen: dict[int, object], entry: bool = False, holds: bool =
             yield from members(vars(thing) if hasattr(thing, "__dict__") else {}, seen)
 
 
-def members(found: Mapping[str, Any], seen: dict[int, object]) -> Iterator[str]:
-    for name, value in found.items():
+def members(attributes: Mapping[str, Any], seen: dict[int, object]) -> Iterator[str]:
+    for name, value in attributes.items():
         if name not in BOOKKEEPING:
             yield name
             yield from told(value, seen, holds=True)

@@ -24,9 +24,8 @@ from metaug_core.evaluation import representations
 from metaug_core.runs.store import Run, list_runs, request
 from metaug_core.runtime.devices import environment
 from metaug_core.training import loop
-from metaug_workbook.jobs import estimate, runner
+from metaug_workbook.jobs import estimate, grid, runner
 from metaug_workbook.jobs.estimate import format_duration
-from metaug_workbook.jobs.grid import build as build
 from metaug_workbook.plots import gallery, paper_figures
 from metaug_workbook.plots.features import bin_similarities, compare_pairs
 from metaug_workbook.plots.paper_figures import Table, select_measure
@@ -39,12 +38,12 @@ INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 # --- parameters
 def list_assigned(source: str) -> list[str]:
     """The names that a cell assigns at its top level."""
-    found: list[str] = []
+    names: list[str] = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found += [target.id for target in targets if isinstance(target, ast.Name)]
-    return found
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
 
 
 def read_injected(known: Iterable[str]) -> tuple[Mapping[str, Any], Sequence[str]]:
@@ -91,7 +90,7 @@ def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Confi
         gallery.refuse_changes()  # before hours of training, not after
     for file in imports:
         extensions.load(file)
-    return build({**settings, **further})
+    return grid.build_config({**settings, **further})
 
 
 # --- a run and what belongs to it
@@ -116,11 +115,11 @@ make_table = partial(runner.make_table, view=LiveRuns)
 def load_networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module:
     """Encoders and heads of the last kept epoch, or as they were before training, on the device of the images."""
     file = run.encoder_files()[-1] if trained else None
-    found, _ = representations.load_networks(run.config, len(splits.train.classes), file)
-    found = found.to(splits.train.labels.device)
+    networks, _ = representations.load_networks(run.config, len(splits.train.classes), file)
+    networks = networks.to(splits.train.labels.device)
     if not trained:
-        representations.settle_statistics(found, splits.train, run.config)
-    return found
+        representations.settle_statistics(networks, splits.train, run.config)
+    return networks
 
 
 def sample(images: datasets.Images | datasets.StreamedImages, count: int) -> Any:
@@ -137,8 +136,8 @@ def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = Fals
 def find_seeds(run: Run) -> list[Run]:
     """This run and the finished ones beside it that differ from it by their seed only."""
     wanted = run.config.identity() | {"seed": None}
-    found = [other for other in list_runs(run.config.runs_dir) if other.finished and other.current]
-    return [other for other in found if other.config.identity() | {"seed": None} == wanted]
+    finished = [other for other in list_runs(run.config.runs_dir) if other.finished and other.current]
+    return [other for other in finished if other.config.identity() | {"seed": None} == wanted]
 
 
 def format_percent(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,9 +191,9 @@ def collect_accuracies(
         if seconds > 3600 * max_hours:
             print(f"That is more than max_hours = {max_hours:g}: nothing was started. Set max_hours to start it.")
             return share_untrained(select_measure(tables.read_table(configs, split), measure), configs)
-    found = make_table(configs, representations=("trained",), augmented=augmented, **options)
+    table = make_table(configs, representations=("trained",), augmented=augmented, **options)
     make_table(experiments.select_floors(configs), representations=("untrained",), processes=1, **options)
-    failed = found[found["state"] == "failed"]
+    failed = table[table["state"] == "failed"]
     failures = dict(zip(failed["run"], failed["failure"], strict=True))
     return share_untrained(select_measure(tables.read_table(configs, split, failures), measure), configs)
 
@@ -218,19 +217,19 @@ def draw_figure(name: str, table: Table, runs: Table | None, publish: bool, colu
 
 def describe_this_machine() -> pd.DataFrame:
     """Provenance of what was measured here and now, as a row of `results.table`."""
-    found = environment(loop.pick_device("auto"))
-    machine = {key: found[key] for key in ("device", "commit", "uncommitted_changes")}
+    session = environment(loop.pick_device("auto"))
+    machine = {key: session[key] for key in ("device", "commit", "uncommitted_changes")}
     return pd.DataFrame(
-        [machine | {"run": f"{found['platform']} {found['processor']}", "state": "finished", "seed": 0}]
+        [machine | {"run": f"{session['platform']} {session['processor']}", "state": "finished", "seed": 0}]
     )
 
 
 def summarise_percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
     """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
     grouped = table.groupby(list(by), sort=False, dropna=False)
-    found: Table = tables.summarize(table, by, "accuracy").set_index(list(by))
-    found = pd.DataFrame({"accuracy": 100 * found["mean"], "±": 100 * found["half_width"], "n": found["n"]})
-    return found.assign(untrained=100 * grouped["untrained"].mean()).round(1)
+    rows: Table = tables.summarize(table, by, "accuracy").set_index(list(by))
+    rows = pd.DataFrame({"accuracy": 100 * rows["mean"], "±": 100 * rows["half_width"], "n": rows["n"]})
+    return rows.assign(untrained=100 * grouped["untrained"].mean()).round(1)
 
 
 def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFrame:
@@ -238,7 +237,7 @@ def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFram
 
     Rows as `figures.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
     """
-    found, splits = [], None
+    histograms, splits = [], None
     for run in map(tables.find_run, requests):
         if not run.finished:
             continue
@@ -253,18 +252,20 @@ def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFram
         z, augmented = both.chunk(2)
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
         for features, pairs in (("augmented", compare_pairs(z, augmented)), ("original", compare_pairs(z))):
-            found.append(bin_similarities(*pairs).assign(features=features, **labels))
-    return pd.concat(found) if found else pd.DataFrame()
+            histograms.append(bin_similarities(*pairs).assign(features=features, **labels))
+    return pd.concat(histograms) if histograms else pd.DataFrame()
 
 
 def judge_deltas(table: Table) -> pd.DataFrame:
     """The stored table of `paper_figures.draw_delta_question` as paired differences from MetAug (only OUCL), in points, with a
     verdict: higher or lower where the 95 % interval excludes zero, else open."""
-    found: Table = tables.compare_paired(table, "weight", paper_figures.REFERENCE, "accuracy").set_index("weight")
-    found = found[["mean", "half_width"]].mul(100).assign(n=found["n"])
-    clear = found["mean"].abs() > found["half_width"]
-    verdict = found["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
+    differences: Table = tables.compare_paired(table, "weight", paper_figures.REFERENCE, "accuracy").set_index("weight")
+    differences = differences[["mean", "half_width"]].mul(100).assign(n=differences["n"])
+    clear = differences["mean"].abs() > differences["half_width"]
+    verdict = differences["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
     share = table.groupby("weight")["augmented_gradient_share"].mean()
-    found = found.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
-    found.index = pd.Index(["control" if w == paper_figures.CONTROL else f"{w:g}" for w in found.index], name="delta")
-    return found.rename(columns={"half_width": "±"})
+    differences = differences.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
+    differences.index = pd.Index(
+        ["control" if w == paper_figures.CONTROL else f"{w:g}" for w in differences.index], name="delta"
+    )
+    return differences.rename(columns={"half_width": "±"})

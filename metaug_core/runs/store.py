@@ -210,12 +210,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        found = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        table = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {path}: {error}") from None
-    if not all(isinstance(row, dict) and "step" in row for row in found):
+    if not all(isinstance(row, dict) and "step" in row for row in table):
         raise StoreError(f"{path} does not hold rows of metrics")
-    return found
+    return table
 
 
 def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
@@ -276,13 +276,13 @@ def open_run(where: str | Path, runs_dir: Path) -> Run:
 def list_runs(runs_dir: Path) -> list[Run]:
     """Every readable run under runs_dir, oldest first."""
     files = sorted(runs_dir.glob("*/config.json"), key=lambda p: p.stat().st_mtime)
-    found = []
+    runs = []
     for file in files:
         try:
-            found.append(open_run(file.parent, runs_dir))
+            runs.append(open_run(file.parent, runs_dir))
         except MetaugError:  # a run of a method or view that only its author's notebook registers
             continue
-    return found
+    return runs
 
 
 def sync(path: Path) -> None:

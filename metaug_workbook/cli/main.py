@@ -11,7 +11,7 @@ import click
 
 from metaug_core.errors import Interrupted, MetaugError, Paused
 from metaug_workbook.cli import sweep
-from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
+from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -61,13 +61,13 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], r
     """
     from metaug_workbook.jobs import papermill_runner
 
-    path = papermill_runner.find(notebook)
-    values, config = papermill_runner.checked(path, dict(given), imports)
+    path = papermill_runner.find_notebook(notebook)
+    values, config = papermill_runner.check_parameters(path, dict(given), imports)
     if config is not None:
         note_idle(config, dict(given))
         config = config.replace(runs_dir=runs_dir)
     output = papermill_runner.execute(path, values, config, runs_dir)
-    click.echo(f"executed notebook: {shown(output)}")
+    click.echo(f"executed notebook: {format_path(output)}")
 
 
 def note_idle(config: Any, given: Iterable[str]) -> None:
@@ -83,9 +83,9 @@ def runs(runs_dir: Path) -> None:
     """List the runs, oldest first."""
     from metaug_core.runs import listing
 
-    rows = [describe(found) for found in listing.list_folders(runs_dir)]
+    rows = [describe(folder) for folder in listing.list_folders(runs_dir)]
     if not rows:
-        click.echo(f"no runs in {shown(runs_dir)}; `metaug run 01_pretrain` makes one")
+        click.echo(f"no runs in {format_path(runs_dir)}; `metaug run 01_pretrain` makes one")
         return
     heads = ("run", "method", "dataset", "epochs", "state", "probe %", "kNN %", "age")
     widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
@@ -93,16 +93,15 @@ def runs(runs_dir: Path) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def describe(found: Any) -> tuple[str, ...]:
+def describe(folder: Any) -> tuple[str, ...]:
     """One row of `metaug runs`."""
-    epochs = f"{found.epochs_done}/{found.epochs or '-'}"
-    probe, knn = (f"{100 * value:.1f}" if value is not None else "-" for value in (found.probe_paper, found.knn))
-    return (
-        found.name, found.method or "-", found.dataset or "-", epochs, found.state, probe, knn, age(time.time() - found.touched),
-    )  # fmt: skip
+    epochs = f"{folder.epochs_done}/{folder.epochs or '-'}"
+    probe, knn = (f"{100 * value:.1f}" if value is not None else "-" for value in (folder.probe_paper, folder.knn))
+    age = format_age(time.time() - folder.touched)
+    return folder.name, folder.method or "-", folder.dataset or "-", epochs, folder.state, probe, knn, age
 
 
-def age(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """Roughly, in one unit."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
@@ -124,9 +123,9 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
     from metaug_core.runtime import distributed
     from metaug_core.training import loop
     from metaug_workbook.jobs import runner
-    from metaug_workbook.jobs.grid import build, value
+    from metaug_workbook.jobs.grid import build_config, parse_setting
 
-    first = build({**{name: value(name, text) for name, text in given}, "runs_dir": runs_dir})
+    first = build_config({**{name: parse_setting(name, text) for name, text in given}, "runs_dir": runs_dir})
     note_idle(first, dict(given))
     configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
     processes = runner.count_processes([store.request(config) for config in configs])
@@ -141,7 +140,7 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
     except (KeyboardInterrupt, Paused):
         raise Interrupted("interrupted and saved; the same command goes on") from None
     for config in configs if distributed.rank() == 0 else ():
-        click.echo(f"finished: {shown(store.request(config).path)}")
+        click.echo(f"finished: {format_path(store.request(config).path)}")
 
 
 @main.command()
@@ -154,16 +153,16 @@ def resume(name: str, runs_dir: Path) -> None:
     from metaug_core.training import loop
     from metaug_workbook.jobs import runner
 
-    found = store.open_run(name, runs_dir)
-    if found.finished:
-        click.echo(f"{found.path.name} is finished already: {shown(found.path)}")
+    run = store.open_run(name, runs_dir)
+    if run.finished:
+        click.echo(f"{run.path.name} is finished already: {format_path(run.path)}")
         return
-    store.check_current(found)
+    store.check_current(run)
     try:
-        loop.fit(found.config)
+        loop.fit(run.config)
     except (KeyboardInterrupt, Paused):
-        raise Interrupted(f"interrupted{runner.how_to_continue(found)}") from None
-    click.echo(f"finished: {shown(found.path)}")
+        raise Interrupted(f"interrupted{runner.how_to_continue(run)}") from None
+    click.echo(f"finished: {format_path(run.path)}")
 
 
 @main.command()
@@ -174,36 +173,36 @@ def report(name: str | None, runs_dir: Path) -> None:
     from metaug_core.runs import store
     from metaug_core.training import diagnostics
 
-    found = store.open_run(name, runs_dir) if name else latest(runs_dir)
-    click.echo(f"run        {shown(found.path.resolve())}")
+    run = store.open_run(name, runs_dir) if name else find_latest(runs_dir)
+    click.echo(f"run        {format_path(run.path.resolve())}")
     for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
-        for number, path in enumerate(sorted(found.path.resolve().glob(pattern))):
-            click.echo(f"{'' if number else label:<11}{shown(path)}")
-    sessions = found.sessions
+        for number, path in enumerate(sorted(run.path.resolve().glob(pattern))):
+            click.echo(f"{'' if number else label:<11}{format_path(path)}")
+    sessions = run.sessions
     session = sessions[-1] if sessions else {}
     if session.get("device") == "cuda" and (reason := session.get("eager_because")):
         click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
-    for number, (text, value) in enumerate(diagnostics.mag_readings(found.metrics).items()):
+    for number, (text, value) in enumerate(diagnostics.mag_readings(run.metrics).items()):
         click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
-    if not found.evaluation():
+    if not run.evaluation():
         click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
         return
-    click.echo("\n" + table(found))
+    click.echo("\n" + format_accuracies(run))
 
 
-def latest(runs_dir: Path) -> Any:
+def find_latest(runs_dir: Path) -> Any:
     """The finished run that was evaluated last. MetaugError if there is none."""
     from metaug_core.runs import store
 
-    evaluated = [found for found in store.list_runs(runs_dir) if found.evaluation()]
+    evaluated = [run for run in store.list_runs(runs_dir) if run.evaluation()]
     if not evaluated:
-        raise MetaugError(f"no evaluated run in {shown(runs_dir)}: `metaug run 02_evaluate` makes one")
-    return max(evaluated, key=lambda found: found.evaluation_file().stat().st_mtime)
+        raise MetaugError(f"no evaluated run in {format_path(runs_dir)}: `metaug run 02_evaluate` makes one")
+    return max(evaluated, key=lambda run: run.evaluation_file().stat().st_mtime)
 
 
-def table(found: Any) -> str:
+def format_accuracies(run: Any) -> str:
     """Accuracies in percent on the test split, as text."""
-    stored = found.evaluation()
+    stored = run.evaluation()
     measures = {"probe_paper": "linear probe", "probe_fast": "probe (fast)", "knn": "kNN"}
     lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in measures.values())]
     for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):
@@ -222,7 +221,7 @@ def download(dataset: str, data_dir: Path | None) -> None:
     from metaug_core.data import datasets
 
     place = datasets.download(dataset, data_dir or Config.model_fields["data_dir"].default)
-    click.echo(f"{dataset} is in {shown(place)}")
+    click.echo(f"{dataset} is in {format_path(place)}")
 
 
 @main.command()

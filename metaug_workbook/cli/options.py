@@ -22,7 +22,7 @@ def takes_runs_dir(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--runs-dir", type=kind, help=explained)(update_wrapper(with_default, command))
 
 
-def shown(path: Path) -> str:
+def format_path(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from metaug_core.errors import Interrupted
-from metaug_workbook.cli.options import shown, takes_imports, takes_runs_dir
+from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir
 
 
 @click.command()
@@ -29,7 +29,7 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 
     drawn = gallery.rebuild(folder, names or None, out)
     place = out or folder or gallery.FOLDER
-    click.echo(f"drawn: {', '.join(drawn) or 'nothing'}; see {shown(place / 'README.md')}")
+    click.echo(f"drawn: {', '.join(drawn) or 'nothing'}; see {format_path(place / 'README.md')}")
 
 
 @click.command()
@@ -72,7 +72,7 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
     measures, representations = (tuple(asked[name].split(",")) for name in ("measures", "representations"))
     wanted = Wanted(measures, representations, asked["augmented"], "test")
     place = (asked["notebook"], asked["imports"], asked["name"])
-    plan = sweep.plan(asked["grid"], asked["fixed"], asked["seeds"], runs_dir, wanted, *place)
+    plan = sweep.plan_sweep(asked["grid"], asked["fixed"], asked["seeds"], runs_dir, wanted, *place)
     state = sweep.Sweep(plan, asked["retry"])
     if dry_run:
         click.echo(describe(state))
@@ -88,13 +88,13 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
         raise Interrupted(f"interrupted: {counted}; the same command goes on") from None
     click.echo(
-        f"{state.count('finished')} of {len(state.cells)} cells are finished: {shown(plan.folder / 'table.csv')}"
+        f"{state.count('finished')} of {len(state.cells)} cells are finished: {format_path(plan.folder / 'table.csv')}"
     )
     failed, notebooks = state.count("failed"), sum(cell["notebook_error"] is not None for cell in state.cells)
     for count, what in ((failed, "cells"), (notebooks, "notebooks")):
         if count:
             raise papermill_runner.CellFailed(
-                f"{count} of {len(state.cells)} {what} failed, see {shown(state.file)}; --retry tries them again"
+                f"{count} of {len(state.cells)} {what} failed, see {format_path(state.file)}; --retry tries them again"
             )
 
 
@@ -151,7 +151,7 @@ def submit(state: Any, workers: int) -> str:
     script = worker.write_submission(plan.folder, min(workers, max(1, len(state.missing()))), command)
     return (
         f"{len(state.missing())} of {len(state.cells)} cells are missing\n"
-        f"submit: sbatch {shown(script)}\n"
+        f"submit: sbatch {format_path(script)}\n"
         "afterwards the same command without --slurm writes the table and executes the notebooks"
     )
 

@@ -8,7 +8,7 @@ from metaug_core import methods, presets
 from metaug_core.config import Config, ConfigError
 
 
-def build(values: Mapping[str, Any]) -> Config:
+def build_config(values: Mapping[str, Any]) -> Config:
     """The Config of a notebook's parameters: `preset` names the preset, a None leaves a setting to it. Raises ConfigError."""
     given = {name: value for name, value in values.items() if value is not None}
     config = presets.preset(given.pop("preset", "quick"), **given)
@@ -16,49 +16,49 @@ def build(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def several(name: str) -> bool:
+def takes_list(name: str) -> bool:
     """Whether the setting takes a list of values."""
     field = Config.model_fields.get(name)
     return field is not None and str(field.annotation).startswith("tuple")
 
 
-def value(name: str, text: str) -> Any:
+def parse_setting(name: str, text: str) -> Any:
     """What the text of an option means to `Config`: a setting that takes several values is written with commas."""
     return (
-        text.split(",") if several(name) else None if text == "None" else text
+        text.split(",") if takes_list(name) else None if text == "None" else text
     )  # None leaves the setting to the preset
 
 
-def assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
+def parse_assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
     """NAME=VALUE texts of an option -> {name: value}. Raises ConfigError."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in texts:
         name, equals, right = (part.strip() for part in text.partition("="))
         if not (name and equals and right):
             raise ConfigError(f"{option} {text}: needs NAME=VALUE")
-        if name in found:
+        if name in values:
             raise ConfigError(f"{option} {name} is given twice")
-        found[name] = right
-    return found
+        values[name] = right
+    return values
 
 
-def axis(name: str, text: str) -> list[str]:
+def parse_axis(name: str, text: str) -> list[str]:
     """The values of a grid's axis, `1,2,4`; of a setting that takes a list, `L,ab;L,ab,RGB`. Raises ConfigError."""
-    found = [part.strip() for part in text.split(";" if several(name) else ",")]
-    if not all(found):
+    parts = [part.strip() for part in text.split(";" if takes_list(name) else ",")]
+    if not all(parts):
         raise ConfigError(f"--grid {name}={text}: a value is missing between two separators")
-    if repeated := [part for part in found if found.count(part) > 1]:
+    if repeated := [part for part in parts if parts.count(part) > 1]:
         raise ConfigError(f"--grid {name}={text}: {repeated[0]} stands there twice")
-    return found
+    return parts
 
 
-def cells(grid: Iterable[str], fixed: Iterable[str], seeds: int) -> list[dict[str, str]]:
+def list_cells(grid: Iterable[str], fixed: Iterable[str], seeds: int) -> list[dict[str, str]]:
     """The texts of every cell's settings: each combination of the axes over what is fixed, seeds innermost. Raises ConfigError.
 
     grid: texts NAME=V1,V2,...; fixed: texts NAME=VALUE; seeds: how many, from the fixed seed (0) on.
     """
-    axes = {name: axis(name, text) for name, text in assignments("--grid", grid).items()}
-    common = assignments("--set", fixed)
+    axes = {name: parse_axis(name, text) for name, text in parse_assignments("--grid", grid).items()}
+    common = parse_assignments("--set", fixed)
     for name in axes:
         if name in common:
             raise ConfigError(f"{name} stands in --grid and in --set")
@@ -71,6 +71,6 @@ def cells(grid: Iterable[str], fixed: Iterable[str], seeds: int) -> list[dict[st
     return [common | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def words(given: Mapping[str, str], names: Iterable[str]) -> str:
+def describe_cell(given: Mapping[str, str], names: Iterable[str]) -> str:
     """The named settings of a cell as one writes them: `oucl=eq9, seed=1`."""
     return ", ".join(f"{name}={given[name]}" for name in names)

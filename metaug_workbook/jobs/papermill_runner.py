@@ -33,7 +33,7 @@ from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
 from metaug_core.training.progress import last_row
 from metaug_workbook.jobs.estimate import format_duration
-from metaug_workbook.jobs.grid import build, value
+from metaug_workbook.jobs.grid import build_config, parse_setting
 from metaug_workbook.jobs.runner import how_to_continue
 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
@@ -46,7 +46,7 @@ class CellFailed(MetaugError):
 
 
 # --- which notebook, and with what
-def find(name: str) -> Path:
+def find_notebook(name: str) -> Path:
     """A notebook by its path, or by its bare name in the workbook's notebooks folder. Raises ConfigError."""
     shipped = HOME / "notebooks"
     for path in (Path(name), Path(f"{name}.ipynb"), shipped / name, shipped / f"{name}.ipynb"):
@@ -57,18 +57,18 @@ def find(name: str) -> Path:
     )
 
 
-def parameters(path: Path) -> dict[str, Any]:
-    """What the notebook's cell tagged `parameters` holds, as papermill sees it. Raises ConfigError."""
+def read_parameters(path: Path) -> dict[str, Any]:
+    """What the notebook's cell tagged `read_parameters` holds, as papermill sees it. Raises ConfigError."""
     try:
-        found = papermill.inspect_notebook(path)
+        parameters = papermill.inspect_notebook(path)
     except (NotJSONError, ValueError, KeyError, AttributeError):
         raise ConfigError(f"{path} is not a notebook") from None
-    if not found:
+    if not parameters:
         raise ConfigError(f"{path.name} has no cell tagged 'parameters', or nothing in it")
-    return found
+    return parameters
 
 
-def typed(name: str, text: str, annotation: str) -> Any:
+def parse_value(name: str, text: str, annotation: str) -> Any:
     """The value that text means for a parameter annotated str, int, float, bool or Optional[...]. Raises ConfigError."""
     optional, base = "Optional" in annotation, annotation.strip().removeprefix("Optional[").removesuffix("]")
     if optional and text == "None":
@@ -83,25 +83,29 @@ def typed(name: str, text: str, annotation: str) -> Any:
         return text
 
 
-def checked(path: Path, given: Mapping[str, str], imports: Sequence[str] = ()) -> tuple[dict[str, Any], Config | None]:
+def check_parameters(
+    path: Path, given: Mapping[str, str], imports: Sequence[str] = ()
+) -> tuple[dict[str, Any], Config | None]:
     """What to inject for the texts given, and the Config of the notebook's run, if it has one: a notebook with a parameter `seed`
     is of one run, one with `seeds` of many. Settings are checked either way. Raises ConfigError.
 
     A setting of Config that the notebook does not name among its parameters goes into the dict `settings`, and the user's files
     into the list `imports`, both of which `notebooks.configure` reads.
     """
-    known = parameters(path)
+    known = read_parameters(path)
     settings = Config.model_fields.keys() - {"runs_dir"} if "preset" in known else set()
     for name in given:
         if name not in known and name not in settings:
             raise ConfigError(f"{name!r} is not a parameter of {path.name}{suggestion(name, {*known, *settings})}")
-    values = {n: typed(n, text, known[n]["inferred_type_name"]) for n, text in given.items() if n in known}
+    values = {n: parse_value(n, text, known[n]["inferred_type_name"]) for n, text in given.items() if n in known}
     if "preset" not in known:
         return values, None
-    further = {n: found for n, text in given.items() if n not in known and (found := value(n, text)) is not None}
+    further = {
+        n: parsed for n, text in given.items() if n not in known and (parsed := parse_setting(n, text)) is not None
+    }
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
     named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
-    config = build(named | further)
+    config = build_config(named | further)
     dumped = config.model_dump(mode="json", include=set(further))
     values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
     return values, config if "seed" in known else None

@@ -46,10 +46,10 @@ class Plan:
 
     def words(self, number: int) -> str:
         config = self.configs[number]
-        return grid.words(self.given[number], (n for n in self.varying if not config.idle(n))) or config.name()
+        return grid.describe_cell(self.given[number], (n for n in self.varying if not config.idle(n))) or config.name()
 
 
-def plan(
+def plan_sweep(
     axes: Sequence[str],
     fixed: Sequence[str],
     seeds: int,
@@ -60,12 +60,12 @@ def plan(
     name: str | None = None,
 ) -> Plan:
     """Every name and value checked against the notebook, Config and the method; nothing is started. Raises ConfigError."""
-    given, path = grid.cells(axes, fixed, seeds), papermill_runner.find(notebook)
+    given, path = grid.list_cells(axes, fixed, seeds), papermill_runner.find_notebook(notebook)
     configs, faults = [], []
     varying = tuple(n for n in given[0] if len({one[n] for one in given}) > 1)
     for one in given:
         try:
-            config = papermill_runner.checked(path, one, imports)[1]
+            config = papermill_runner.check_parameters(path, one, imports)[1]
         except MetaugError as error:
             faults.append((one, str(error)))
             continue
@@ -73,13 +73,13 @@ def plan(
             raise ConfigError(f"{path.name} does not train one run: a cell needs the parameters `preset` and `seed`")
         configs.append(config.replace(runs_dir=runs_dir))
     if faults:
-        where = "" if len(faults) == len(given) else f"cell {grid.words(faults[0][0], varying)}: "
+        where = "" if len(faults) == len(given) else f"cell {grid.describe_cell(faults[0][0], varying)}: "
         more = f" (and {len(faults) - 1} more of {len(given)} cells)" if where and len(faults) > 1 else ""
         raise ConfigError(f"{where}{faults[0][1]}{more}")
     for setting in varying:
         if all(reasons := [config.idle(setting) for config in configs]):
             raise ConfigError(f"--grid {setting}={given[0][setting]},...: {reasons[0]}")
-    given, configs = distinct(given, configs, varying)
+    given, configs = drop_duplicates(given, configs, varying)
     names = [config.name() for config in configs]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         raise ConfigError(f"--name {name}: must be the name of a folder, not a path")
@@ -89,7 +89,7 @@ def plan(
     return Plan(name or f"{readable}-{digest}", where, varying, tuple(given), tuple(configs), tuple(imports), wanted)
 
 
-def distinct(
+def drop_duplicates(
     given: Sequence[dict[str, str]], configs: Sequence[Config], varying: Sequence[str]
 ) -> tuple[list[dict[str, str]], list[Config]]:
     """Each run once: cells that differ only in what their method does not use are one. ConfigError for others of one run."""
@@ -97,7 +97,7 @@ def distinct(
     for number, config in enumerate(configs):
         one, other = given[first.setdefault(config.name(), number)], given[number]
         if any(one[name] != other[name] and not config.idle(name) for name in varying):
-            a, b = (grid.words(cell, varying) for cell in (one, other))
+            a, b = (grid.describe_cell(cell, varying) for cell in (one, other))
             raise ConfigError(f"cells {a} and {b} are one and the same run")
     return [given[number] for number in first.values()], [configs[number] for number in first.values()]
 
@@ -126,7 +126,7 @@ class Sweep:
 
     def notebook(self, run: store.Run) -> Path:
         """Where the executed notebook of a run is or will be."""
-        return run.path / papermill_runner.find(self.plan.notebook).name
+        return run.path / papermill_runner.find_notebook(self.plan.notebook).name
 
     def count(self, state: str) -> int:
         return sum(cell["state"] == state for cell in self.cells)
@@ -244,11 +244,11 @@ def execute_notebook(task: dict[str, Any]) -> str | None:
     """Execute the notebook of a cell in a kernel of its own -> why it failed, in a sentence."""
     for file in task["imports"]:
         extensions.load(file)
-    path = papermill_runner.find(task["notebook"])
+    path = papermill_runner.find_notebook(task["notebook"])
     try:
-        values, config = papermill_runner.checked(path, task["given"], task["imports"])
+        values, config = papermill_runner.check_parameters(path, task["given"], task["imports"])
         runs_dir = Path(task["runs_dir"])
-        assert config is not None  # `plan` refuses a notebook without a run
+        assert config is not None  # `plan_sweep` refuses a notebook without a run
         papermill_runner.execute(path, values, config.replace(runs_dir=runs_dir), runs_dir, bar=False)
     except Interrupted:
         raise

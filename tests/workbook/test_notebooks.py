@@ -97,22 +97,22 @@ def test_the_defaults_are_those_of_a_preset(path):
     found = {name: ast.literal_eval(entry["default"]) for name, entry in papermill.inspect_notebook(path).items()}
     settings = {name: value for name, value in found.items() if name == "preset" or name in Config.model_fields}
     if "seed" in found:
-        assert notebook.build(settings) == preset("quick")
+        assert grid.build_config(settings) == preset("quick")
         return
     asked = {"03_similarity_histograms": {"delta": 1.0, "alpha": 1.0}, "06_margins": {"delta": 1.0, "alpha": 1.0},
              "10_meta_gradient": {"width": 0.25, "inner_lr": 0.1}}  # fmt: skip
-    assert notebook.build(settings) == preset("sketch", **asked.get(path.stem, {}))
+    assert grid.build_config(settings) == preset("sketch", **asked.get(path.stem, {}))
 
 
 @pytest.mark.parametrize("name", ["04_gamma_attenuation", "11_delta"])
 def test_a_notebook_of_many_runs_is_checked_but_belongs_to_no_run(name):
     path = FOLDER / f"{name}.ipynb"
-    values, config = papermill_runner.checked(path, {"seeds": "3", "dataset": "cifar10", "max_hours": "2"})
+    values, config = papermill_runner.check_parameters(path, {"seeds": "3", "dataset": "cifar10", "max_hours": "2"})
     assert (values, config) == ({"seeds": 3, "dataset": "cifar10", "max_hours": 2.0}, None)
-    assert papermill_runner.checked(FOLDER / "01_pretrain.ipynb", {"seed": "3"})[1] == preset("quick", seed=3)
+    assert papermill_runner.check_parameters(FOLDER / "01_pretrain.ipynb", {"seed": "3"})[1] == preset("quick", seed=3)
     for given, refusal in (({"encoder": "conf"}, "unknown encoder 'conf'"), ({"epochs": "0"}, "epochs")):
         with pytest.raises(ConfigError, match=refusal):
-            papermill_runner.checked(path, given)
+            papermill_runner.check_parameters(path, given)
 
 
 def test_what_07_holds_fixed_is_the_papers_in_the_defaults_and_in_the_full_grid():
@@ -168,9 +168,9 @@ def test_names_that_a_cell_assigns_are_found():
 
 
 def test_build_leaves_none_to_the_preset():
-    assert notebook.build({"preset": "quick", "epochs": None, "seed": 3}) == preset("quick", seed=3)
+    assert grid.build_config({"preset": "quick", "epochs": None, "seed": 3}) == preset("quick", seed=3)
     with pytest.raises(ConfigError, match="contrasts at least 2 views"):
-        notebook.build({"preset": "quick", "views": ("L",)})
+        grid.build_config({"preset": "quick", "views": ("L",)})
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def options(tmp_path: Path) -> list[str]:
 
 # --- the grid
 def test_cells_are_every_combination_with_seeds_innermost():
-    found = grid.cells(["lr=0.1,0.2", "views=L,ab;L,ab,RGB"], ["preset=quick", "seed=3"], 2)
+    found = grid.list_cells(["lr=0.1,0.2", "views=L,ab;L,ab,RGB"], ["preset=quick", "seed=3"], 2)
     assert len(found) == 8
     assert found[0] == {"preset": "quick", "lr": "0.1", "views": "L,ab", "seed": "3"}
     assert [(one["lr"], one["views"], one["seed"]) for one in found[1:4]] == [
@@ -57,8 +57,8 @@ def test_cells_are_every_combination_with_seeds_innermost():
         ("0.1", "L,ab,RGB", "3"),
         ("0.1", "L,ab,RGB", "4"),
     ]
-    assert grid.cells([], [], 1) == [{}]
-    assert grid.words(found[0], ["lr", "seed"]) == "lr=0.1, seed=3"
+    assert grid.list_cells([], [], 1) == [{}]
+    assert grid.describe_cell(found[0], ["lr", "seed"]) == "lr=0.1, seed=3"
 
 
 REFUSED = [
@@ -319,7 +319,7 @@ def test_an_interrupt_saves_what_is_under_way(cells, tmp_path):
 
 # --- trials
 def of_cell(runs: Path, **settings: Any) -> Config:
-    return grid.build(FIXED | settings).replace(runs_dir=runs)
+    return grid.build_config(FIXED | settings).replace(runs_dir=runs)
 
 
 def alone(configs: list[Config], place: Path) -> list[store.Run]:

@@ -260,6 +260,6 @@ def test_the_commands_of_the_gallery_name_notebooks_and_parameters_that_exist():
     for name, entry in gallery.FIGURES.items():
         words = entry.command.split()
         if words[:2] == ["metaug", "run"]:
-            known = papermill.inspect_notebook(papermill_runner.find(words[2]))
+            known = papermill.inspect_notebook(papermill_runner.find_notebook(words[2]))
             given = [words[i + 1] for i, word in enumerate(words) if word == "-p"]
             assert set(given) <= set(known), name
