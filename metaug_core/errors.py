@@ -8,6 +8,10 @@ class MetaugError(Exception):
     """Something the user can mend, said in one sentence that names what and where."""
 
 
+class Paused(MetaugError):
+    """A run was asked to stop by a `stop.request` in its folder. It is saved, and the same request goes on with it."""
+
+
 def shown(value: object) -> str:
     """A value as it was given, cut short if it is long."""
     text = repr(value)

@@ -109,7 +109,7 @@ def networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module:
     found, _ = representations.load_networks(run.config, len(splits.train.classes), file)
     found = found.to(splits.train.labels.device)
     if not trained:
-        representations.settle_statistics(found, splits.train, run.config)
+        representations.estimate_bn_stats(found, splits.train, run.config)
     return found
 
 

@@ -113,7 +113,7 @@ def similarity_table(requests: tables.Requests, images: int) -> pd.DataFrame:
         device = splits.train.labels.device
         assert mag is not None
         networks, mag = networks.to(device), mag.to(device)
-        representations.settle_mag(networks, mag, splits.train, config)
+        representations.estimate_mag_bn_stats(networks, mag, splits.train, config)
         both = representations.embeddings(networks, sample(splits.test, images), config, mag)
         z, augmented = both.chunk(2)
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}

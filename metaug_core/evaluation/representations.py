@@ -22,7 +22,7 @@ from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.probes import MEASURES, Labelled, measure
 from metaug_core.methods.base import initial_networks
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
-from metaug_core.runtime.devices import freed_memory_kept, pick_device
+from metaug_core.runtime.devices import keep_freed_memory, pick_device
 from metaug_core.runtime.precision import arithmetic
 from metaug_core.views.augmentation import evaluation_views, plain
 
@@ -56,7 +56,7 @@ def embeddings(
 ) -> Tensor:
     """z of all views, (V, N, d); with a MAG z and z~, (2V, N, d) (Table 5, "with augmented features"; Figure 2).
 
-    z~ is what was trained once `settle_mag` has been called.
+    z~ is what was trained once `estimate_mag_bn_stats` has been called.
     """
     found = []
     with evaluating(networks, mag), arithmetic(config.precision):
@@ -72,7 +72,7 @@ def embedded(networks: nn.Module, pixels: Tensor, config: Config) -> Tensor:
     return networks([seen[name] for name in config.views])
 
 
-def settle_statistics(networks: nn.Module, images: datasets.Images | datasets.StreamedImages, config: Config) -> None:
+def estimate_bn_stats(networks: nn.Module, images: datasets.Images | datasets.StreamedImages, config: Config) -> None:
     """Give an untrained network's BatchNorm the statistics of training images.
 
     Without them it would be measured under statistics (0, 1) that no image has, and the floor would look lower than it is.
@@ -82,7 +82,7 @@ def settle_statistics(networks: nn.Module, images: datasets.Images | datasets.St
         average_statistics(networks, images, lambda pixels: encoders(evaluation_views(pixels, config), names))
 
 
-def settle_mag(
+def estimate_mag_bn_stats(
     networks: nn.Module, mag: nn.Module, images: datasets.Images | datasets.StreamedImages, config: Config
 ) -> None:
     """Give a trained MAG's BatchNorm the statistics of training images, of their z as evaluation has it.
@@ -187,7 +187,7 @@ def evaluate(
     if any(gaps.values()):
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
         splits = splits or datasets.load(run.config, device)
-        with freed_memory_kept(), arithmetic(run.config.precision):
+        with keep_freed_memory(), arithmetic(run.config.precision):
             for name in filter(gaps.get, gaps):
                 stored[name] = stored.get(name, {}) | _representation(name, run, split, splits, device, gaps[name])
         write_json(
@@ -230,9 +230,9 @@ def _representation(
         networks, mag = load_networks(config, classes, file)
         networks, mag = networks.to(device), mag.to(device) if mag and name == AUGMENTED else None
         if file is None and name != "raw pixels":
-            settle_statistics(networks, splits.train, config)
+            estimate_bn_stats(networks, splits.train, config)
         if mag is not None:
-            settle_mag(networks, mag, splits.train, config)
+            estimate_mag_bn_stats(networks, mag, splits.train, config)
         seen = partial(_labelled, name, config=config, networks=networks, mag=mag)
         val = seen(splits.val) if splits.val is not None and split != "val" else None
         found.append(measure(seen(splits.train), seen(test), val, classes, measures))

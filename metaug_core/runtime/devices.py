@@ -113,7 +113,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # options of glibc's mall
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within, glibc hands freed memory to the next tensor instead of back to the system; elsewhere it does nothing.
 
     By default every large tensor is fresh pages, each a fault: 600,000 in a MetAug step (64 px, batch 64), a fifth of its time

@@ -15,15 +15,15 @@ from metaug_core.data import datasets
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import PROBES, Labelled, Probe, accuracy, knn, linear_probe, measure, probe_accuracy
 from metaug_core.evaluation.representations import (
+    estimate_bn_stats,
+    estimate_mag_bn_stats,
     evaluating,
     features,
     interval,
     load_networks,
     over_seeds,
-    settle_mag,
-    settle_statistics,
 )
-from metaug_core.training import session, state
+from metaug_core.training import diagnostics, state
 
 
 def normal(*shape, seed=0):
@@ -322,7 +322,7 @@ def test_settled_statistics_are_those_of_the_images(tiny, count):
     networks: Any = Recording()
     config = tiny(views=("L",), method="supervised")
     networks.norm.running_mean += 100
-    settle_statistics(networks, images, config)
+    estimate_bn_stats(networks, images, config)
     assert sum(networks.sizes) == count
     assert max(networks.sizes) - min(networks.sizes) <= 1
     assert (networks.norm.momentum, networks.flat.momentum) == (0.3, 0.1)
@@ -330,7 +330,7 @@ def test_settled_statistics_are_those_of_the_images(tiny, count):
     torch.testing.assert_close(networks.norm.running_mean, lightness.mean()[None], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(networks.norm.running_var, lightness.var()[None], rtol=1e-2, atol=1e-3)
     twin: Any = Recording()
-    settle_statistics(twin, datasets.Images(pixels, torch.randint(9, (count,)), ("a",)), config)
+    estimate_bn_stats(twin, datasets.Images(pixels, torch.randint(9, (count,)), ("a",)), config)
     assert torch.equal(twin.norm.running_mean, networks.norm.running_mean)
 
 
@@ -381,7 +381,7 @@ def test_settling_a_mag_leaves_weights_and_encoders_alone(run):
     networks, mag = load_networks(run.config, 4, run.encoder_files()[-1])
     assert mag is not None
     before = {name: t.clone() for module in (networks, mag) for name, t in module.state_dict().items()}
-    settle_mag(networks, mag, splits.train, run.config)
+    estimate_mag_bn_stats(networks, mag, splits.train, run.config)
     after = {name: t for module in (networks, mag) for name, t in module.state_dict().items()}
     changed = {name for name, t in after.items() if not torch.equal(t, before[name])}
     kinds = ("running_mean", "running_var", "num_batches_tracked")
@@ -406,11 +406,11 @@ def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny
     before = {name: t.clone() for name, t in s.networks.state_dict().items()}
     drawn = s.random.clone()
     with state.own_random_numbers(s):
-        found = session.knn_monitor(s, splits)
+        found = diagnostics.knn_monitor(s, splits)
     assert s.networks.training
     assert all(torch.equal(t, before[name]) for name, t in s.networks.state_dict().items())
     assert torch.equal(s.random, drawn)
-    settle_statistics(s.networks, splits.train, config)
+    estimate_bn_stats(s.networks, splits.train, config)
     train, val = (features(s.networks, images, config) for images in (splits.train, splits.val))
     assert found == knn(train, splits.train.labels, val, splits.val.labels, 4)
 

@@ -15,7 +15,7 @@ from metaug_core.data import datasets
 from metaug_core.runs import store
 from metaug_core.runs.store import read_tensors
 from metaug_core.runtime.streams import side_by_side
-from metaug_core.training import cuda_graphs, loop, state
+from metaug_core.training import cuda_graphs, state
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.step import descend, train_step
 from metaug_workbook.cli import main
@@ -70,8 +70,8 @@ def test_where_a_capture_fails_the_step_is_eager_and_says_why():
 def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_path, monkeypatch):
     plain = fit(tiny(runs_dir=tmp_path / "plain"), lambda at: None)
     assert tables.row(plain)["eager_because"] == "device cpu has no CUDA graphs"
-    for module in (cuda_graphs, loop):  # the device is taken for one that captures; what then happens is torch's
-        monkeypatch.setattr(module, "not_captured_because", lambda states: None)
+    # The device is taken for one that captures; what then happens is torch's.
+    monkeypatch.setattr(cuda_graphs, "explain_eager_steps", lambda states: None)
     with pytest.warns(RuntimeWarning, match="could not be captured: CUDA error: .* kernel by kernel") as warned:
         runs = fit_trials([tiny(), tiny(seed=1)], lambda at: None)
     assert len([one for one in warned if one.category is RuntimeWarning]) == 1
@@ -187,7 +187,7 @@ def test_a_gradient_in_another_layout_moves_the_right_weights(make):
 
 FAULTS = """
 import resource, torch
-from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.devices import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -195,7 +195,7 @@ def faults():
         torch.ones(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-with freed_memory_kept():
+with keep_freed_memory():
     faults()
     print(faults())
 print(faults())

@@ -22,7 +22,7 @@ from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods import base
 from metaug_core.objectives.similarity import Pairs, similarity
 from metaug_core.runs.store import Run, read_tensors
-from metaug_core.training import cuda_graphs, session, state, step
+from metaug_core.training import cuda_graphs, loop, state, step
 from metaug_core.training.loop import pick_device
 from metaug_core.training.progress import Progress
 from metaug_core.training.step import lr_factor, train_step
@@ -461,7 +461,7 @@ def test_metrics_are_what_a_reader_wants(tiny):
 
 
 def test_a_mag_pass_reports_its_own_loss(tiny, monkeypatch):
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     reports: list[Progress] = []
     fit(tiny(schedule="epoch", epochs=1), reports.append)
     assert len(reports) == 10
@@ -565,7 +565,7 @@ def test_what_an_encoder_draws_is_of_the_seed_too(tiny, monkeypatch, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny(encoder="dropout", runs_dir=tmp_path / "again")
-    monkeypatch.setattr("metaug_core.training.session.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("metaug_core.training.loop.REPORT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(config, interrupt)
     torch.rand(3)

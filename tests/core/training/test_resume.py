@@ -25,7 +25,7 @@ from tiny import ROOT, TINY, patterns
 
 from metaug_core import Config, MetaugError, fit
 from metaug_core.runs.store import Run, StoreError, read_tensors, request, rows
-from metaug_core.training import session
+from metaug_core.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 
@@ -195,7 +195,7 @@ def test_the_same_request_gives_the_same_run_in_this_process(whole, tmp_path):
 
 
 def test_a_checkpoint_only_when_it_is_due_and_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     for name, expected in (("rarely", set()), ("metaug", {*range(2, 11)})):
         there = set()  # steps after which, and before whose own checkpoint, there is one
 
@@ -352,6 +352,25 @@ def test_an_interrupt_while_files_are_written(driver, whole, tmp_path, moment):
     assert read_tensors(request(config).checkpoint)[1]["step"] > 0
     assert driver.run(config) == 0, driver.said()
     assert_same(whole("authors"), request(config))
+
+
+def test_a_stop_request_of_another_process_saves_and_stops_the_run(driver, tmp_path):
+    config, untouched = (settings("rarely", tmp_path / name).replace(epochs=80) for name in ("stopped", "untouched"))
+    run = request(config)
+    run.path.mkdir(parents=True)
+    (run.path / loop.STOP_FILE).touch()  # an earlier request, which starting the run takes back
+    driver.start(config)
+    wait(lambda: len(rows(run.path / "metrics.jsonl")) >= 2)
+    assert not (run.path / loop.STOP_FILE).exists()
+    (run.path / loop.STOP_FILE).touch()
+    assert driver.end() == 3
+    assert_one_sentence(driver.said(), f"run {config.name()} was asked to stop: it is saved, the same request goes on")
+    assert 2 <= read_tensors(run.checkpoint)[1]["step"] < 400
+    assert not run.finished
+    assert run.failure is None
+    for same_config in (config, untouched):
+        assert driver.run(same_config) == 0, driver.said()
+    assert_same(request(untouched), run)
 
 
 def test_a_finished_run_is_found(whole, driver):
