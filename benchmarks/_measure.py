@@ -20,8 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from metaug_core import Config
 from metaug_core.data.datasets import Images, Splits
-from metaug_core.runtime.devices import keep_freed_memory
-from metaug_core.runtime.precision import arithmetic
+from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.loop import pick_device

@@ -17,7 +17,7 @@ from _results import table, write
 from metaug_core import Config
 from metaug_core.evaluation.probes import PROBES, Labelled, knn, probe_accuracy
 from metaug_core.evaluation.representations import features, load_networks
-from metaug_core.runtime.devices import keep_freed_memory
+from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import noise
 

@@ -32,7 +32,7 @@ from torchvision import transforms
 from metaug_core import ENCODERS, VIEWS, Config
 from metaug_core.data.datasets import Images
 from metaug_core.networks.encoders import output_dim
-from metaug_core.runtime.devices import keep_freed_memory
+from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import noise
 

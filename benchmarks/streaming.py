@@ -26,7 +26,7 @@ from torch import Tensor
 from metaug_core import Config
 from metaug_core.data import datasets
 from metaug_core.data.datasets import StreamedImages
-from metaug_core.runtime.devices import keep_freed_memory
+from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import noise
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.evaluation import representations
-from metaug_core.runtime.devices import environment
+from metaug_core.runtime.environment import environment
 from metaug_core.training import loop
 from metaug_workbook.jobs import making
 from metaug_workbook.notebook import configure, injected, load, made, sample

@@ -22,8 +22,7 @@ from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.probes import MEASURES, Labelled, measure
 from metaug_core.methods.base import initial_networks
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
-from metaug_core.runtime.devices import keep_freed_memory, pick_device
-from metaug_core.runtime.precision import arithmetic
+from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
 from metaug_core.views.augmentation import evaluation_views, plain
 
 STATISTICS_BATCH = 512  # for BatchNorm's statistics of training images

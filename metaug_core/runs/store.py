@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metaug_core.config import ENGINE_VERSION, PROTOCOL_VERSION, Config, ConfigError
 from metaug_core.errors import MetaugError, suggestion
-from metaug_core.runtime.devices import environment
+from metaug_core.runtime.environment import environment
 
 FORMAT = "metaug-run-1"
 

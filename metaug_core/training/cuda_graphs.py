@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metaug_core.runtime import distributed
-from metaug_core.runtime.streams import side_by_side
+from metaug_core.runtime.device import side_by_side
 from metaug_core.training.diagnostics import describe
 from metaug_core.training.state import TrainState, own_device_numbers, own_random_numbers
 from metaug_core.training.step import Update, train_step, update

@@ -21,8 +21,7 @@ from metaug_core.errors import MetaugError, Paused
 from metaug_core.registry import METHODS
 from metaug_core.runs import store
 from metaug_core.runtime import distributed
-from metaug_core.runtime.devices import keep_freed_memory, pick_device
-from metaug_core.runtime.precision import arithmetic
+from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
 from metaug_core.training import checkpoint, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
@@ -356,9 +355,9 @@ class Trial:
         """
         if distributed.count() > 1 and not agree:
             return None
-        if distributed.agreed(bool(signals), self.s.device):
+        if distributed.any_of(bool(signals), self.s.device):
             return KeyboardInterrupt()
-        if distributed.agreed(self.sees_stop_request(), self.s.device):
+        if distributed.any_of(self.sees_stop_request(), self.s.device):
             return Paused(f"run {self.run.path.name} was asked to stop: it is saved, the same request goes on")
         return None
 

@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from metaug_core.runtime.precision import computed_in, unit_roundoff
+from metaug_core.runtime.device import computed_in, unit_roundoff
 from metaug_workbook.plots.paper_figures import Table, said
 from metaug_workbook.plots.style import BLUE, ORANGE, dress, nothing
 from metaug_workbook.plots.training import pair_histograms
@@ -32,7 +32,7 @@ def similarity_panel(table: Table, ax: Axes, title: str) -> Axes:
 
 def gradient_shares(table: Table, ax: Axes) -> Axes:
     """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; a dotted line where the runs'
-    format begins to lose it (`precision.unit_roundoff`).
+    format begins to lose it (`unit_roundoff`).
 
     table: delta, augmented_gradient_share, and precision and device where they are not float32 on a CPU."""
     title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"

@@ -25,7 +25,7 @@ from metaug_core.errors import MetaugError
 from metaug_core.registry import Registry
 from metaug_core.runs import store
 from metaug_core.runs.store import Run
-from metaug_core.runtime import devices
+from metaug_core.runtime import environment
 from metaug_workbook.plots import style
 from metaug_workbook.results import tables
 
@@ -86,7 +86,7 @@ def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def provenance(command: str, origin: dict[str, Any] | None) -> dict[str, Any]:
     """What stands beside a figure that is drawn now. origin: `numbers`, or None for a picture without numbers."""
-    commit, changed = devices.tree()
+    commit, changed = environment.tree()
     return {"command": command, "numbers": origin, "commit": commit, "uncommitted_changes": changed}
 
 
@@ -95,13 +95,13 @@ def refuse_changes(tables: Sequence[str] = ()) -> None:
 
     What publishing and executing write (`machine.PRODUCTS`, outputs of notebooks) may differ, but for the tables of these figures.
     """
-    commit, changed = devices.commit(), devices.differing()
+    commit, changed = environment.commit(), environment.differing()
     if commit is None or changed is None:
         raise PublishError(
-            f"publish: {FOLDER.name}/ names the commit of each figure, and {devices.ROOT} is no git checkout"
+            f"publish: {FOLDER.name}/ names the commit of each figure, and {environment.ROOT} is no git checkout"
         )
     asked = {f"{FOLDER.name}/data/{name}.csv" for name in tables}
-    if found := [file for file in changed if file in asked or not file.startswith(devices.PRODUCTS)]:
+    if found := [file for file in changed if file in asked or not file.startswith(environment.PRODUCTS)]:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise PublishError(
             f"publish: {FOLDER.name}/ names the commit of each figure, and tracked files differ from it ({found[0]}{more}): commit "

@@ -13,7 +13,7 @@ from metaug_core.data import datasets
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.descent import next_step
 from metaug_core.meta.forward_ad import frozen_statistics
-from metaug_core.runtime.devices import pick_device
+from metaug_core.runtime.device import pick_device
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import Batch
 from metaug_core.training.loop import minibatches

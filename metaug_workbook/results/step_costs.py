@@ -18,8 +18,7 @@ from metaug_core.config import Config
 from metaug_core.data.datasets import Images, Splits
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import Params
-from metaug_core.runtime.devices import keep_freed_memory
-from metaug_core.runtime.precision import arithmetic
+from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
 from metaug_core.training.step import sum_terms, train_step

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from metaug_core import evaluate, fit, fit_trials, preset
 from metaug_core.config import ConfigError
-from metaug_core.runtime.precision import CPU, CUDA, arithmetic, computed_in, unit_roundoff
+from metaug_core.runtime.device import CPU, CUDA, arithmetic, computed_in, unit_roundoff
 
 BACKENDS = torch.backends
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,7 +14,7 @@ from metaug_core import Config, fit, fit_trials
 from metaug_core.data import datasets
 from metaug_core.runs import store
 from metaug_core.runs.store import read_tensors
-from metaug_core.runtime.streams import side_by_side
+from metaug_core.runtime.device import side_by_side
 from metaug_core.training import cuda_graphs, state
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.step import descend, train_step
@@ -187,7 +187,7 @@ def test_a_gradient_in_another_layout_moves_the_right_weights(make):
 
 FAULTS = """
 import resource, torch
-from metaug_core.runtime.devices import keep_freed_memory
+from metaug_core.runtime.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
