@@ -137,7 +137,9 @@ def check_splits(splits: datasets.Splits, config: Config, device: str) -> None:
     datasets.refuse_foreign(splits, config)
     where = splits.train.labels.device.type
     if where != device:
-        raise ConfigError(f"splits lie on {where}, but the run is to train on {device}: data.load(config, {device!r})")
+        raise ConfigError(
+            f"splits lie on {where}, but the run is to train on {device}: datasets.load(config, {device!r})"
+        )
 
 
 @contextmanager
@@ -408,8 +410,10 @@ class Trial:
 
     def diverge(self, step: int, what: str) -> NoReturn:
         """Raise DivergedError and keep its sentence in failed.json: the same request would diverge again."""
-        kept = "the last good checkpoint is kept" if self.run.checkpoint.exists() else "no checkpoint had been made"
-        sentence = f"run {self.run.path.name} stopped at step {step}: {what}; {kept} (a lower lr or inner_lr may help)"
+        advice = "the last good checkpoint is kept" if self.run.checkpoint.exists() else "no checkpoint had been made"
+        sentence = (
+            f"run {self.run.path.name} stopped at step {step}: {what}; {advice} (a lower lr or inner_lr may help)"
+        )
         if self.writes:
             with suppress(store.StoreError):  # on a full disk the divergence is still what the user must know
                 store.write_json(self.run.path / "failed.json", {"error": sentence, "step": self.s.step})

@@ -608,10 +608,10 @@ def test_the_tiny_data_set_is_registered():
 )  # fmt: skip
 def test_splits_of_another_config_are_refused(tiny, change, said):
     splits, config = datasets.load(tiny()), tiny(**change)
-    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: data.load"):
+    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: datasets.load"):
         fit(config, quiet, splits)
     run = fit(config, quiet, datasets.load(config))
-    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: data.load"):
+    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: datasets.load"):
         evaluate(run, splits=splits, measures=("knn",))
 
 
