@@ -156,10 +156,6 @@ class Images:
         """The images at int64 (M,) indices; a slice shares memory."""
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
-    def to(self, device: torch.device | str) -> "Images":
-        """The same on another device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
-
     def batches(self, rows: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
         """For each row of int64 (B,) indices, on any device: uint8 (B, 3, H, W) on the device."""
         rows = rows.to(self.pixels.device) if isinstance(rows, Tensor) else rows
@@ -184,10 +180,6 @@ class StreamedImages:
         """The images at int64 (M,) indices, or in a slice."""
         index = self.index[indices if isinstance(indices, slice) else indices.cpu().numpy()]
         return replace(self, index=index, labels=self.labels[indices])
-
-    def to(self, device: torch.device | str) -> "StreamedImages":
-        """The same for another device."""
-        return replace(self, labels=self.labels.to(device))
 
     def batches(self, rows: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
         """For each row of int64 (B,) indices, on any device: uint8 (B, 3, H, W) on the device. Raises DataError."""

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A captured kind of step: copy the batches into `inputs`, replay, read `outputs`."""
+    """A captured step: copy the batches into `inputs`, replay, read `outputs`."""
 
     graph: "torch.cuda.CUDAGraph"
     inputs: list[Batch]
@@ -99,7 +99,7 @@ class Stepper:
             return train_step(self.states[number], *batch)
 
     def _capture(self, kind: tuple, batches: dict[int, Batch]) -> bool:
-        """Capture a kind of step, which runs nothing. False, with `reason` from now on, if it cannot be captured."""
+        """Capture a kind of step without running it. False, and `reason` is set, if it cannot be captured."""
         states = [self.states[number] for number in batches]
         generators = [generator for s in states for generator in s.device_generators]
         before = [generator.get_state() for generator in generators]

@@ -90,14 +90,14 @@ CASES = {
 def trained(tmp_path_factory):
     """Every case over two processes and over one: (folder, {case: (run of two, run of one)})."""
     folder = tmp_path_factory.mktemp("shards")
-    found = []
+    runs = []
     for processes in (2, 1):
         values = {**TINY, "val_fraction": 0, "runs_dir": folder / str(processes)}
         configs = [Config(**{**values, **changes}) for changes in CASES.values()]
         done = torchrun(folder, configs, processes)
         assert done.returncode == 0, done.stderr[-3000:]
-        found.append([open_run(config.name(), config.runs_dir) for config in configs])
-    return folder, dict(zip(CASES, zip(*found, strict=True), strict=True))
+        runs.append([open_run(config.name(), config.runs_dir) for config in configs])
+    return folder, dict(zip(CASES, zip(*runs, strict=True), strict=True))
 
 
 @pytest.mark.slow
@@ -115,11 +115,11 @@ def test_two_processes_are_one(trained, case):
 @pytest.mark.slow
 def test_statistics_of_a_part_would_be_seen(trained):
     """A control: without the whole minibatch's statistics the same comparison fails."""
-    folder, found = trained
-    config = found["metaug"][0].config.replace(runs_dir=folder / "parts")
+    folder, runs = trained
+    config = runs["metaug"][0].config.replace(runs_dir=folder / "parts")
     done = torchrun(folder, [config], parts=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert difference(open_run(config.name(), config.runs_dir), found["metaug"][1]) > 1e-3
+    assert difference(open_run(config.name(), config.runs_dir), runs["metaug"][1]) > 1e-3
 
 
 @pytest.mark.slow

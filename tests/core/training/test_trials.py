@@ -95,8 +95,8 @@ def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monke
 @pytest.mark.parametrize("graphs", ["auto", "off"])
 def test_what_trials_draw_on_cuda_is_their_own(tiny, dropping, tmp_path, graphs):
     """The generators end where those of the single runs do, to the bit; captured and eager."""
-    asked = {"encoder": "dropping", "look_ahead": "fresh", "device": "cuda", "graphs": graphs, "optimiser": "sgd"}
-    configs = [tiny(**asked, seed=seed, epochs=2 + seed) for seed in (0, 1)]
+    settings = {"encoder": "dropping", "look_ahead": "fresh", "device": "cuda", "graphs": graphs, "optimiser": "sgd"}
+    configs = [tiny(**settings, seed=seed, epochs=2 + seed) for seed in (0, 1)]
     ends = []
     for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
         together, alone = saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet))
