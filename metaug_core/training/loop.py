@@ -176,8 +176,12 @@ def open_trials(
 
 
 def train(trials: Sequence["Trial"], failures: dict[str, MetaugError]) -> None:
-    """All trials to their last epochs, one step of each at a time. A trial that fails or is paused leaves the loop, and its
-    error goes into failures. KeyboardInterrupt after a signal, when all trials are saved."""
+    """Train all trials to their last epochs, one step of each at a time.
+
+    A trial that fails or is paused leaves the loop, and its error goes into failures. KeyboardInterrupt after a signal, when all
+    trials are saved. A checkpoint at the end of a pass follows the pass's monitor reading: both rows of metrics have the same
+    step, so a resumed run could not tell that the second is missing.
+    """
     step = Stepper([trial.s for trial in trials])
     reason = step.reason
     with defer_signals() as signals:
@@ -193,16 +197,14 @@ def train(trials: Sequence["Trial"], failures: dict[str, MetaugError]) -> None:
                     pass_ended = trial.s.position == trial.s.steps_per_epoch
                     if pass_ended:
                         trial.end_pass()
-                    stop = trial.look_for_stop(signals, batch.log or pass_ended)
-                    if (
-                        stop or trial.checkpoint_is_due()
-                    ):  # after the pass's monitor reading: both rows have the same step
+                    stop = trial.look_for_stop(signals, agree=batch.log or pass_ended)
+                    if stop or trial.checkpoint_is_due():
                         trial.save()
                     if stop:
                         raise stop
             if step.reason != reason:
                 reason = step.reason
-                warn_eager(trials, reason)
+                warn_eager([trial for trial in trials if trial.active], reason)
     if signals or any(trial.interrupted for trial in trials):
         raise KeyboardInterrupt
 
@@ -255,7 +257,7 @@ def defer_signals() -> Iterator[list[int]]:
 
 
 def warn_eager(trials: Sequence["Trial"], reason: str | None) -> None:
-    """Say with each run and once on the terminal why its steps are launched kernel by kernel from now on."""
+    """Write into each run's folder, and once on the terminal, why steps are launched kernel by kernel from now on."""
     for trial in trials:
         if trial.writes and reason is not None:
             store.note_eager(trial.run, reason)
