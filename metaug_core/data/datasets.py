@@ -36,7 +36,8 @@ from metaug_core.data.images import (
 from metaug_core.registry import DATASETS
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
-SHAPES_TRAIN, SHAPES_TEST = (10_000, 1), (2_000, 2)  # images and seed of the embedded data set
+SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
+SHAPES_TEST = (2_000, 2)
 ARCHIVES = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}  # url, md5, folder
 PLACES = {  # the folders in data_dir, one of which holds the data set; a download makes the first
     "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),

@@ -144,7 +144,7 @@ class _WholeBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx._saved_result1, ctx._saved_result2 = mean, r  # torch's own names: `forward_ad.Recorded` reads them
+        ctx._saved_result1, ctx._saved_result2 = mean, r  # torch's own names: `forward_ad` reads them
         return torch.addcmul(per_channel(bias, x), x - per_channel(mean, x), per_channel(weight * r, x))
 
     @staticmethod

@@ -296,7 +296,9 @@ class Trial:
     """
 
     def __init__(self, run: store.Run, s: TrainState, splits: datasets.Splits):
-        self.run, self.s, self.splits = run, s, splits
+        self.run = run
+        self.s = s
+        self.splits = splits
         self.report: Reporter | None = None
         self.writes = distributed.rank() == 0
         self.active = True

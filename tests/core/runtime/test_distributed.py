@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from tiny import ROOT, TINY
 from torch.nn import functional as F
 
 from metaug_core import Config, ConfigError, fit
-from metaug_core.runs.store import open_run, read_tensors
+from metaug_core.runs.store import open_run, read_tensors, request, rows
 from metaug_core.runtime import distributed
+from metaug_core.training.loop import STOP_FILE
 
 SCRIPT = """
 import json, sys
@@ -42,16 +44,24 @@ for config in configs:
 """
 
 
-def torchrun(folder, configs, processes=2, parts=False):
-    """Train the configs one after the other, each over so many processes. parts: every process by its own batch statistics."""
+def start_torchrun(folder, configs, processes=2, parts=False):
+    """Begin to train the configs one after the other, each over so many processes. parts: every process by its own batch
+    statistics."""
     (folder / "script.py").write_text(SCRIPT)
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
          str(folder / "script.py"), str(ROOT / "tests"),
          json.dumps([c.model_dump(mode="json") for c in configs]), json.dumps(parts)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300,
-        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def torchrun(*arguments, **options):
+    """As `start_torchrun`, to the end: exit code and what stands on stderr."""
+    process = start_torchrun(*arguments, **options)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
 
 
 def difference(a, b):
@@ -94,8 +104,8 @@ def trained(tmp_path_factory):
     for processes in (2, 1):
         values = {**TINY, "val_fraction": 0, "runs_dir": folder / str(processes)}
         configs = [Config(**{**values, **changes}) for changes in CASES.values()]
-        done = torchrun(folder, configs, processes)
-        assert done.returncode == 0, done.stderr[-3000:]
+        code, errors = torchrun(folder, configs, processes)
+        assert code == 0, errors[-3000:]
         runs.append([open_run(config.name(), config.runs_dir) for config in configs])
     return folder, dict(zip(CASES, zip(*runs, strict=True), strict=True))
 
@@ -117,16 +127,37 @@ def test_statistics_of_a_part_would_be_seen(trained):
     """A control: without the whole minibatch's statistics the same comparison fails."""
     folder, runs = trained
     config = runs["metaug"][0].config.replace(runs_dir=folder / "parts")
-    done = torchrun(folder, [config], parts=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, errors = torchrun(folder, [config], parts=True)
+    assert code == 0, errors[-3000:]
     assert difference(open_run(config.name(), config.runs_dir), runs["metaug"][1]) > 1e-3
 
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(tiny, tmp_path):
-    done = torchrun(tmp_path, [tiny(batch_size=15)])
-    assert done.returncode != 0
-    assert "batch_size 15 cannot be divided among 2 processes" in done.stderr
+    code, errors = torchrun(tmp_path, [tiny(batch_size=15)])
+    assert code != 0
+    assert "batch_size 15 cannot be divided among 2 processes" in errors
+
+
+@pytest.mark.slow
+def test_a_stop_request_stops_all_processes_after_the_same_step(tiny, tmp_path):
+    stopped = tiny(epochs=60, val_fraction=0)
+    untouched = stopped.replace(runs_dir=tmp_path / "untouched")
+    run = request(stopped)
+    process = start_torchrun(tmp_path, [stopped])
+    end = time.monotonic() + 120
+    while len(rows(run.path / "metrics.jsonl")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    (run.path / STOP_FILE).touch()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count(f"Paused: run {stopped.name()} was asked to stop: it is saved") == 2, errors[-3000:]
+    assert read_tensors(run.checkpoint)[1]["step"] < 360
+    code, errors = torchrun(tmp_path, [stopped, untouched])
+    assert code == 0, errors[-3000:]
+    assert difference(run, request(untouched)) < 1e-6
 
 
 def test_without_processes_everything_stays(monkeypatch):
