@@ -20,8 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from metaug_core import Config
 from metaug_core.data.datasets import Images, Splits
-from metaug_core.runtime.devices import freed_memory_kept
-from metaug_core.runtime.precision import arithmetic
+from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.loop import pick_device
@@ -79,7 +78,7 @@ def turns(ways: Mapping[str, Way], device: str, budget: float) -> dict[str, list
     """Seconds of each way by round, after warming up. Within a round each has its turn, so that a drift of the machine meets all,
     and every other round goes backwards. As many rounds as fit in `budget` seconds, from 3 to 25."""
     found: dict[str, list[float]] = {name: [] for name in ways}
-    with freed_memory_kept():  # as in training
+    with keep_freed_memory():  # as in training
         for way in ways.values():
             for _ in range(EAGER_STEPS + 2 if device == "cuda" else CPU_WARM_STEPS):  # CUDA: past the capture
                 way()

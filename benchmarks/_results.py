@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaug_core.runtime.devices import environment
+from metaug_core.runs.environment import environment
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -17,7 +17,7 @@ from _results import table, write
 from metaug_core import Config
 from metaug_core.evaluation.probes import PROBES, Labelled, knn, probe_accuracy
 from metaug_core.evaluation.representations import features, load_networks
-from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import make_noise
 
@@ -29,7 +29,7 @@ def measure(config: Config, count: int, rounds: int, device: str) -> tuple[list[
     images, held = make_noise(count, config.image_size, device), count // 6
     networks = load_networks(config, CLASSES)[0].to(device)
     parts: dict[str, list[float]] = {}
-    with freed_memory_kept():  # as in `evaluate`
+    with keep_freed_memory():  # as in `evaluate`
         for number in range(rounds + 1):
             found: list[torch.Tensor] = []
             took = {"features": seconds(lambda found=found: found.append(features(networks, images, config)), device)}

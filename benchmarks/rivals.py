@@ -32,7 +32,7 @@ from torchvision import transforms
 from metaug_core import ENCODERS, VIEWS, Config
 from metaug_core.data.datasets import Images
 from metaug_core.networks.encoders import output_dim
-from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import make_noise
 
@@ -188,7 +188,7 @@ def main() -> None:
     images = make_noise(IMAGES, 32, device)
     recipe = Config(method="metaug", views=("L", "ab", "Lab"), image_size=224, batch_size=args.batch, device=device)
     simclr = Config(method="simclr", image_size=32, batch_size=4 * args.batch, device=device)
-    with freed_memory_kept():
+    with keep_freed_memory():
         rows = compared(PUBLISHED, published(recipe, images, args.workers, device), args.batch, args, device)
         rows += compared(LIGHTLY, lightly(simclr, images, args.workers, device), 4 * args.batch, args, device)
     print(f"images per second, {args.workers} workers; medians of {args.rounds} rounds of {args.steps} steps")

@@ -26,7 +26,7 @@ from torch import Tensor
 from metaug_core import Config
 from metaug_core.data import datasets
 from metaug_core.data.datasets import StreamedImages
-from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import make_noise
 
@@ -92,7 +92,7 @@ def measure(config: Config, workers: list[int], rounds: int, steps: int, device:
     assert isinstance(images, StreamedImages)
     by_workers = {n: StreamedImages(images.source, images.index, images.labels, images.classes, n) for n in workers}
     found: dict[int, list[dict[str, float]]] = {n: [] for n in workers}
-    with freed_memory_kept():
+    with keep_freed_memory():
         for _ in range(3):
             step()
         for number in range(rounds):

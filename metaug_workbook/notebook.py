@@ -21,8 +21,8 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import suggestion
 from metaug_core.evaluation import representations
+from metaug_core.runs.environment import environment
 from metaug_core.runs.store import Run, list_runs, request
-from metaug_core.runtime.devices import environment
 from metaug_core.training import loop
 from metaug_workbook.jobs import estimate, grid, runner
 from metaug_workbook.jobs.estimate import format_duration
@@ -118,7 +118,7 @@ def load_networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module
     networks, _ = representations.load_networks(run.config, len(splits.train.classes), file)
     networks = networks.to(splits.train.labels.device)
     if not trained:
-        representations.settle_statistics(networks, splits.train, run.config)
+        representations.estimate_bn_stats(networks, splits.train, run.config)
     return networks
 
 
@@ -247,7 +247,7 @@ def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFram
         device = splits.train.labels.device
         assert mag is not None
         networks, mag = networks.to(device), mag.to(device)
-        representations.settle_mag(networks, mag, splits.train, config)
+        representations.estimate_mag_bn_stats(networks, mag, splits.train, config)
         both = representations.embeddings(networks, sample(splits.test, images), config, mag)
         z, augmented = both.chunk(2)
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}

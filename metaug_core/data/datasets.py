@@ -1,7 +1,7 @@
-"""Data sets as uint8 images on the device, or streamed to it; `load` turns a config into the splits of a run.
+"""Data sets as uint8 images on the device, or streamed to it; `load` gives the splits of a config.
 
-Your own data set is one entry in a table. Its loader gets the config and returns training images and labels, test
-images and labels and, if you like, class names; images are uint8 (N, 3, H, W) or a list of image files::
+A data set of your own is one entry in a table. Its loader takes the config and returns training images and labels, test
+images and labels and, optionally, class names; images are uint8 (N, 3, H, W) or a list of image files::
 
     DATASETS["mine"] = lambda config: (images, labels, test_images, test_labels)
     splits = load(Config(dataset="mine"), "cuda")
@@ -22,13 +22,24 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import readers, shapes
-from metaug_core.data.images import DataError, Files, Images, Rows, StreamedImages, filled, said, told
+from metaug_core.data.images import (
+    AnyImages,
+    DataError,
+    Files,
+    Images,
+    Rows,
+    StreamedImages,
+    explain_os_errors,
+    one_line,
+    read_all,
+)
 from metaug_core.registry import DATASETS
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
-SHAPES_TRAIN, SHAPES_TEST = (10_000, 1), (2_000, 2)  # images and seed of the embedded data set
+SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
+SHAPES_TEST = (2_000, 2)
 ARCHIVES = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}  # url, md5, folder
-PLACES = {  # one of these in data_dir holds the data set; the first is what a download makes
+PLACES = {  # the folders in data_dir, one of which holds the data set; a download makes the first
     "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
     "cifar100": ("cifar-100-python", "cifar-100-binary"),
     "stl10": ("stl10_binary",),
@@ -38,46 +49,45 @@ PLACES = {  # one of these in data_dir holds the data set; the first is what a d
 
 
 class RawSplits(NamedTuple):
-    """What a loader returns; a plain tuple in this order does as well."""
+    """What a loader returns; a plain tuple in this order will do."""
 
-    train: Any  # uint8 (N, 3, H, W) array or tensor, a list of such that follow each other, or a list of image files
-    train_labels: Any  # int (N,) in [0, classes); -1: unlabelled, seen in pretraining only
+    train: Any  # uint8 (N, 3, H, W) array or tensor, a list of consecutive ones, or a list of image files
+    train_labels: Any  # int (N,) in [0, classes); -1: unlabelled, for pretraining only
     test: Any  # as train, of the same H and W
     test_labels: Any  # int (M,) in [0, classes)
     classes: Sequence[str] | None = None  # names by label; None: the numbers
 
 
-# Settings that decide which images there are.
-IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction")
+IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction")  # settings
 
 
 @dataclass(frozen=True)
 class Splits:
     """The images of a run. No image of `val` or `test` is in another split."""
 
-    pretrain: Images | StreamedImages  # what the encoder sees: `train`, then the unlabelled images if there are any
-    train: Images | StreamedImages  # labelled, for the probe
-    val: Images | StreamedImages | None  # held out of the labelled training images; None: val_fraction 0
-    test: Images | StreamedImages
+    pretrain: AnyImages  # for the encoder: `train`, then the unlabelled images if there are any
+    train: AnyImages  # labelled, for the probe
+    val: AnyImages | None  # held out of the labelled training images; None: val_fraction 0
+    test: AnyImages
     of: Mapping[str, Any] | None = None  # the settings `IMAGES` of the config they were loaded for; None: made by hand
 
 
 def refuse_foreign(splits: Splits, config: Config) -> None:
-    """ConfigError if the splits were loaded for other images than config's. Splits made by hand say nothing of themselves: they are
-    taken as the images of any run that they are given to."""
+    """ConfigError if the splits were loaded for other images than config's. Splits made by hand fit every config."""
     for name, value in (splits.of or {}).items():
-        if value != (own := getattr(config, name)):
+        wanted = getattr(config, name)
+        if value != wanted:
             raise ConfigError(
-                f"splits were loaded with {name} {value}, but the run has {own}: data.load(config) gives its own"
+                f"splits were loaded with {name} {value}, but the run has {wanted}: datasets.load(config) gives its own"
             )
 
 
-def drawn(labels: np.ndarray, count: int) -> np.ndarray:
-    """The sorted positions of `count` of the labels, int (N,): the same at every call, each class by its share, +-1.
+def stratified_sample(labels: np.ndarray, count: int) -> np.ndarray:
+    """The sorted positions of `count` of the labels, int (N,); each class has its share, +-1. Every call gives the same.
 
-    More of the same labels contain fewer: drawn(labels, 10) lies in drawn(labels, 20).
+    A larger sample of the same labels contains the smaller ones.
     """
-    order = np.random.RandomState(0).permutation(len(labels))  # of all NumPy's streams, only this one never changes
+    order = np.random.RandomState(0).permutation(len(labels))  # NumPy guarantees this stream, and no other, for ever
     order = order[np.argsort(labels[order], kind="stable")]
     _, first, size = np.unique(labels[order], return_index=True, return_counts=True)
     first, size = np.repeat(first, size), np.repeat(size, size)
@@ -86,17 +96,17 @@ def drawn(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def divide(labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int (N,) with -1 for unlabelled -> positions of labelled training, unlabelled training and validation images.
+    """Positions of labelled training, unlabelled training and validation images, by labels int (N,), -1 for unlabelled.
 
-    train_images counts them all, labelled ones first; val_fraction is of the labelled ones. The seed plays no part.
+    train_images limits all of them, labelled ones come first; val_fraction is of the labelled ones. The seed has no influence.
     """
     known, free = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
     if (limit := config.train_images) is not None:
         if limit > len(labels):
             raise DataError(f"train_images {limit} is more than the {len(labels)} training images of {config.dataset}")
-        known = known[drawn(labels[known], min(limit, len(known)))]
-        free = free[drawn(labels[free], limit - len(known))]
-    held = drawn(labels[known], round(config.val_fraction * len(known)))
+        known = known[stratified_sample(labels[known], min(limit, len(known)))]
+        free = free[stratified_sample(labels[free], limit - len(known))]
+    held = stratified_sample(labels[known], round(config.val_fraction * len(known)))
     if len(held) == len(known) or (config.val_fraction and not len(held)):
         raise DataError(
             f"val_fraction {config.val_fraction:g} of {len(known)} images of {config.dataset} leaves one side empty"
@@ -105,7 +115,7 @@ def divide(labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray, 
 
 
 def to_source(images: Any, config: Config, where: str) -> Rows | Files:
-    """Images as `RawSplits` has them -> what has shape (N, 3, H, W) and read; DataError naming `where` otherwise."""
+    """Images as in `RawSplits`, as a source with `shape` and `read`; DataError that names `where` if they are anything else."""
     parts = list(images) if isinstance(images, list | tuple) else [images]
     if parts and isinstance(parts[0], str | Path):
         return Files(parts, config.stored_size or config.image_size)
@@ -121,40 +131,39 @@ def to_source(images: Any, config: Config, where: str) -> Rows | Files:
 
 
 def to_labels(labels: Any, count: int, where: str) -> np.ndarray:
-    """Labels as `RawSplits` has them -> int64 (count,); DataError naming `where` otherwise."""
-    given = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if given.dtype.kind not in "iu" or given.shape != (count,):
+    """Labels as in `RawSplits`, as int64 (count,); DataError that names `where` if they are anything else."""
+    array = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.dtype.kind not in "iu" or array.shape != (count,):
         raise DataError(
-            f"{where}: {count} images need as many whole numbers as labels, not {given.dtype} {given.shape}"
+            f"{where}: {count} images need as many whole numbers as labels, not {array.dtype} {array.shape}"
         )
-    return given.astype(np.int64)
+    return array.astype(np.int64)
 
 
-def checked(config: Config) -> RawSplits:
-    """What the loader of config.dataset gives, as sources, int64 arrays and a tuple of names. Raises DataError."""
+def read_raw(config: Config) -> RawSplits:
+    """What the loader of config.dataset returns, as sources, int64 arrays and a tuple of names. Raises DataError."""
     raw = DATASETS[config.dataset](config)
     if not isinstance(raw, tuple) or len(raw) not in (4, 5):
         raise DataError(
             f"{config.dataset}: its loader must return (images, labels, test images, test labels[, classes])"
         )
-    raw, where = RawSplits(*raw), [f"{config.dataset}, {part}" for part in ("training", "test")]
-    train, test = to_source(raw.train, config, where[0]), to_source(raw.test, config, where[1])
-    labels, test_labels = (
-        to_labels(raw.train_labels, train.shape[0], where[0]),
-        to_labels(raw.test_labels, test.shape[0], where[1]),
-    )
+    raw = RawSplits(*raw)
+    in_train, in_test = f"{config.dataset}, training", f"{config.dataset}, test"
+    train, test = to_source(raw.train, config, in_train), to_source(raw.test, config, in_test)
+    labels = to_labels(raw.train_labels, train.shape[0], in_train)
+    test_labels = to_labels(raw.test_labels, test.shape[0], in_test)
     classes = tuple(map(str, range(labels.max() + 1) if raw.classes is None else raw.classes))
-    readers.check_labels(labels, len(classes), where[0], lowest=-1)
-    readers.check_labels(test_labels, len(classes), where[1])
+    readers.check_labels(labels, len(classes), in_train, lowest=-1)
+    readers.check_labels(test_labels, len(classes), in_test)
     if len(np.unique(labels[labels >= 0])) < 2:
-        raise DataError(f"{where[0]}: the images are of fewer than two classes")
+        raise DataError(f"{in_train}: the images are of fewer than two classes")
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"{config.dataset}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
     return RawSplits(train, labels, test, test_labels, classes)
 
 
-def streams(config: Config, size: int, device: torch.device) -> bool:
-    """Whether `size` bytes of images are streamed: as config.storage says; auto: above 8 GB or half the free memory."""
+def is_streamed(config: Config, size: int, device: torch.device) -> bool:
+    """Whether `size` bytes of images are streamed (config.storage); auto: above 8 GiB or half the device's free memory."""
     if config.storage != "auto":
         return config.storage == "stream"
     return size > ON_DEVICE or (device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2)
@@ -162,16 +171,17 @@ def streams(config: Config, size: int, device: torch.device) -> bool:
 
 def load(config: Config, device: torch.device | str = "cpu") -> Splits:
     """The splits of config.dataset on the device, or streaming to it (config.storage). Raises DataError."""
-    raw, device = checked(config), torch.device(device)
+    raw, device = read_raw(config), torch.device(device)
     known, free, held = divide(raw.train_labels, config)
-    images = len(known) + len(free) + len(held) + len(raw.test_labels)
-    stream = streams(config, images * math.prod(raw.train.shape[1:]), device)
+    count = len(known) + len(free) + len(held) + len(raw.test_labels)
+    stream = is_streamed(config, count * math.prod(raw.train.shape[1:]), device)
+    classes = tuple(raw.classes or ())
 
-    def place(source: Rows | Files, labels: np.ndarray, index: np.ndarray) -> Images | StreamedImages:
-        tags, names = torch.from_numpy(labels[index]).to(device), tuple(raw.classes or ())
+    def place(source: Rows | Files, labels: np.ndarray, index: np.ndarray) -> AnyImages:
+        on_device = torch.from_numpy(labels[index]).to(device)
         if stream:
-            return StreamedImages(source, index, tags, names, config.workers)
-        return Images(filled(source, index, device, config.workers), tags, names)
+            return StreamedImages(source, index, on_device, classes, config.workers)
+        return Images(read_all(source, index, device, config.workers), on_device, classes)
 
     pretrain = place(raw.train, raw.train_labels, np.concatenate([known, free]))
     return Splits(
@@ -186,9 +196,9 @@ def load(config: Config, device: torch.device | str = "cpu") -> Splits:
 # --- the data sets that come with the workbook
 
 
-def found(name: str, data_dir: Path) -> Path:
-    """`data_dir` if one of the folders of data set `name` is there; DataError that says what to do otherwise."""
-    with told(data_dir):
+def locate(name: str, data_dir: Path) -> Path:
+    """`data_dir` if one of the folders of data set `name` is there; otherwise a DataError that says what to do."""
+    with explain_os_errors(data_dir):
         there = any((data_dir / place).exists() for place in PLACES[name])
     if not there:
         how = f"run `metaug download {name}`, or" if name in ARCHIVES else "download it from its authors and"
@@ -204,22 +214,22 @@ def _shapes(config: Config) -> RawSplits:
 DATASETS.register_own(
     {
         "shapes": _shapes,
-        "cifar10": lambda config: readers.read_cifar(found("cifar10", config.data_dir), fine=False),
-        "cifar100": lambda config: readers.read_cifar(found("cifar100", config.data_dir), fine=True),
-        "stl10": lambda config: readers.read_stl10(found("stl10", config.data_dir)),
-        "tiny-imagenet": lambda config: readers.read_tiny_imagenet(found("tiny-imagenet", config.data_dir)),
-        "imagenet": lambda config: readers.read_folder(found("imagenet", config.data_dir) / "imagenet"),
+        "cifar10": lambda config: readers.read_cifar(locate("cifar10", config.data_dir), fine=False),
+        "cifar100": lambda config: readers.read_cifar(locate("cifar100", config.data_dir), fine=True),
+        "stl10": lambda config: readers.read_stl10(locate("stl10", config.data_dir)),
+        "tiny-imagenet": lambda config: readers.read_tiny_imagenet(locate("tiny-imagenet", config.data_dir)),
+        "imagenet": lambda config: readers.read_folder(locate("imagenet", config.data_dir) / "imagenet"),
         "folder": lambda config: readers.read_folder(config.data_dir),
     }
 )
 
 
 def download(name: str, data_dir: Path) -> Path:
-    """Downloads data set `name` and checks its md5 -> its folder, which appears in data_dir complete or not at all.
+    """Download data set `name` and check its md5. Returns its folder, which appears in data_dir complete or not at all.
 
-    Nothing happens if it is there. Raises DataError for a data set that cannot be downloaded, or when that fails.
+    Does nothing if it is there already. Raises DataError if the data set cannot be downloaded, or the download fails.
     """
-    DATASETS[name]  # says so if it is unknown
+    DATASETS[name]  # raises if it is unknown
     if name not in ARCHIVES:
         where = f"put {PLACES[name][0]} into {data_dir}" if name in PLACES else "it is made, or read from where it lies"
         raise DataError(f"{name} cannot be downloaded here: {where}")
@@ -233,5 +243,5 @@ def download(name: str, data_dir: Path) -> Path:
             download_and_extract_archive(archive.url, folder, md5=archive.tgz_md5)
             (Path(folder) / archive.base_folder).rename(final)
     except Exception as error:  # the network, the disk, tar and gzip raise nearly anything
-        raise DataError(f"{name} could not be downloaded from {archive.url} to {data_dir}: {said(error)}") from None
+        raise DataError(f"{name} could not be downloaded from {archive.url} to {data_dir}: {one_line(error)}") from None
     return final

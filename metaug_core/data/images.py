@@ -1,4 +1,4 @@
-"""Images by number: arrays in memory or mapped, or files decoded when read; kept on the device, or streamed to it.
+"""Images by number: arrays, or files decoded when read; kept on the device, or streamed to it.
 
 Whatever is wrong with a file is one sentence (`DataError`).
 """
@@ -33,8 +33,8 @@ class DataError(MetaugError):
 
 
 @contextmanager
-def told(path: str | Path) -> Iterator[None]:
-    """Turns an error of the file system into a `DataError` about the file it names, or `path`."""
+def explain_os_errors(path: str | Path) -> Iterator[None]:
+    """Context manager: an OSError becomes a `DataError` about the file that it names, or `path`."""
     try:
         yield
     except OSError as error:
@@ -42,8 +42,8 @@ def told(path: str | Path) -> Iterator[None]:
         raise DataError(f"{error.filename or path} {why}") from None
 
 
-def said(error: Exception) -> str:
-    """What an error says, on one line."""
+def one_line(error: Exception) -> str:
+    """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -51,7 +51,7 @@ def said(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: transparency over white, 16-bit grey as 8 bits. ValueError for grey without a known range."""
+    """An image of any mode as RGB: transparency over white, 16-bit grey as 8 bits. ValueError for grey of unknown range."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -65,35 +65,36 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:
-    """The central square of the upright image, resized to uint8 (3, size, size); untouched if it has that size.
+    """The central square of the upright image, resized to uint8 (3, size, size) if it has another size.
 
-    Raises DataError, naming the file, for whatever cannot be opened or decoded.
+    Raises DataError, naming the file, if it cannot be opened or decoded.
     """
     try:
-        with told(path), open(path, "rb") as file:
+        with explain_os_errors(path), open(path, "rb") as file:
             content = BytesIO(file.read())
         with Image.open(content) as image:
             image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
             ImageOps.exif_transpose(image, in_place=True)
-            picture = to_rgb(image)
-        if picture.size != (size, size):
-            (width, height), side = picture.size, min(picture.size)
+            rgb = to_rgb(image)
+        if rgb.size != (size, size):
+            width, height = rgb.size
+            side = min(rgb.size)
             box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-            picture = picture.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
     except DataError:
         raise
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image, or of an unknown format") from None
     except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
-        raise DataError(f"{path} is not a readable image: {said(error)}") from None
-    return np.asarray(picture).transpose(2, 0, 1)
+        raise DataError(f"{path} is not a readable image: {one_line(error)}") from None
+    return np.asarray(rgb).transpose(2, 0, 1)
 
 
 # --- many images
 
 
 class Rows:
-    """Images in arrays uint8 (n, 3, H, W) that follow each other, in memory or mapped; threads may read at once."""
+    """Images in consecutive arrays uint8 (n, 3, H, W), in memory or mapped. Several threads may read at once."""
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays, self.ends = arrays, np.cumsum([len(array) for array in arrays])
@@ -101,14 +102,15 @@ class Rows:
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """int64 (B,) in [0, N) -> uint8 (B, 3, H, W)."""
-        out, part = np.empty((len(index), *self.shape[1:]), np.uint8), np.searchsorted(self.ends, index, "right")
+        out = np.empty((len(index), *self.shape[1:]), np.uint8)
+        part = np.searchsorted(self.ends, index, "right")
         for number, array in enumerate(self.arrays):
             out[part == number] = array[index[part == number] - self.ends[number] + len(array)]
         return out
 
 
 class Files:
-    """Image files of any size and mode, decoded when read; threads may read at once."""
+    """Image files of any size and mode, decoded when read. Several threads may read at once."""
 
     def __init__(self, paths: Sequence[str | Path], size: int):
         self.paths, self.shape = paths, (len(paths), 3, size, size)
@@ -121,19 +123,20 @@ class Files:
         return out
 
 
-def ahead(read: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Generator[Any, None, None]:
-    """read(row) for each row, in order; `workers` threads read up to twice as many rows ahead. 0: no threads."""
+def read_ahead(read: Callable[[Any], Any], rows: Iterable[Any], workers: int) -> Generator[Any, None, None]:
+    """read(row) for each row, in order. `workers` threads read up to 2 `workers` rows ahead; 0: no threads."""
     if not workers:
         yield from map(read, rows)
         return
-    pool, coming = ThreadPoolExecutor(workers, "metaug-data"), deque()
+    pool = ThreadPoolExecutor(workers, "metaug-data")
+    pending = deque()
     try:
         for row in rows:
-            coming.append(pool.submit(read, row))
-            if len(coming) > 2 * workers:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(pool.submit(read, row))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:  # also when the consumer stops early
         pool.shutdown(cancel_futures=True)
 
@@ -153,10 +156,6 @@ class Images:
         """The images at int64 (M,) indices; a slice shares memory."""
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
-    def to(self, device: torch.device | str) -> "Images":
-        """The same on another device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
-
     def batches(self, rows: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
         """For each row of int64 (B,) indices, on any device: uint8 (B, 3, H, W) on the device."""
         rows = rows.to(self.pixels.device) if isinstance(rows, Tensor) else rows
@@ -166,10 +165,10 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages:
-    """As `Images`, the same bytes for the same rows, but read by threads as they are needed."""
+    """As `Images`, and the same bytes for the same rows, but read by threads when they are needed."""
 
-    source: Any  # Rows, Files, or what has their shape and read
-    index: np.ndarray  # int64 (N,), which of the source
+    source: Any  # Rows, Files, or an object with their `shape` and `read`
+    index: np.ndarray  # int64 (N,), the numbers of these images in the source
     labels: Tensor
     classes: tuple[str, ...]
     workers: int = 2
@@ -182,56 +181,56 @@ class StreamedImages:
         index = self.index[indices if isinstance(indices, slice) else indices.cpu().numpy()]
         return replace(self, index=index, labels=self.labels[indices])
 
-    def to(self, device: torch.device | str) -> "StreamedImages":
-        """The same for another device."""
-        return replace(self, labels=self.labels.to(device))
-
     def batches(self, rows: Sequence[Tensor] | Tensor) -> Iterator[Tensor]:
         """For each row of int64 (B,) indices, on any device: uint8 (B, 3, H, W) on the device. Raises DataError."""
-        device, rows = self.labels.device, rows.cpu() if isinstance(rows, Tensor) else rows
+        device = self.labels.device
         cuda = device.type == "cuda"
 
-        def asked(row: Tensor) -> tuple[np.ndarray, Tensor | None]:
+        def prepare(row: Tensor) -> tuple[np.ndarray, Tensor | None]:
             # Pinned memory is taken here: a worker that called CUDA while a step is captured would spoil the capture.
-            place = torch.empty(len(row), *self.source.shape[1:], dtype=torch.uint8, pin_memory=True) if cuda else None
-            return self.index[row.cpu().numpy()], place
+            pinned = torch.empty(len(row), *self.source.shape[1:], dtype=torch.uint8, pin_memory=True) if cuda else None
+            return self.index[row.cpu().numpy()], pinned
 
-        def read(what: tuple[np.ndarray, Tensor | None]) -> Tensor:
-            index, place = what
+        def read(request: tuple[np.ndarray, Tensor | None]) -> Tensor:
+            index, pinned = request
             pixels = torch.from_numpy(self.source.read(index))
-            return pixels if place is None else place.copy_(pixels)
+            return pixels if pinned is None else pinned.copy_(pixels)
 
-        with closing(ahead(read, map(asked, rows), self.workers)) as found:
-            yield from sent(found, device) if cuda else (pixels.to(device) for pixels in found)
+        rows = rows.cpu() if isinstance(rows, Tensor) else rows
+        with closing(read_ahead(read, map(prepare, rows), self.workers)) as batches:
+            yield from copy_ahead(batches, device) if cuda else (pixels.to(device) for pixels in batches)
 
 
-def sent(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Pinned batches -> the same on a CUDA device, each copied beside the step before its own (64 images of 256 px over 25 GB/s:
-    0.5 ms, a third of what their step may take)."""
+AnyImages = Images | StreamedImages
+
+
+def copy_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Copy pinned batches to a CUDA device, each on a stream of its own beside the step before it."""
     side = torch.cuda.Stream(device)
-
-    def handed(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
-        here = torch.cuda.current_stream(device)
-        here.wait_event(copied)
-        batch.record_stream(here)  # its memory was taken on the other stream
-        return batch
-
-    coming: tuple[Tensor, torch.cuda.Event] | None = None
+    pending: tuple[Tensor, torch.cuda.Event] | None = None
     for pixels in batches:
         with torch.cuda.stream(side):
-            sending = pixels.to(device, non_blocking=True), torch.cuda.Event()
-        sending[1].record(side)
-        if coming is not None:
-            yield handed(*coming)
-        coming = sending
-    if coming is not None:
-        yield handed(*coming)
+            copy, copied = pixels.to(device, non_blocking=True), torch.cuda.Event()
+        copied.record(side)
+        if pending is not None:
+            yield receive(*pending)
+        pending = copy, copied
+    if pending is not None:
+        yield receive(*pending)
 
 
-def filled(source: Rows | Files, index: np.ndarray, device: torch.device, workers: int) -> Tensor:
-    """The images at int64 (M,) `index`, read by threads -> uint8 (M, 3, H, W) on the device."""
+def receive(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """Let the current stream wait for a batch that another stream copies."""
+    here = torch.cuda.current_stream(batch.device)
+    here.wait_event(copied)
+    batch.record_stream(here)  # its memory was taken on the other stream
+    return batch
+
+
+def read_all(source: Rows | Files, index: np.ndarray, device: torch.device, workers: int) -> Tensor:
+    """The images at int64 (M,) `index`, read by threads: uint8 (M, 3, H, W) on the device."""
     pixels = torch.empty((len(index), *source.shape[1:]), dtype=torch.uint8, device=device)
     chunks = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]
-    for number, chunk in enumerate(ahead(source.read, chunks, workers)):
+    for number, chunk in enumerate(read_ahead(source.read, chunks, workers)):
         pixels[number * CHUNK : number * CHUNK + len(chunk)] = torch.from_numpy(chunk).to(device)
     return pixels

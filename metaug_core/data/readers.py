@@ -1,7 +1,7 @@
-"""The files of image data sets, read as arrays and paths; whatever is wrong with them is one sentence (`DataError`).
+"""Readers of the files of image data sets. They return what any loader returns (`datasets.RawSplits`).
 
-Files from others cannot run code: the pickles of CIFAR are read without making one object that they name.
-A reader of a data set returns what any loader returns, see `data.RawSplits`.
+Whatever is wrong with a file is one sentence (`DataError`). No file can run code: the pickles of CIFAR are read without making
+any object that they name.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metaug_core.data.images import DataError, told
+from metaug_core.data.images import DataError, explain_os_errors
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 # What a pickle names to describe a numpy array. None of it is called: harmless things stand in for it.
@@ -31,17 +31,17 @@ def check_labels(labels: np.ndarray, classes: int, where: object, lowest: int = 
 
 
 class _Inert:
-    """Stands in for every object that a pickle may name: keeps what it is given, does nothing."""
+    """Stands in for every object that a pickle may name: stores its arguments and does nothing."""
 
-    def __init__(self, *given: Any):
-        self.given = given
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
 
     def __setstate__(self, state: Any):
         self.state = state
 
 
 class _WantsCode(Exception):
-    pass
+    """A pickle names an object that would have to be imported."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -52,11 +52,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """A pickled uint8 array, by its state (version, shape, dtype, fortran, bytes), -> ndarray; the rest as it is."""
+    """The ndarray of a pickled uint8 array, by its state (version, shape, dtype, fortran, bytes); other values as they are."""
     if not isinstance(value, _Inert):
         return value
     _, shape, kind, fortran, raw = value.state
-    if kind.given[0] not in ("u1", b"u1") or fortran:
+    if kind.arguments[0] not in ("u1", b"u1") or fortran:
         raise ValueError("not a plain uint8 array")
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
@@ -67,9 +67,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Nothing the file names is imported or called. Raises DataError for a file that wants more, or is damaged.
     """
     try:
-        with told(path), open(path, "rb") as file:
-            found = _Unpickler(file, encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else key: _plain(value) for key, value in found.items()}
+        with explain_os_errors(path), open(path, "rb") as file:
+            content = _Unpickler(file, encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else key: _plain(value) for key, value in content.items()}
     except DataError:
         raise
     except _WantsCode as wanted:
@@ -79,9 +79,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path, record: Any, mapped: bool = False) -> np.ndarray:
-    """A binary file -> (N,) of the dtype `record`; mapped: read when indexed. DataError if it is empty or cut off."""
+    """A binary file as (N,) of the dtype `record`; mapped: read when indexed. DataError if it is empty or truncated."""
     record = np.dtype(record)
-    with told(path):
+    with explain_os_errors(path):
         size = os.stat(path).st_size
         if not size or size % record.itemsize:
             raise DataError(f"{path} is truncated: {size} bytes are no whole number of {record.itemsize}-byte records")
@@ -89,20 +89,20 @@ def read_records(path: Path, record: Any, mapped: bool = False) -> np.ndarray:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, stripped."""
+    """The non-blank lines of a text file, stripped."""
     try:
-        with told(path):
+        with explain_os_errors(path):
             return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise DataError(f"{path} is not a text file") from None
 
 
 def _cifar_batch(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """A file of CIFAR -> uint8 (N, 3, 32, 32), int64 (N,). `key` names the labels of the Python version."""
+    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of a CIFAR file. `key` names the labels in the Python version."""
     fine = key == "fine_labels"
     if path.suffix == ".bin":  # label bytes, the last of which is the fine one, then R, G, B
-        found = read_records(path, [("labels", np.uint8, (1 + fine,)), ("pixels", np.uint8, (3, 32, 32))])
-        images, labels = found["pixels"], found["labels"][:, -1].astype(np.int64)
+        records = read_records(path, [("labels", np.uint8, (1 + fine,)), ("pixels", np.uint8, (3, 32, 32))])
+        images, labels = records["pixels"], records["labels"][:, -1].astype(np.int64)
     else:
         batch = read_pickle(path)
         try:
@@ -115,18 +115,22 @@ def _cifar_batch(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_cifar(root: Path, fine: bool) -> tuple:
-    """CIFAR-10, or (fine) CIFAR-100 with its fine labels, below `root`: the binary version, else Python's."""
-    binary, python = (
-        ("cifar-100-binary", "cifar-100-python") if fine else ("cifar-10-batches-bin", "cifar-10-batches-py")
-    )
-    files = ["train", "test"] if fine else [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
-    key, meta = ("fine_label", "meta") if fine else ("label", "batches.meta")
-    if (folder := root / binary).is_dir():
-        files, names = [f"{file}.bin" for file in files], "fine_label_names.txt" if fine else "batches.meta.txt"
-        classes = read_lines(folder / names)
+    """CIFAR-10, or (fine) CIFAR-100 with its fine labels, below `root`: the binary version if it is there, else Python's."""
+    if fine:
+        binary, python, files = "cifar-100-binary", "cifar-100-python", ["train", "test"]
+        key, meta, text = "fine_label", "meta", "fine_label_names.txt"
     else:
-        found = read_pickle((folder := root / python) / meta).get(f"{key}_names", [])
-        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+        binary, python = "cifar-10-batches-bin", "cifar-10-batches-py"
+        files = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+        key, meta, text = "label", "batches.meta", "batches.meta.txt"
+    folder = root / binary
+    if folder.is_dir():
+        files = [f"{file}.bin" for file in files]
+        classes = read_lines(folder / text)
+    else:
+        folder = root / python
+        names = read_pickle(folder / meta).get(f"{key}_names", [])
+        classes = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
     *train, (test, test_labels) = [_cifar_batch(folder / file, f"{key}s") for file in files]
     if len(classes) != (100 if fine else 10):
         raise DataError(f"{folder} names {len(classes)} classes, not {100 if fine else 10}")
@@ -134,8 +138,9 @@ def read_cifar(root: Path, fine: bool) -> tuple:
 
 
 def read_stl10(root: Path) -> tuple:
-    """STL-10 below `root`: columns before rows in the files, labels from 1; unlabelled images get -1."""
-    folder, images, labels = root / "stl10_binary", {}, {}
+    """STL-10 below `root`, unlabelled images with label -1. In the files columns come before rows, and labels start at 1."""
+    folder = root / "stl10_binary"
+    images, labels = {}, {}
     classes = read_lines(folder / "class_names.txt")
     for part in ("train", "unlabeled", "test"):
         file = folder / f"{part}_X.bin"
@@ -154,8 +159,8 @@ def read_stl10(root: Path) -> tuple:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The sorted names of the folders in a folder that are not hidden; DataError if there are none."""
-    with told(folder), os.scandir(folder) as entries:
+    """The sorted names of the folders in a folder, without hidden ones; DataError if there are none."""
+    with explain_os_errors(folder), os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{folder} has no folders, one for each class")
@@ -163,31 +168,31 @@ def class_names(folder: Path) -> list[str]:
 
 
 def images_in(folder: Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The images at any depth below folder/CLASS, by class and name -> paths, int64 (N,). Hidden ones are left out."""
+    """Paths and labels int64 (N,) of the images at any depth below folder/CLASS, by class and name, without hidden ones."""
 
     def refuse(error: OSError):
         raise error
 
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = []
-        with told(folder / name):
-            for place, inner, files in os.walk(folder / name, onerror=refuse):
-                inner[:] = [name for name in inner if not name.startswith(".")]
-                found += [
+        images = []
+        with explain_os_errors(folder / name):
+            for place, folders, files in os.walk(folder / name, onerror=refuse):
+                folders[:] = [one for one in folders if not one.startswith(".")]
+                images += [
                     os.path.join(place, file) for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."
                 ]
-        if not found:
+        if not images:
             raise DataError(f"{folder / name} has no images ({', '.join(EXTENSIONS)})")
-        paths += sorted(found)
-        labels += [label] * len(found)
+        paths += sorted(images)
+        labels += [label] * len(images)
     return paths, np.array(labels)
 
 
 def read_folder(root: Path) -> tuple:
-    """root/train/CLASS/* and root/test/CLASS/* (else val); or root/CLASS/*, every fifth for the test."""
+    """root/train/CLASS/* and root/test/CLASS/* (else val); or root/CLASS/*, of which every fifth image is for the test."""
     names = class_names(root)
-    with told(root):
+    with explain_os_errors(root):
         split = (root / "train").exists()
     if split or set(names) <= {"test", "val"}:
         train, test = root / "train", root / ("val" if "val" in names and "test" not in names else "test")
@@ -199,12 +204,12 @@ def read_folder(root: Path) -> tuple:
     place = np.arange(len(labels)) - np.searchsorted(labels, labels)  # within the class
     if len(alone := np.flatnonzero(np.bincount(labels) < 2)):
         raise DataError(f"{root / names[alone[0]]} has one image, where training and test need one each")
-    kept, held = np.flatnonzero(place % 5), np.flatnonzero(place % 5 == 0)
-    return [paths[n] for n in kept], labels[kept], [paths[n] for n in held], labels[held], names
+    train, test = np.flatnonzero(place % 5), np.flatnonzero(place % 5 == 0)
+    return [paths[n] for n in train], labels[train], [paths[n] for n in test], labels[test], names
 
 
 def read_tiny_imagenet(root: Path) -> tuple:
-    """Tiny ImageNet below `root`; its labelled `val` is the test, a class is named by the first of its words."""
+    """Tiny ImageNet below `root`. Its labelled `val` is the test split; a class is named by the first of its words."""
     folder = root / "tiny-imagenet-200"
     known = read_lines(folder / "wnids.txt")
     words = {name: rest for name, _, rest in (line.partition("\t") for line in read_lines(folder / "words.txt"))}

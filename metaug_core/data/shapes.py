@@ -1,8 +1,8 @@
 """The embedded data set `shapes`: ten figures whose nuisances in luminance and in chroma are independent.
 
-L and ab share the object (its form, place, size and tilt) and nothing else: the light and the texture of L say nothing
-of the hue and the texture of ab, nor does the sign of the object's contrast in one tell its colour in the other. What
-two views share is what contrast between them can learn, so here contrast between L and ab has to learn the object.
+L and ab share the object (its form, place, size and tilt) and nothing else: light, texture and the sign of the object's contrast
+in L are independent of hue and texture in ab. Contrast between two views can learn what they share, so here it has to learn the
+object.
 """
 
 import functools
@@ -16,33 +16,35 @@ CLASSES: tuple[str, ...] = (
     "disc", "ring", "square", "triangle", "star", "cross", "crescent", "heart", "ell", "arrow",
 )  # fmt: skip
 
-# Lengths are fractions of half the image's side, Lab in its own units; chosen on validation seeds (LOG.md).
-RADIUS = (0.42, 0.67)  # of the disc that has the object's area
-TILT = math.pi / 6  # either way
+# Ranges to draw from. Lengths are fractions of half the image's side, Lab in its own units; chosen on validation seeds.
+RADIUS = (0.42, 0.67)  # of the disc with the object's area
+TILT = math.pi / 6  # to either side
 LIGHTNESS, CONTRAST_L, TEXTURE_L, LIGHT, NOISE_L = (40.0, 65.0), (20.0, 30.0), (4.0, 11.0), (0.0, 12.0), 2.0
 HUE, CONTRAST_AB, TEXTURE_AB, NOISE_AB = 18.0, (28.0, 42.0), (3.5, 10.0), 2.0
 WAVES, CYCLES = 2, (0.5, 3.0)  # a texture is a sum of plane waves, each with so many cycles across the image
 
 _ATLAS_SIDE, _ATLAS_REACH = 64, 2.2
-_CHUNK = 500  # images drawn at once: memory does not grow with count. Another number gives other bytes for a seed
-_PIECE = 50  # of them turned to sRGB at once: the temporaries stay in the cache. Any number gives the same bytes
+_CHUNK = (
+    500  # images drawn at once, so that memory does not grow with count; another number gives other images for a seed
+)
+_PIECE = 50  # images converted to sRGB at once, so that temporaries stay in the cache; any number gives the same images
 
 
 def _regular(corners: int, inner: float = 1.0) -> np.ndarray:
-    """(corners, 2) on the unit circle from the top on; every second corner is drawn in to radius `inner`."""
+    """A regular polygon, (corners, 2), on the unit circle from the top on; every second corner has radius `inner`."""
     k = np.arange(corners)
     r = np.where(k % 2 == 0, 1.0, inner)
     return np.stack([r * np.sin(2 * np.pi * k / corners), -r * np.cos(2 * np.pi * k / corners)], 1)
 
 
 def _heart() -> np.ndarray:
-    """(48, 2), point downwards."""
+    """A heart, (48, 2), its point downwards."""
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     return np.stack([16 * np.sin(t) ** 3, -13 * np.cos(t) + 5 * np.cos(2 * t) + 2 * np.cos(3 * t) + np.cos(4 * t)], 1)
 
 
 def _crescent() -> np.ndarray:
-    """(62, 2): three quarters of the unit circle, and back between the same tips on a smaller circle."""
+    """A crescent, (62, 2): three quarters of the unit circle, and back between the same tips on a smaller circle."""
     outer = np.linspace(0.25, 1.75, 32) * np.pi
     tip, centre = math.sqrt(0.5), 0.42
     radius, start = math.hypot(tip - centre, tip), math.atan2(tip, tip - centre)
@@ -52,7 +54,7 @@ def _crescent() -> np.ndarray:
 
 
 def _outlines() -> dict[str, np.ndarray]:
-    """The class's polygon, (corners, 2); y points down. The ring's is the middle of its band."""
+    """The polygon of each class, (corners, 2); y points down. That of the ring is the middle of its band."""
     cross = [[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]
     ell = [[0, 0], [2, 0], [2, 4], [5, 4], [5, 6], [0, 6]]
     arrow = [[0, -4], [3.2, 0], [1.1, 0], [1.1, 4], [-1.1, 4], [-1.1, 0], [-3.2, 0]]
@@ -71,7 +73,7 @@ def _outlines() -> dict[str, np.ndarray]:
 
 
 def _normalised(corners: np.ndarray) -> np.ndarray:
-    """The polygon with its centroid at 0 and area pi: place and area must not tell the class."""
+    """The polygon with centroid 0 and area pi, so that place and area do not depend on the class."""
     after = np.roll(corners, -1, 0)
     cross = corners[:, 0] * after[:, 1] - after[:, 0] * corners[:, 1]
     centroid = ((corners + after) * cross[:, None]).sum(0) / (3 * cross.sum())
@@ -93,9 +95,9 @@ def _distance(corners: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _atlas() -> Tensor:
-    """Signed distances of all classes on the square [-reach, reach]^2: (10, 1, side, side).
+    """Signed distances to the polygons of all classes on the square [-reach, reach]^2: (10, 1, side, side).
 
-    Distances are smooth, so a small table read bilinearly gives sharp edges at every size and tilt.
+    Distances are smooth, so bilinear interpolation in a small table gives sharp edges at every size and tilt.
     """
     axis = ((np.arange(_ATLAS_SIDE) + 0.5) / _ATLAS_SIDE * 2 - 1) * _ATLAS_REACH
     at, tables = np.stack(np.meshgrid(axis, axis), -1), []
@@ -111,7 +113,7 @@ def _uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:
 
 
 def _mask(labels: Tensor, axis: Tensor, atlas: Tensor, g: torch.Generator) -> Tensor:
-    """Coverage of each pixel by the object, in [0, 1]: (n, S, S). Draws place, size, tilt and mirroring."""
+    """The part of each pixel that the object covers, in [0, 1]: (n, S, S). Draws place, size, tilt and mirroring."""
     n, size = len(labels), len(axis)
     r = _uniform(n, *RADIUS, g)
     room = (1 - 1.2 * r).clamp_min(0)
@@ -131,7 +133,7 @@ def _texture(n: int, axis: Tensor, g: torch.Generator) -> Tensor:
         angle, phase = _uniform(n, 0, 2 * math.pi, g), _uniform(n, 0, 2 * math.pi, g)
         cycles = _uniform(n, *CYCLES, g) * math.pi
         across, down = cycles * torch.cos(angle) * axis + phase, cycles * torch.sin(angle) * axis[:, None]
-        # sin(a + b) from sines along the axes: 2 S of them an image, not S^2
+        # sin(a + b) from sines along the axes: 2 S sines for an image, not S^2
         total += torch.sin(across) * torch.cos(down) + torch.cos(across) * torch.sin(down)
     return total / math.sqrt(WAVES / 2)
 
@@ -158,7 +160,7 @@ def _chroma(mask: Tensor, axis: Tensor, g: torch.Generator) -> Tensor:
 
 
 def _rgb(lightness: Tensor, ab: Tensor) -> Tensor:
-    """Lab (D65) to sRGB, uint8 (n, 3, S, S); what sRGB cannot show is clipped."""
+    """sRGB, uint8 (n, 3, S, S), of Lab (D65): L (n, S, S) and ab (n, 2, S, S). Colors outside sRGB are clipped."""
     y = (lightness + 16) / 116
     f = torch.stack([y + ab[:, 0] / 500, y, y - ab[:, 1] / 200]).flatten(1)  # (3, n S S)
     white = f.new_tensor([[0.95047], [1.0], [1.08883]])
@@ -172,9 +174,8 @@ def _rgb(lightness: Tensor, ab: Tensor) -> Tensor:
 def make(count: int, seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
     """`count` images, uint8 (count, 3, size, size) in sRGB, and their labels, int64 (count,), indices into CLASSES.
 
-    The classes are balanced (their counts differ by one at most) and shuffled. The same seed gives the same bytes;
-    take different seeds for train, validation and test. Raises ValueError for a count below 1, a size below 8 or a seed
-    below 0.
+    The classes are balanced (their counts differ by one at most) and shuffled. The same seed gives the same images; take
+    different seeds for train, validation and test. Raises ValueError for a count < 1, a size < 8 or a seed < 0.
     """
     for name, value, least in (("count", count, 1), ("size", size, 8), ("seed", seed, 0)):
         if value < least:

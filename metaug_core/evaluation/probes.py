@@ -51,28 +51,28 @@ class Labelled:
 
 @torch.no_grad()
 def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
-    """Accuracy of the weighted vote of the 20 nearest by cosine: one matmul and a topk. Features (N, D), labels (N,)."""
+    """Accuracy in [0, 1] of the weighted vote of the 20 nearest training features by cosine. Features (N, D), labels (N,)."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     votes = F.one_hot(train_labels, classes).float()
     correct = 0
     for x, y in zip(test.split(BATCH), test_labels.split(BATCH), strict=True):
-        near, who = (x @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
-        score = (votes[who] * (near / VOTE_TEMPERATURE).exp()[..., None]).sum(1)
+        cosines, neighbours = (x @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
+        score = (votes[neighbours] * (cosines / VOTE_TEMPERATURE).exp()[..., None]).sum(1)
         correct += int((score.argmax(1) == y).sum())
     return correct / len(test)
 
 
 @torch.no_grad()
 def linear_probe(train: Tensor, labels: Tensor, classes: int, probe: Probe, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Weights (L, D, C) and biases (L, 1, C) for all L learning rates, trained side by side.
+    """Weights (L, D, C) and biases (L, 1, C) for all L learning rates, trained side by side on features (N, D).
 
-    Their gradient is written out (softmax minus one-hot). All classifiers are rows of one matrix (LC, D), so a step is two plain
-    matmuls whatever L is: on a CPU a fifth of the time of L batched ones with L = 6, half of it with L = 1 (LOG.md).
+    The gradient is written out (softmax minus one-hot). All classifiers are rows of one matrix (LC, D), so that a step is two
+    plain matmuls, much faster on a CPU than L batched ones.
     """
-    count, (_, dim) = len(probe.lrs), train.shape
+    count, dim = len(probe.lrs), train.shape[1]
     lr = torch.tensor(probe.lrs, device=train.device, dtype=train.dtype).repeat_interleave(classes)[:, None]
     weight, bias = train.new_zeros(count * classes, dim), train.new_zeros(count * classes, 1)
-    speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
     target = F.one_hot(labels, classes).to(train.dtype)
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(probe.epochs):
@@ -82,19 +82,19 @@ def linear_probe(train: Tensor, labels: Tensor, classes: int, probe: Probe, seed
             score = torch.addmm(bias.T, x, weight.T).view(len(rows), count, classes)
             error = score.softmax(-1).sub_(target[rows][:, None]).div_(len(rows)).flatten(1)  # (B, LC)
             rate = lr * probe.rate((epoch + number / len(batches)) / probe.epochs)
-            for parameter, moved, seen in ((weight, speed[0], x), (bias, speed[1], ones)):
-                moved.addmm_(error.T, seen, beta=0.9)
-                parameter.addcmul_(rate, moved, value=-1)
+            for parameter, momentum, inputs in ((weight, weight_momentum, x), (bias, bias_momentum, ones)):
+                momentum.addmm_(error.T, inputs, beta=0.9)
+                parameter.addcmul_(rate, momentum, value=-1)
     return weight.view(count, classes, dim).mT, bias.view(count, 1, classes)
 
 
 def accuracy(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Share of right answers of each of the L classifiers, (L,)."""
-    right = [
+    """Accuracy in [0, 1] of each of the L classifiers, (L,)."""
+    correct = [
         ((part @ weight + bias).argmax(-1) == y).sum(1)
         for part, y in zip(x.split(BATCH), labels.split(BATCH), strict=True)
     ]
-    return torch.stack(right).sum(0) / len(x)
+    return torch.stack(correct).sum(0) / len(x)
 
 
 def probe_accuracy(probe: Probe, train: Labelled, test: Labelled, val: Labelled | None, classes: int) -> float:
@@ -104,22 +104,22 @@ def probe_accuracy(probe: Probe, train: Labelled, test: Labelled, val: Labelled 
         train, val = train[~held_out], train[held_out]
     mean, std = train.x.mean(0), train.x.std(0).clamp(min=1e-5)
 
-    def prepared(x: Tensor) -> Tensor:
+    def standardise(x: Tensor) -> Tensor:
         return (x - mean) / std if probe.standardise else x
 
-    fitted = linear_probe(prepared(train.x), train.y, classes, probe)
-    best = int(accuracy(prepared(val.x), val.y, *fitted).argmax()) if val and len(probe.lrs) > 1 else 0
-    return float(accuracy(prepared(test.x), test.y, *fitted)[best])
+    weight, bias = linear_probe(standardise(train.x), train.y, classes, probe)
+    best = int(accuracy(standardise(val.x), val.y, weight, bias).argmax()) if val and len(probe.lrs) > 1 else 0
+    return float(accuracy(standardise(test.x), test.y, weight, bias)[best])
 
 
 def measure(
     train: Labelled, test: Labelled, val: Labelled | None, classes: int, measures: Sequence[str] = MEASURES
 ) -> dict[str, float]:
-    """The measures asked of one representation, of probe_paper, probe_fast and knn: accuracies in [0, 1]."""
-    found = {}
+    """The accuracies in [0, 1] of one representation by measure: probe_paper, probe_fast, knn."""
+    accuracies = {}
     for name in measures:
         if name == "knn":
-            found[name] = knn(train.x, train.y, test.x, test.y, classes)
+            accuracies[name] = knn(train.x, train.y, test.x, test.y, classes)
         else:
-            found[name] = probe_accuracy(PROBES[name.removeprefix("probe_")], train, test, val, classes)
-    return found
+            accuracies[name] = probe_accuracy(PROBES[name.removeprefix("probe_")], train, test, val, classes)
+    return accuracies

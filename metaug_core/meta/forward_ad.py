@@ -110,8 +110,7 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
     scale, shift = weight * r, torch.zeros_like(r) if b_dot is None else b_dot
     t = torch.zeros_like(r) if w_dot is None else w_dot
     if x_dot is not None:
-        size = x.numel() // x.shape[1]
-        along, level = distributed.mean(*(total / size for total in distributed.projections(x_dot, x, weight, mean, r)))
+        along, level = distributed.mean_projections(x_dot, x, weight, mean, r)
         t, shift = t - scale * along, shift - scale * level
     constant, slope = distributed.per_channel(shift - t * r * mean, x), distributed.per_channel(t * r, x)
     y = torch.addcmul(distributed.per_channel(bias - scale * mean, x), x, distributed.per_channel(scale, x))

@@ -59,7 +59,7 @@ def cut(z: Tensor) -> Tensor:
 
 def pulled_back(z: Tensor, theta: Params, pull: Tensor, **options) -> Params:
     """grad_theta of the loss whose dL/dz, over the whole minibatch, is pull: from the cut back through the encoders."""
-    return distributed.total(gradients(z, theta, grad_outputs=distributed.own(pull.detach(), 1), **options))
+    return distributed.sum_gradients(gradients(z, theta, grad_outputs=distributed.own(pull.detach(), 1), **options))
 
 
 def _leaves(params: Params) -> Params:

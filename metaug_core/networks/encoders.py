@@ -17,7 +17,7 @@ from metaug_core.errors import MetaugError
 from metaug_core.networks.activation_checkpointing import FirstNorm
 from metaug_core.networks.heads import mlp
 from metaug_core.registry import ENCODERS, VIEWS
-from metaug_core.runtime.streams import side_by_side
+from metaug_core.runtime.device import side_by_side
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
 HIDDEN = 2048  # units of its two fully connected layers

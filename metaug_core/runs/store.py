@@ -153,7 +153,7 @@ class Run:
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """The machine and versions of each session so far (`machine.environment`), oldest first; none before the first."""
+        """The machine and versions of each session so far (`runs.environment`), oldest first; none before the first."""
         file = self.path / "environment.json"
         return read_json(file) if file.exists() else []
 
@@ -299,7 +299,7 @@ def begin(run: Run, step: int, device: str, eager_because: str | None = None) ->
 
     eager_because: why its steps are not captured as CUDA graphs, if they are not.
     """
-    from metaug_core.runtime.devices import environment
+    from metaug_core.runs.environment import environment
 
     (run.path / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))

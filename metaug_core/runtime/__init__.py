@@ -1,1 +1,1 @@
-"""Where and how a step runs: processes, devices, formats of numbers, streams."""
+"""Where a step runs: processes, devices, number formats."""

@@ -1,9 +1,10 @@
-"""One run over several processes (`torchrun`): each encodes its own part of every minibatch; all else is done by all alike.
+"""One run in several processes (`torchrun`): each encodes its own part of every minibatch; everything else is done by all alike.
 
-Features are few and small, so they are gathered, and loss, MAG and bank see the whole minibatch in every process: their numbers
-are those of one process, with no approximation. What is divided is the cost, the encoders. Gradients are sums over the parts.
+Features are few and small, so they are gathered. Loss, MAG and memory see the whole minibatch in every process, so their numbers
+are exactly those of one process. Only the cost of the encoders is divided. The engine meets this file in three places: `own` part
+of a minibatch, `gather` for features (`sum_gradients` on the way back), and BatchNorm over the `whole_batch`.
 
-Without a group of processes every function here gives back what it was given.
+Without a process group every function here returns what it was given.
 """
 
 import atexit
@@ -18,6 +19,8 @@ from torch.autograd import forward_ad as fwAD
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+# --- the processes
+
 
 def count() -> int:
     """How many processes take part."""
@@ -25,7 +28,7 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Which of them this one is; the first, 0, logs and saves."""
+    """The number of this process; the first, 0, logs and saves."""
     return dist.get_rank() if count() > 1 else 0
 
 
@@ -35,50 +38,25 @@ def started() -> int:
 
 
 def join(device: str) -> None:
-    """Make the processes that `torchrun` started one group, for good: a second group would meet the first one's connections.
-    Without torchrun nothing happens. On CUDA each process takes the device of its local rank."""
+    """Make the processes that `torchrun` started one group, until they exit. Does nothing without torchrun.
+
+    On CUDA each process takes the device of its local rank.
+    """
     if started() == 1 or dist.is_initialized():
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(dist.destroy_process_group)  # not earlier: a second group would meet the connections of the first
 
 
-def own(x: Tensor, dim: int = 0) -> Tensor:
-    """This process's part of x along dim."""
-    return x if count() == 1 else x.chunk(count(), dim)[rank()]
+def wait() -> None:
+    """Wait until all processes have come this far."""
+    if count() > 1:
+        dist.barrier()
 
 
-def gather(x: Tensor, dim: int = 0) -> Tensor:
-    """The parts of all processes, in order, along dim. No gradient: who needs one takes its `own` part of it."""
-    if count() == 1:
-        return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
-    dist.all_gather(parts, x.detach().contiguous())
-    return torch.cat(parts, dim)
-
-
-def total(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The sums over processes of their gradients, in one message."""
-    if count() == 1:
-        return values
-    flat = torch.cat([value.reshape(-1) for value in values.values()])
-    dist.all_reduce(flat)
-    parts = flat.split([value.numel() for value in values.values()])
-    return {name: part.view(value.shape) for (name, value), part in zip(values.items(), parts, strict=True)}
-
-
-def mean(*values: Tensor) -> list[Tensor]:
-    """The means over processes of tensors of one shape."""
-    if count() == 1:
-        return list(values)
-    stacked = torch.stack(values)
-    dist.all_reduce(stacked)
-    return list((stacked / count()).unbind())
-
-
-def agreed(flag: bool, device: str) -> bool:
+def any_of(flag: bool, device: str) -> bool:
     """Whether any process has its flag set: an interrupt stops all of them after the same step."""
     if count() == 1:
         return flag
@@ -87,19 +65,56 @@ def agreed(flag: bool, device: str) -> bool:
     return bool(flags)
 
 
-def wait() -> None:
-    """Until all processes have come this far."""
-    if count() > 1:
-        dist.barrier()
+# --- minibatches, features, gradients
+
+
+def own(x: Tensor, dim: int = 0) -> Tensor:
+    """This process's part of x along dim."""
+    return x if count() == 1 else x.chunk(count(), dim)[rank()]
+
+
+def gather(x: Tensor, dim: int = 0) -> Tensor:
+    """The parts of all processes, in order, along dim. Has no gradient: pass on the `own` part of the result's gradient."""
+    if count() == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts, dim)
+
+
+def sum_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sums of the processes' gradients, in one message."""
+    if count() == 1:
+        return gradients
+    flat = torch.cat([g.reshape(-1) for g in gradients.values()])
+    dist.all_reduce(flat)
+    parts = flat.split([g.numel() for g in gradients.values()])
+    return {name: part.view(g.shape) for (name, g), part in zip(gradients.items(), parts, strict=True)}
+
+
+# --- BatchNorm over the whole minibatch
+
+
+def whole_batch() -> AbstractContextManager[Any]:
+    """Context manager: BatchNorm takes its statistics from the whole minibatch (`WholeBatch`)."""
+    return WholeBatch() if count() > 1 else nullcontext()
 
 
 def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/std of each channel of x (B, C, ...) over the whole minibatch; in two messages, since the mean square would lose
-    the variance of a channel far from 0."""
+    """Mean and 1/std, (C,) each, of the channels of x (B, C, ...) over the whole minibatch.
+
+    Two messages: the mean square, in the same message as the mean, would lose the variance of a channel far from 0.
+    """
     others = [d for d in range(x.dim()) if d != 1]
-    (middle,) = mean(x.mean(others))
-    (variance,) = mean((x - per_channel(middle, x)).square().mean(others))
-    return middle, variance.add(eps).rsqrt()
+    (mean,) = _average(x.mean(others))
+    (variance,) = _average((x - per_channel(mean, x)).square().mean(others))
+    return mean, variance.add(eps).rsqrt()
+
+
+def mean_projections(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> list[Tensor]:
+    """The means of g u and of g over the whole minibatch, (C,) each, for g and x (B, C, ...) and u = (x - mean) r."""
+    size = x.numel() // x.shape[1]
+    return _average(*(part / size for part in _projections(g, x, weight, mean, r)))
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -107,38 +122,46 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
 
 
-def projections(g: Tensor, x: Tensor, weight: Tensor, middle: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """sum g u and sum g of each channel, u = (x - middle) r, over this process's part: one pass over memory, since BatchNorm's own
-    backward sums them for its weight and bias."""
-    sums = torch.ops.aten.native_batch_norm_backward(
-        g, x, weight, None, None, middle, r, True, 0.0, [False, True, True]
-    )
+def _projections(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of g u and of g over this process's part: one pass over memory, by the backward of torch's BatchNorm, which
+    sums them for its weight and bias."""
+    sums = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, 0.0, [False, True, True])
     return sums[1], sums[2]
+
+
+def _average(*values: Tensor) -> list[Tensor]:
+    """The means over processes of tensors of one shape."""
+    if count() == 1:
+        return list(values)
+    stacked = torch.stack(values)
+    dist.all_reduce(stacked)
+    return list((stacked / count()).unbind())
 
 
 class _WholeBatchNorm(torch.autograd.Function):
     """BatchNorm of x (b, C, ...), this process's part of the minibatch, by the `moments` of the whole."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, middle: Tensor, r: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx._saved_result1, ctx._saved_result2 = middle, r  # under torch's names, where `tangents` looks for them
-        return torch.addcmul(per_channel(bias, x), x - per_channel(middle, x), per_channel(weight * r, x))
+        ctx._saved_result1, ctx._saved_result2 = mean, r  # torch's own names: `forward_ad` reads them
+        return torch.addcmul(per_channel(bias, x), x - per_channel(mean, x), per_channel(weight * r, x))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        (x, weight), (g,) = ctx.saved_tensors, gradients
-        middle, r, size = ctx._saved_result1, ctx._saved_result2, x.numel() // x.shape[1]
-        along, level = projections(g, x, weight, middle, r)
-        shares = mean(along / size, level / size)
-        unit = (x - per_channel(middle, x)) * per_channel(r, x)
-        back = g - per_channel(shares[1], x) - unit * per_channel(shares[0], x)
+        (g,) = gradients
+        x, weight = ctx.saved_tensors
+        mean, r, size = ctx._saved_result1, ctx._saved_result2, x.numel() // x.shape[1]
+        along, level = _projections(g, x, weight, mean, r)
+        mean_along, mean_level = _average(along / size, level / size)
+        u = (x - per_channel(mean, x)) * per_channel(r, x)
+        back = g - per_channel(mean_level, x) - u * per_channel(mean_along, x)
         return back * per_channel(weight * r, x), along, level, None, None
 
 
 class WholeBatch(TorchFunctionMode):
-    """Within, BatchNorm in training takes its statistics from the whole minibatch of all processes (SyncBatchNorm, also on a
-    CPU). A tangent pass is left alone: `tangents` does the same there."""
+    """Context manager: BatchNorm in training takes its statistics from the whole minibatch of all processes (as SyncBatchNorm,
+    but also on a CPU). It leaves tangent passes alone: `forward_ad` does the same there."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -147,15 +170,10 @@ class WholeBatch(TorchFunctionMode):
         if plain or fwAD.unpack_dual(weight).tangent is not None:
             return func(*args, **kwargs)
         x, running_mean, running_var = args
-        middle, r = moments(x.detach(), kwargs["eps"])
+        mean, r = moments(x.detach(), kwargs["eps"])
         if running_mean is not None:
             with torch.no_grad():
                 size = count() * x.numel() // x.shape[1]
-                running_mean.lerp_(middle, kwargs["momentum"])
+                running_mean.lerp_(mean, kwargs["momentum"])
                 running_var.lerp_((r**-2 - kwargs["eps"]) * size / (size - 1), kwargs["momentum"])
-        return _WholeBatchNorm.apply(x, weight, bias, middle, r)
-
-
-def whole_batch() -> AbstractContextManager[Any]:
-    """`WholeBatch` where several processes take part."""
-    return WholeBatch() if count() > 1 else nullcontext()
+        return _WholeBatchNorm.apply(x, weight, bias, mean, r)

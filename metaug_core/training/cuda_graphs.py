@@ -1,8 +1,8 @@
-"""How steps are run: one after another on a CPU; on CUDA each kind of step captured once as a graph and replayed as one launch.
+"""Runs steps one after another on a CPU; on CUDA each kind of step is captured once as a graph and replayed as one launch.
 
-At batch 64 a step is hundreds of kernels of microseconds, and launching them takes longer than computing them. Several trials go
-into one graph, each on a stream of its own (`branches`), so that they fill the device together. A trial touches nothing of another:
-its numbers are those of a run of its own. With `graphs="forked"` the encoders of a single run are such branches too.
+A step at batch 64 is hundreds of kernels of microseconds, and launching them takes longer than computing them. Several trials go
+into one graph, each on a stream of its own, so that they fill the device together. No trial touches data of another, so its
+numbers are those of its own single run. With `graphs="forked"` the encoders of a single run are forked in the same way.
 """
 
 from collections import Counter
@@ -14,30 +14,31 @@ import torch
 from torch import Tensor
 
 from metaug_core.runtime import distributed
-from metaug_core.runtime.streams import side_by_side
+from metaug_core.runtime.device import side_by_side
+from metaug_core.training.diagnostics import describe
 from metaug_core.training.state import TrainState, own_device_numbers, own_random_numbers
-from metaug_core.training.step import Update, describe, train_step, update
+from metaug_core.training.step import Update, train_step, update
 
-EAGER_STEPS = 3  # of a kind before it is captured: optimiser states and cuBLAS workspaces are made there
+EAGER_STEPS = 3  # of a kind before its capture: they make optimiser states and cuBLAS workspaces
 
 
 class Batch(NamedTuple):
-    """What one step of a trial is asked to do."""
+    """The input of one step of a trial."""
 
     pixels: Tensor  # uint8 (B, 3, H, W)
     indices: Tensor  # int64 (B,), on the device
-    log: bool
+    log: bool  # whether the metrics of this step will be read
 
 
 class Replay(NamedTuple):
-    """A captured kind of step: copy the batches into `inputs`, replay, read `outputs`."""
+    """A captured step: copy the batches into `inputs`, replay, read `outputs`."""
 
     graph: "torch.cuda.CUDAGraph"
     inputs: list[Batch]
     outputs: list[Update]
 
 
-def not_captured_because(states: Sequence[TrainState]) -> str | None:
+def explain_eager_steps(states: Sequence[TrainState]) -> str | None:
     """Why these trials step eagerly, or None if they are captured."""
     if states[0].device != "cuda":
         return f"device {states[0].device} has no CUDA graphs"
@@ -54,7 +55,7 @@ def not_captured_because(states: Sequence[TrainState]) -> str | None:
 
 
 def capture(states: Sequence[TrainState], batches: Sequence[Batch], generators: Sequence[torch.Generator]) -> Replay:
-    """A step of each of these states as one graph; nothing is run. RuntimeError, of torch, where it cannot be captured."""
+    """Capture a step of each of these states as one graph; nothing is run. RuntimeError (torch's) if it cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
@@ -66,23 +67,25 @@ def capture(states: Sequence[TrainState], batches: Sequence[Batch], generators: 
 
 
 def update_alone(s: TrainState, batch: Batch) -> Update:
-    """`update` with the run's own random numbers."""
+    """`update` with the trial's own random numbers."""
     with own_device_numbers(s):
         return update(s, *batch)
 
 
 class Stepper:
-    """Steps of one run, or of several trials. `reason` says why steps are not captured, if they are not; it can change with a step,
-    where a capture fails."""
+    """Steps of one run, or of several trials, which are numbered as in `states`.
+
+    reason: why steps are not captured, or None; a failed capture sets it.
+    """
 
     def __init__(self, states: Sequence[TrainState]):
         self.states = states
-        self.reason = not_captured_because(states)
+        self.reason = explain_eager_steps(states)
         self.seen: Counter[tuple] = Counter()
         self.replays: dict[tuple, Replay] = {}
 
     def __call__(self, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor]]:
-        """One step of each trial that has a batch: its metrics, tensors that were not read yet."""
+        """One step of each trial that has a batch; its metrics, tensors not read yet, by the trial's number."""
         if self.reason is not None:
             return {number: self._eager(number, batch) for number, batch in batches.items()}
         kind = tuple((number, batch.log, self.states[number].mag_pass) for number, batch in batches.items())
@@ -96,7 +99,7 @@ class Stepper:
             return train_step(self.states[number], *batch)
 
     def _capture(self, kind: tuple, batches: dict[int, Batch]) -> bool:
-        """Capture a kind of step, which runs nothing. False, with `reason` from now on, if it cannot be captured."""
+        """Capture a kind of step without running it. False, and `reason` is set, if it cannot be captured."""
         states = [self.states[number] for number in batches]
         generators = [generator for s in states for generator in s.device_generators]
         before = [generator.get_state() for generator in generators]
@@ -115,8 +118,9 @@ class Stepper:
             place.pixels.copy_(batch.pixels, non_blocking=True)
             place.indices.copy_(batch.indices, non_blocking=True)
         replay.graph.replay()
-        found = {}
-        for (number, batch), seen in zip(batches.items(), replay.outputs, strict=True):
-            metrics = {name: value.clone() for name, value in seen.metrics.items()}  # the next replay writes over them
-            found[number] = metrics | describe(self.states[number], seen) if batch.log else metrics
-        return found
+        metrics = {}
+        for (number, batch), (values, z, context) in zip(batches.items(), replay.outputs, strict=True):
+            metrics[number] = {name: value.clone() for name, value in values.items()}  # the next replay overwrites them
+            if batch.log:
+                metrics[number] |= describe(self.states[number], z, context)
+        return metrics

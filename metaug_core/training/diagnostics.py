@@ -1,16 +1,22 @@
-"""What a reader of a run wants to know of its features, beside the loss."""
+"""Readings of a run's features and of its MAG: what a reader wants to know beside the loss. None of them changes training."""
+
+import copy
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from metaug_core.config import Config
+from metaug_core.data.datasets import Splits
+from metaug_core.evaluation import probes, representations
+from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods.base import Context
 from metaug_core.objectives.losses import alignment, effective_rank, uniformity
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import similarity
+from metaug_core.training.state import TrainState
 
 BINS = 50  # of a histogram over [0, 1]
+MONITOR_TRAIN, MONITOR_VAL = 2000, 1000  # images of the kNN monitor: enough for +-1.5 points, cheap enough every epoch
 MAG_READINGS = {
     "mag_update": "update of the MAG's weights in the last epoch, relative to their norm",
     "mixed_gradient_share": "share of the mixed part in the MAG's gradient",
@@ -19,39 +25,58 @@ MAG_READINGS = {
 
 
 def mag_readings(metrics: pd.DataFrame) -> dict[str, float]:
-    """The last values of `MAG_READINGS` in the metrics of a run, by what they are; those that were never logged are left out."""
+    """The last values of `MAG_READINGS` in a run's metrics, by description. Metrics that were never logged are left out."""
     columns = {text: metrics[name].dropna() for name, text in MAG_READINGS.items() if name in metrics}
     return {text: float(values.iloc[-1]) for text, values in columns.items() if len(values)}
 
 
-def shares(similarities: Tensor) -> Tensor:
-    """The share of similarities in each of BINS equal bins of [0, 1], (BINS,); no wait for the device."""
-    return torch.histc(similarities.float(), BINS, 0, 1) / similarities.numel()
-
-
 @torch.no_grad()
-def describe(z: Tensor, augmented: Tensor | None, context: Context, config: Config) -> dict[str, Tensor]:
-    """Readings of one minibatch: z and z~ (V, B, d) of unit norm, on the device. {} for fewer than two views.
+def describe(s: TrainState, z: Tensor | None, context: Context) -> dict[str, Tensor]:
+    """Readings of the features of one minibatch: z (at least V, B, d), on the device.
 
     Mean similarities d in [0, 1] of positives and negatives and their histograms (BINS,), the margins of eq. 4, effective rank
     (mean over views), alignment and uniformity of the first two views, and d(z, z~) of the same view: 1 is the collapse that
-    R_sigma is there against.
+    R_sigma is there against. {} for a MAG pass (z None), fewer than two views, and features that are not finite unit vectors.
     """
-    views = len(config.views)
-    if views < 2:
+    views = len(s.config.views)
+    if z is None or views < 2 or not s.method.description.unit_features or not torch.isfinite(z).all():
         return {}
+    with frozen_statistics(s.mag):
+        augmented = s.mag(z)[:views] if s.mag is not None else None
+    z = z[:views]  # predictions follow the features of the views
     positives, negatives = context.pairs(views)(z, z)
-    found = {
+    readings = {
         "positive_similarity": positives.mean(),
         "negative_similarity": negatives.mean(),
-        "positive_histogram": shares(positives),
-        "negative_histogram": shares(negatives),
+        "positive_histogram": histogram(positives),
+        "negative_histogram": histogram(negatives),
         "effective_rank": torch.stack([effective_rank(view) for view in z]).mean(),
         "alignment": alignment(z[0], z[1]),
         "uniformity": uniformity(z[0]),
     }
     if augmented is not None:
-        sigma_plus, sigma_minus = margins(positives, negatives, config.margin)
-        found |= {"sigma_plus": sigma_plus.mean(), "sigma_minus": sigma_minus.mean()}
-        found["augmented_similarity"] = similarity((z * augmented).sum(-1)).mean()
-    return found
+        sigma_plus, sigma_minus = margins(positives, negatives, s.config.margin)
+        readings |= {"sigma_plus": sigma_plus.mean(), "sigma_minus": sigma_minus.mean()}
+        readings["augmented_similarity"] = similarity((z * augmented).sum(-1)).mean()
+    return readings
+
+
+def histogram(similarities: Tensor) -> Tensor:
+    """The share of similarities in each of BINS equal bins of [0, 1], (BINS,); no wait for the device."""
+    return torch.histc(similarities.float(), BINS, 0, 1) / similarities.numel()
+
+
+def knn_monitor(s: TrainState, splits: Splits) -> float | None:
+    """kNN accuracy on up to 1000 validation images from up to 2000 training images; None without a validation split."""
+    if splits.val is None:
+        return None
+    train, val = (
+        images.take(torch.linspace(0, len(images) - 1, min(most, len(images))).long())
+        for images, most in ((splits.train, MONITOR_TRAIN), (splits.val, MONITOR_VAL))
+    )
+    networks = s.networks
+    if s.step == 0:  # BatchNorm has no statistics before the first step; they are estimated on a copy
+        networks = copy.deepcopy(networks)
+        representations.estimate_bn_stats(networks, splits.train, s.config)
+    h_train, h_val = (representations.features(networks, images, s.config) for images in (train, val))
+    return probes.knn(h_train, train.labels, h_val, val.labels, len(train.classes))

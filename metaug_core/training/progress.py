@@ -1,4 +1,4 @@
-"""Where a training run is, and the bar that says so on a terminal. A live view in a notebook is another reporter."""
+"""How far training is, and bars on a terminal that show it. A live view in a notebook is another `Reporter`."""
 
 import json
 import os
@@ -14,19 +14,19 @@ from metaug_core.runs.store import Run
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress bar or a live view shows of a run under way."""
+    """How far a run is."""
 
     run: Run
     epoch: int  # finished epochs
     step: int  # finished steps
-    steps: int  # of the whole run
+    steps: int  # steps of the whole run
     loss: float
     images_per_second: float
     seconds_left: float
 
 
 Reporter = Callable[[Progress], None]
-RunsReporter = Callable[[int, Progress | None], None]  # how many runs are done, and where the one under way is
+RunsReporter = Callable[[int, Progress | None], None]  # how many runs are done, and how far the current one is
 
 
 class TerminalBar:
@@ -35,17 +35,18 @@ class TerminalBar:
     def __init__(self) -> None:
         self.bar: tqdm | None = None
 
-    def __call__(self, at: Progress) -> None:
+    def __call__(self, progress: Progress) -> None:
+        step, steps, images_per_second = progress.step, progress.steps, progress.images_per_second
         if self.bar is None:
-            self.bar = tqdm(total=at.steps, initial=at.step, unit="step", desc=at.run.path.name)
-        self.bar.update(at.step - self.bar.n)
-        self.bar.set_postfix_str(f"epoch {at.epoch}, loss {at.loss:.4f}, {at.images_per_second:,.0f} images/s")
-        if at.step == at.steps:
+            self.bar = tqdm(total=steps, initial=step, unit="step", desc=progress.run.path.name)
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix_str(f"epoch {progress.epoch}, loss {progress.loss:.4f}, {images_per_second:,.0f} images/s")
+        if step == steps:
             self.bar.close()
 
 
 def last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSON-lines file, whose beginning is not read; {} if there is none."""
+    """The last whole line of a JSON-lines file; {} if there is none. Reads only the end of the file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -55,22 +56,24 @@ def last_row(path: Path) -> dict[str, Any]:
         return {}
 
 
-def position(at: Progress | None) -> tuple[float, str]:
-    """How much of the run under way is done, in [0, 1], and in words; (0, "") if none is."""
-    if at is None:
+def position(progress: Progress | None) -> tuple[float, str]:
+    """How much of the current run is done, in [0, 1] and in words; (0, "") without a current run."""
+    if progress is None:
         return 0.0, ""
-    return at.step / at.steps, f"; {at.run.path.name}: step {at.step:,} of {at.steps:,}, loss {at.loss:.4f}"
+    name, step, steps = progress.run.path.name, progress.step, progress.steps
+    return step / steps, f"; {name}: step {step:,} of {steps:,}, loss {progress.loss:.4f}"
 
 
 class RunsBar:
-    """A tqdm bar on stderr over several runs, the share of the one under way included: runs done, time left, that run's step."""
+    """A tqdm bar on stderr over several runs, including the done part of the current one: runs done, time left, that run's step."""
 
     def __init__(self, runs: int) -> None:
         form = "{desc} {percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left{postfix}"
-        self.runs, self.bar = runs, tqdm(total=runs, desc="runs", bar_format=form)
+        self.runs = runs
+        self.bar = tqdm(total=runs, desc="runs", bar_format=form)
 
-    def __call__(self, done: int, at: Progress | None) -> None:
-        share, text = position(at)
+    def __call__(self, done: int, progress: Progress | None) -> None:
+        share, text = position(progress)
         self.bar.n = done + share
         self.bar.set_postfix_str(f"{done} of {self.runs} runs done{text}")
         if done == self.runs:
@@ -78,5 +81,5 @@ class RunsBar:
 
 
 def silent(runs: int) -> RunsReporter:
-    """In the place of `RunsBar`: says nothing."""
-    return lambda done, at: None
+    """A `RunsReporter` that shows nothing."""
+    return lambda done, progress: None

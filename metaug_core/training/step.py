@@ -1,5 +1,8 @@
 # pyright: reportPrivateImportUsage=false
-"""One training step: the regular update of theta, the look-ahead, the MAG's update. No disk, no clock, no printing."""
+"""One training step: the regular update of theta, the look-ahead, the MAG's update. No disk, no clock, no printing.
+
+`s` is the state of the run, which a step changes in place.
+"""
 
 import math
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from metaug_core.training.state import TrainState
 
 
 def lr_factor(config: Config, epochs_done: float) -> float:
-    """What both learning rates are multiplied by after so many epochs (a real number)."""
+    """The factor on both learning rates after `epochs_done` epochs (a real number)."""
     if epochs_done < config.warmup_epochs:
         return (epochs_done + 1e-3) / config.warmup_epochs  # not 0: a step that does nothing wastes a minibatch
     if config.lr_schedule == "step":
@@ -36,8 +39,8 @@ def lr_factor(config: Config, epochs_done: float) -> float:
     return 1.0
 
 
-class Seen(NamedTuple):
-    """A minibatch as the networks and the loss are given it."""
+class Inputs(NamedTuple):
+    """A minibatch as the networks and the loss take it."""
 
     views: list[Tensor]
     context: Context
@@ -46,11 +49,11 @@ class Seen(NamedTuple):
 def regular_step(
     s: TrainState, views: list[Tensor], context: Context, log: bool, share: bool
 ) -> tuple[Regular, dict[str, Tensor], Tensor]:
-    """grad_theta of eq. 11, the terms of the loss, and z (detached). Nothing is moved yet.
+    """grad_theta of eq. 11, the terms of the loss, and z (V, B, d), detached. Moves nothing.
 
-    Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. So dL/dz is at hand
-    for the look-ahead, and with log the share of the encoders' gradient that comes through pairs that hold an augmented feature is
-    one more backward. share: keep for the look-ahead what it would compute again.
+    Two stages, cut at the features: dL/dz through loss and MAG, then one backward through the encoders. The look-ahead uses
+    dL/dz again. log: also the share of the encoders' gradient that comes through pairs with an augmented feature, for one
+    more backward. share: keep for the look-ahead what it would otherwise compute again.
     """
     pairs = context.pairs(len(s.config.views))
     context = replace(context, shared=pairs)
@@ -58,28 +61,29 @@ def regular_step(
     with distributed.whole_batch(), recorded or nullcontext():
         z = s.networks(views)
     leaf = cut(z)
-    terms, theta = s.method.terms(leaf, context, s.mag), s.theta
+    terms = s.method.terms(leaf, context, s.mag)
+    theta = s.theta
     log = log and "loss_augmented" in terms
-    (pull,) = torch.autograd.grad(total(terms), leaf, create_graph=share, retain_graph=share or log)
+    (pull,) = torch.autograd.grad(sum_terms(terms), leaf, create_graph=share, retain_graph=share or log)
     gradient = pulled_back(z, theta, pull, retain_graph=log)
-    found = {name: term.detach() for name, term in terms.items()}
+    metrics = {name: term.detach() for name, term in terms.items()}
     if log:
         (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=True)
         augmented_pull -= pairs.pull_of_originals(terms["loss_augmented"], leaf)
         augmented = pulled_back(z, theta, augmented_pull)
         part = get_total_norm(augmented.values())
         rest = get_total_norm(gradient[name] - augmented[name] for name in theta)
-        found["augmented_gradient_share"] = part / (part + rest)
-    return Regular(gradient, pull if share else None, recorded), found, leaf.detach()
+        metrics["augmented_gradient_share"] = part / (part + rest)
+    return Regular(gradient, pull if share else None, recorded), metrics, leaf.detach()
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
-    """The loss whose weighted terms these are."""
+def sum_terms(terms: dict[str, Tensor]) -> Tensor:
+    """The loss: the sum of its weighted terms."""
     return torch.stack([*terms.values()]).sum()
 
 
 def look_ahead_update(s: TrainState) -> float | Tensor | Rule:
-    """The look-ahead's step, as `meta.look_ahead` takes it: the rate l of eq. 3, or the rule of the optimiser's next step."""
+    """The step of the look-ahead, for `look_ahead`: the rate l of eq. 3, or the rule of the optimiser's next step."""
     lr = s.optimiser.param_groups[0]["lr"] if s.config.inner_lr is None else s.config.inner_lr
     return next_step(s.optimiser, s.theta, lr) if s.config.look_ahead_update == "optimiser" else lr
 
@@ -90,10 +94,13 @@ def mag_step(
     context: Context,
     log: bool,
     regular: Regular | None = None,
-    outer: Seen | None = None,
+    outer: Inputs | None = None,
 ) -> dict[str, Tensor]:
-    """omega <- omega - l' grad_omega (eq. 6). regular: of the regular step, where the look-ahead shares it. outer: the minibatch of
-    the loss at theta', where it is another."""
+    """omega <- omega - l' grad_omega (eq. 6); returns the step's metrics.
+
+    regular: results of the regular step that the look-ahead shares. outer: the minibatch of the loss at theta', if it is
+    another one.
+    """
     config, method, mag, optimiser = s.config, s.method, s.mag, s.mag_optimiser
     assert mag is not None
     assert optimiser is not None
@@ -106,48 +113,49 @@ def mag_step(
             return functional_call(s.networks, theta, (views,))
 
     def loss(terms: Callable, context: Context, z: Tensor, omega: Params) -> Tensor:
-        return total(terms(z, context, lambda x: functional_call(mag, omega, (x,))))
+        return sum_terms(terms(z, context, lambda x: functional_call(mag, omega, (x,))))
 
     outer_loss = partial(loss, method.outer_terms, outer_context)
     outer_features = partial(features, outer_views) if outer else None
     with frozen_statistics(s.networks, s.mag):
-        found = compute(
+        result = compute(
             partial(features, views), partial(loss, method.terms, context), s.theta, s.omega, look_ahead_update(s),
             outer_loss, regular, outer_features=outer_features, mixed=config.mag_gradient == "whole", measure=log,
         )  # fmt: skip
-        before = log_before(s, outer_features, outer_loss, found.features) if log else {}
+        before = loss_before(s, outer_features, outer_loss, result.features) if log else {}
     if config.mag_objective == "scaled":
-        torch._foreach_mul_([*found.gradient.values()], 1 / config.delta)
-    descend(optimiser, s.omega, found.gradient)
+        torch._foreach_mul_([*result.gradient.values()], 1 / config.delta)
+    descend(optimiser, s.omega, result.gradient)
     if config.bank_writes == "every-pass":
-        for z in (found.features, found.features_ahead):
+        for z in (result.features, result.features_ahead):
             method.remember(s.memory, s.networks, z, context)
-    metrics = {"loss_ahead": found.loss_ahead.detach()} | before
-    if log:  # reads all of the gradient, 14 million numbers of the paper's MAG
-        metrics["mag_gradient_norm"] = get_total_norm(found.gradient.values())
-    if found.mixed_share is not None:
-        metrics["mixed_gradient_share"] = found.mixed_share
+    metrics = {"loss_ahead": result.loss_ahead.detach()} | before
+    if log:  # costs a pass over the gradient, 14 million numbers for the paper's MAG
+        metrics["mag_gradient_norm"] = get_total_norm(result.gradient.values())
+    if result.mixed_share is not None:
+        metrics["mixed_gradient_share"] = result.mixed_share
     return metrics
 
 
 @torch.no_grad()
-def log_before(s: TrainState, outer_features: Callable | None, outer_loss: Callable, z: Tensor) -> dict[str, Tensor]:
-    """What omega descends on at theta, beside `loss_ahead`, which is the same at theta'. z: the features at theta."""
+def loss_before(s: TrainState, outer_features: Callable | None, outer_loss: Callable, z: Tensor) -> dict[str, Tensor]:
+    """The MAG's loss at theta; `loss_ahead` is the same loss at theta'. z: the features at theta."""
     if outer_features is not None:
         z = distributed.gather(outer_features(s.theta), 1)
     return {"loss_before": outer_loss(z, s.omega)}
 
 
 def descend(optimiser: torch.optim.Optimizer, parameters: Params, gradient: Params) -> None:
+    """One step of the optimiser along the gradient, a tensor for each parameter."""
     for name, parameter in parameters.items():
-        g = gradient[name]  # autograd's contract for .grad: fused optimisers go by memory, not by index
+        g = gradient[name]  # in the parameter's layout: fused optimisers go by memory, not by index
         parameter.grad = g if g.stride() == parameter.stride() else torch.empty_like(parameter).copy_(g)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
 
 class Update(NamedTuple):
-    """What a step did: its scalar metrics, tensors not read yet, and the features they are of (None for a MAG pass)."""
+    """The result of a step: its scalar metrics (tensors not read yet), and the features they describe (None for a MAG pass)."""
 
     metrics: dict[str, Tensor]
     z: Tensor | None
@@ -155,9 +163,9 @@ class Update(NamedTuple):
 
 
 def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
-    """One step of the schedule on uint8 pixels (B, 3, H, W), without a wait for the device: it can be captured.
+    """One step of the schedule on uint8 pixels (B, 3, H, W), without a wait for the device, so that it can be captured.
 
-    Of several processes each has its own part of the pixels, and all indices.
+    Each of several processes passes its own part of the pixels, and all indices.
     """
     config = s.config
     views, context = draw(s, pixels, indices)
@@ -168,35 +176,24 @@ def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
         return Update(mag_step(s, views, context, log, outer=outer), None, context)
     alternate = s.trains_mag and config.schedule == "alternate"
     share = alternate and config.look_ahead == "shared"
-    regular, found, z = regular_step(s, views, context, log, share and config.meta == "forward")
-    if share:  # at the theta of the gradient, so before it moves
-        found |= mag_step(s, views, context, log, regular, outer)
+    regular, metrics, z = regular_step(s, views, context, log, share and config.meta == "forward")
+    if share:  # before theta moves: the shared results hold at the theta of the gradient
+        metrics |= mag_step(s, views, context, log, regular, outer)
     descend(s.optimiser, s.theta, regular.gradient)
     s.method.remember(s.memory, s.networks, z, context)
     if alternate and not share:
-        found |= mag_step(s, views, context, log, outer=outer)
-    return Update(found, z, context)
+        metrics |= mag_step(s, views, context, log, outer=outer)
+    return Update(metrics, z, context)
 
 
 @torch.no_grad()
-def draw(s: TrainState, pixels: Tensor, indices: Tensor) -> Seen:
-    """Views of uint8 pixels (B, 3, H, W), and what the loss of these images takes from memory."""
+def draw(s: TrainState, pixels: Tensor, indices: Tensor) -> Inputs:
+    """Draw the views of uint8 pixels (B, 3, H, W), and from memory what the loss of these images needs."""
     views = s.method.views(pixels, s.generators["views"])
-    return Seen(views, s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"]))
-
-
-@torch.no_grad()
-def describe(s: TrainState, seen: Update) -> dict[str, Tensor]:
-    """What `monitor` says of unit features of a step; nothing if they are not finite (then the loss says so)."""
-    if seen.z is None or not s.method.description.unit_features or not torch.isfinite(seen.z).all():
-        return {}
-    views = len(s.config.views)  # what follows the features of the views are predictions
-    with frozen_statistics(s.mag):
-        augmented = s.mag(seen.z)[:views] if s.mag is not None else None
-        return diagnostics.describe(seen.z[:views], augmented, seen.context, s.config)
+    return Inputs(views, s.method.context(s.memory, views, indices, s.images.labels[indices], s.generators["draw"]))
 
 
 def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dict[str, Tensor]:
-    """`update`, and with log `describe`: the metrics of one step."""
-    seen = update(s, pixels, indices, log)
-    return seen.metrics | describe(s, seen) if log else seen.metrics
+    """`update`: the metrics of one step, and with log the readings of its features (`diagnostics.describe`)."""
+    metrics, z, context = update(s, pixels, indices, log)
+    return metrics | diagnostics.describe(s, z, context) if log else metrics

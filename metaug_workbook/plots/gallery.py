@@ -20,9 +20,8 @@ from matplotlib import pyplot as plt
 
 from metaug_core.config import HOME
 from metaug_core.errors import MetaugError
-from metaug_core.runs import store
+from metaug_core.runs import environment, store
 from metaug_core.runs.store import Run
-from metaug_core.runtime import devices
 from metaug_workbook.plots.paper_figures import FIGURES
 from metaug_workbook.plots.style import save_figure
 from metaug_workbook.results import tables
@@ -68,21 +67,22 @@ def join_numbers(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def describe_origin(command: str, numbers: dict[str, Any] | None) -> dict[str, Any]:
     """The provenance of a figure that is drawn now. numbers: `trace_numbers`, or None for a picture without numbers."""
-    commit, changed = devices.tree()
+    commit, changed = environment.tree()
     return {"command": command, "numbers": numbers, "commit": commit, "uncommitted_changes": changed}
 
 
 def refuse_changes(figures: Sequence[str] = ()) -> None:
     """Raises PublishError where figures/ may not be written: without git, or while tracked files differ from the commit.
 
-    What publishing and executing write (`devices.PRODUCTS`, outputs of notebooks) may differ, but for the tables of these figures.
+    What publishing and executing write (`environment.PRODUCTS`, outputs of notebooks) may differ, but for the tables of these
+    figures.
     """
-    commit, changed = devices.commit(), devices.differing()
+    commit, changed = environment.commit(), environment.differing()
     because = f"publish: {FOLDER.name}/ names the commit of each figure, and "
     if commit is None or changed is None:
-        raise PublishError(f"{because}{devices.ROOT} is no git checkout")
+        raise PublishError(f"{because}{environment.ROOT} is no git checkout")
     drawn_from = {f"{FOLDER.name}/data/{name}.csv" for name in figures}
-    files = [file for file in changed if file in drawn_from or not file.startswith(devices.PRODUCTS)]
+    files = [file for file in changed if file in drawn_from or not file.startswith(environment.PRODUCTS)]
     if files:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         raise PublishError(

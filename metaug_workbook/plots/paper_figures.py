@@ -23,7 +23,7 @@ from metaug_core.config import Config
 from metaug_core.evaluation.representations import interval
 from metaug_core.registry import Registry
 from metaug_core.runs.store import request
-from metaug_core.runtime.precision import computed_in, unit_roundoff
+from metaug_core.runtime.device import computed_in, unit_roundoff
 from metaug_workbook.plots import diagram
 from metaug_workbook.plots.features import draw_accuracy_bars, draw_feature_map, draw_pair_histograms
 from metaug_workbook.plots.style import (
@@ -454,7 +454,7 @@ def draw_delta_question(table: Table) -> Figure:
 
 def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
     """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; a dotted line where the runs'
-    format begins to lose it (`precision.unit_roundoff`).
+    format begins to lose it (`unit_roundoff`).
 
     table: delta, augmented_gradient_share, and precision and device where they are not float32 on a CPU."""
     title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"

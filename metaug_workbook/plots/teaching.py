@@ -11,7 +11,7 @@ from matplotlib.patches import Circle
 from torch import Tensor
 
 from metaug_core.objectives import losses
-from metaug_core.runtime.precision import computed_in, unit_roundoff
+from metaug_core.runtime.device import computed_in, unit_roundoff
 from metaug_workbook.plots.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, hide_axes, label
 from metaug_workbook.teaching import toys
 

@@ -13,13 +13,12 @@ from metaug_core.data import datasets
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.descent import next_step
 from metaug_core.meta.forward_ad import frozen_statistics
-from metaug_core.runs.store import request
-from metaug_core.runtime.devices import pick_device
+from metaug_core.runtime.device import pick_device
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import Batch
-from metaug_core.training.session import Session
+from metaug_core.training.loop import minibatches
 from metaug_core.training.state import TrainState
-from metaug_core.training.step import draw, look_ahead_update, regular_step, total, train_step
+from metaug_core.training.step import draw, look_ahead_update, regular_step, sum_terms, train_step
 
 LENGTHS = tuple(number / 10 for number in range(16))  # of the step: 0 to 1.5 times
 
@@ -48,7 +47,7 @@ def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> 
 
         def loss(ahead: dict[str, Tensor], length: float) -> float:
             at = {name: torch.lerp(p, ahead[name], length) for name, p in theta.items()}
-            return float(total(s.method.terms(functional_call(s.networks, at, (views,)), context, s.mag)))
+            return float(sum_terms(s.method.terms(functional_call(s.networks, at, (views,)), context, s.mag)))
 
         rows = []
         for kind, rule in rules.items():
@@ -67,14 +66,13 @@ def profile_training(config: Config, at: Collection[int], splits: datasets.Split
     device = pick_device(config.device)
     splits = splits or datasets.load(config, device)
     s = state.create(config, splits, device)
-    session = Session(request(config), s, splits, lambda _: None)
     profiles, logged = [], []
-    while s.epoch < config.epochs:
-        for batch in session.remaining():
-            if s.step in at:
-                profiles += [{"step": s.step} | row for row in profile(s, batch)]
-            metrics = train_step(s, batch.pixels, batch.indices, log=True)
-            logged.append({"step": s.step} | {name: float(value) for name, value in metrics.items() if not value.dim()})
-            s.step, s.position = s.step + 1, s.position + 1
-        s.epoch, s.position, s.order = s.epoch + 1, 0, None
+    for batch in minibatches(s):
+        if s.step in at:
+            profiles += [{"step": s.step} | row for row in profile(s, batch)]
+        metrics = train_step(s, batch.pixels, batch.indices, log=True)
+        logged.append({"step": s.step} | {name: float(value) for name, value in metrics.items() if not value.dim()})
+        s.count_step()
+        if s.position == s.steps_per_epoch:
+            s.end_pass()
     return Profiled(pd.DataFrame(profiles), pd.DataFrame(logged))

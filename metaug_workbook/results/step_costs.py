@@ -17,11 +17,10 @@ from metaug_core.config import Config
 from metaug_core.data.datasets import Images, Splits
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import Params
-from metaug_core.runtime.devices import freed_memory_kept
-from metaug_core.runtime.precision import arithmetic
+from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
-from metaug_core.training.step import total, train_step
+from metaug_core.training.step import sum_terms, train_step
 
 Way = Callable[[], object]
 
@@ -112,7 +111,7 @@ def compare_costs(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
     way), low, high (least and greatest), gflop, flops_plain, rounds. Ways take turns within a round, so that a drift of the
     machine's speed meets all of them.
     """
-    with freed_memory_kept():  # as in training
+    with keep_freed_memory():  # as in training
         flops = pd.Series({name: count_work(way).flops for name, way in ways.items()})  # warms up as well
         times = pd.DataFrame([{name: time_call(way) for name, way in ways.items()} for _ in range(rounds)])
     ratios = times.div(times.iloc[:, 0], axis=0)
@@ -152,7 +151,7 @@ def build_problem(config: Config) -> Problem:
         return functional_call(networks, theta, (views,))
 
     def loss(z: Tensor, omega: Params) -> Tensor:
-        return total(s.method.outer_terms(z, context, lambda x: functional_call(mag, omega, (x,))))
+        return sum_terms(s.method.outer_terms(z, context, lambda x: functional_call(mag, omega, (x,))))
 
     theta, omega = ({name: p.detach().requires_grad_() for name, p in m.named_parameters()} for m in (networks, mag))
     return Problem(features, loss, theta, omega, (networks, mag))

@@ -22,7 +22,7 @@ from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import Params, frozen_statistics
 from metaug_core.methods.base import Context, Method
 from metaug_core.networks.mag import MAG
-from metaug_core.training.step import total
+from metaug_core.training.step import sum_terms
 
 VIEWS = ("L", "ab")
 Augment = Callable[[Tensor, Params], Tensor]  # z (V, B, 2), omega -> z~ (V, B, 2)
@@ -82,11 +82,11 @@ class Toy:
 
     def inner(self, z: Tensor, omega: Params) -> Tensor:
         """L (eq. 11): what theta descends on. z (V, B, 2) -> scalar."""
-        return total(self.method.terms(z, _number_images(z), partial(self._augment, omega)))
+        return sum_terms(self.method.terms(z, _number_images(z), partial(self._augment, omega)))
 
     def outer(self, z: Tensor, omega: Params) -> Tensor:
         """L + alpha R_sigma: what omega descends on, at theta' (eq. 6). z (V, B, 2) -> scalar."""
-        return total(self.method.outer_terms(z, _number_images(z), partial(self._augment, omega)))
+        return sum_terms(self.method.outer_terms(z, _number_images(z), partial(self._augment, omega)))
 
     def _augment(self, omega: Params, z: Tensor) -> Tensor:
         return self.augment(z, omega)

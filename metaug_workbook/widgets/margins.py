@@ -45,7 +45,7 @@ def embed_run(run: Run, splits: datasets.Splits | None = None) -> tuple[Tensor, 
             f"method {run.config.method!r} of run {run.path.name} has no MAG, so there is nothing to push"
         )
     networks, mag = networks.to(images.labels.device), mag.to(images.labels.device)
-    representations.settle_mag(networks, mag, images, run.config)
+    representations.estimate_mag_bn_stats(networks, mag, images, run.config)
     some = images.take(torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long())
     z, augmented = representations.embeddings(networks, some, run.config, mag).cpu().chunk(2)
     return z, augmented

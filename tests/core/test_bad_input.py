@@ -270,7 +270,7 @@ def made(tmp_path_factory) -> Path:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("metaug_core.training.session.REPORT_SECONDS", 0.0)
+        patched.setattr("metaug_core.training.loop.REPORT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             fit(Config(**{**TINY, "runs_dir": folder}), stop)
     fit(Config(**{**TINY, "method": "simclr", "views": ("RGB", "RGB"), "epochs": 1, "runs_dir": folder}), quiet)

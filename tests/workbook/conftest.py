@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from workbooks import git, notebook_text
 
-from metaug_core.runtime import devices
+from metaug_core.runs import environment
 from metaug_workbook.plots import gallery
 from metaug_workbook.plots.style import make_panels
 
@@ -24,7 +24,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-qm", "first")
-    monkeypatch.setattr(devices, "ROOT", root)
+    monkeypatch.setattr(environment, "ROOT", root)
     monkeypatch.setattr(gallery, "FOLDER", root / "figures")
     return root
 

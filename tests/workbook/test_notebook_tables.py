@@ -78,7 +78,7 @@ def test_methods_share_a_floor_only_where_their_untrained_features_are_the_same(
             networks, _ = representations.load_networks(config, 2)
         except ConfigError:  # a tiny run does not have what this one needs
             continue
-        representations.settle_statistics(networks, images, config)
+        representations.estimate_bn_stats(networks, images, config)
         key = experiments.identify_floor(config)
         shared.setdefault(key, {})[name] = representations.features(networks, images, config)
     group = {name: key for key, found in shared.items() for name in found}

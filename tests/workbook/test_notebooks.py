@@ -12,7 +12,8 @@ from tiny import ROOT
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.presets import preset
-from metaug_workbook import notebook, papermill_runner
+from metaug_workbook import notebook
+from metaug_workbook.jobs import grid, papermill_runner
 
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))

@@ -59,9 +59,9 @@ def refused(words: str, call: Callable[[], Any]) -> None:
 
 def same(images: Images | StreamedImages, pixels: np.ndarray, labels: Any) -> None:
     """`images` are exactly these, in this order."""
-    (found,) = images.batches([torch.arange(len(images))])
-    assert found.dtype == torch.uint8
-    np.testing.assert_array_equal(found.numpy(), pixels)
+    (batch,) = images.batches([torch.arange(len(images))])
+    assert batch.dtype == torch.uint8
+    np.testing.assert_array_equal(batch.numpy(), pixels)
     np.testing.assert_array_equal(images.labels.numpy(), labels)
 
 
@@ -340,8 +340,8 @@ def test_folder_without_splits_holds_out_every_fifth(tmp_path: Path):
     splits = load(config(dataset="folder", data_dir=tmp_path))
     held = ["cat/000.png", "cat/005.png", "cat/010.png", "dog/000.png", "eel/000.png"]
     same(splits.test, np.stack([written[path] for path in held]), [0, 0, 0, 1, 2])
-    kept = {path: pixels for path, pixels in written.items() if path not in held}
-    same(splits.train, stacked(kept, ""), [0] * 8 + [1] + [2] * 4)
+    for_training = {path: pixels for path, pixels in written.items() if path not in held}
+    same(splits.train, stacked(for_training, ""), [0] * 8 + [1] + [2] * 4)
 
 
 def test_imagenet_is_a_folder_with_train_and_val(tmp_path: Path):
@@ -440,8 +440,8 @@ def test_exif_turns_the_image_upright(tmp_path: Path, ending: str, turn: int):
     laid = image.transpose(Image.Transpose(undo[turn])) if turn > 1 else image
     how: dict[str, Any] = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
     laid.save(tmp_path / f"x.{ending}", exif=exif, **how)
-    found = read_image(tmp_path / f"x.{ending}", 16)
-    assert np.abs(found.astype(int) - quarters(16)).max() < 40  # JPEG
+    pixels = read_image(tmp_path / f"x.{ending}", 16)
+    assert np.abs(pixels.astype(int) - quarters(16)).max() < 40  # JPEG
 
 
 def test_central_square_resized_by_the_short_side(tmp_path: Path):
@@ -462,8 +462,8 @@ def test_a_large_jpeg_decoded_small_stays_close_to_the_exact_resize(tmp_path: Pa
     pixels = np.stack([np.tile(ramp, (640, 1)), np.tile(ramp[:, None], (1, 640)), np.full((640, 640), 77, np.uint8)])
     as_image(pixels).save(tmp_path / "x.jpg", quality=95)
     exact = Image.open(tmp_path / "x.jpg").resize((32, 32), Image.Resampling.BOX)
-    found = read_image(tmp_path / "x.jpg", 32).astype(int)
-    assert np.abs(found - np.asarray(exact).transpose(2, 0, 1)).max() <= 4
+    pixels = read_image(tmp_path / "x.jpg", 32).astype(int)
+    assert np.abs(pixels - np.asarray(exact).transpose(2, 0, 1)).max() <= 4
 
 
 # --- faults of folders
@@ -678,12 +678,12 @@ def test_streamed_bytes_are_the_same(tmp_path: Path, workers: int):
     assert [type(splits.train) for splits in both] == [Images, StreamedImages]
     rows = torch.randint(0, 27, (9, 5), generator=torch.Generator().manual_seed(0))
     for given in (rows, list(rows), rows[:1], rows[:0]):
-        found = [list(splits.train.batches(given)) for splits in both]
-        assert len(found[0]) == len(given)
-        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        batches = [list(splits.train.batches(given)) for splits in both]
+        assert len(batches[0]) == len(given)
+        assert all(torch.equal(*pair) for pair in zip(*batches, strict=True))
     few = torch.tensor([20, 3, 11])
     for part in (few, slice(4, 9)):
-        taken = [splits.train.take(part).to("cpu") for splits in both]
+        taken = [splits.train.take(part) for splits in both]
         assert torch.equal(taken[0].labels, taken[1].labels)
         assert len(taken[0]) == len(taken[1]) == len(taken[0].labels)
         assert numbers(taken[0]) == numbers(taken[1])
@@ -737,14 +737,14 @@ def test_batches_are_decoded_while_the_consumer_works(workers: int):
 def test_a_fault_in_a_worker_comes_in_its_turn_and_ends_the_stream(workers: int):
     before = threading.active_count()
     _, images, rows = watched(workers)
-    found: list[int] = []
+    numbers_read: list[int] = []
 
     def consume() -> None:
         for pixels in images.batches(rows):
-            found.extend(pixels[:, 0, 0, 0].tolist())
+            numbers_read.extend(pixels[:, 0, 0, 0].tolist())
 
     refused("image 30 is damaged", consume)
-    assert found == list(range(30))
+    assert numbers_read == list(range(30))
     assert threading.active_count() == before
 
 
@@ -773,8 +773,8 @@ def test_an_interrupted_stream_leaves_nothing_running(tmp_path: Path):
         assert run.stdout is not None
         assert run.stdout.readline() == "training\n"
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=60)[0].splitlines()
-        assert said[-1] == "stopped with 1 thread"
+        lines = run.communicate(timeout=60)[0].splitlines()
+        assert lines[-1] == "stopped with 1 thread"
         assert run.returncode == 0
     with pytest.raises(ProcessLookupError):  # nobody is left of the group that began with it
         os.killpg(run.pid, 0)
@@ -850,11 +850,11 @@ def server(tmp_path: Path) -> Iterator[str]:
             pass
 
     handler = functools.partial(Quiet, directory=tmp_path / "served")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
-        thread = threading.Thread(target=found.serve_forever)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
         thread.join()
 
 

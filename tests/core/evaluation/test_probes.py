@@ -15,15 +15,15 @@ from metaug_core.data import datasets
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import PROBES, Labelled, Probe, accuracy, knn, linear_probe, measure, probe_accuracy
 from metaug_core.evaluation.representations import (
+    estimate_bn_stats,
+    estimate_mag_bn_stats,
     evaluating,
     features,
     interval,
     load_networks,
     over_seeds,
-    settle_mag,
-    settle_statistics,
 )
-from metaug_core.training import session, state
+from metaug_core.training import diagnostics, state
 
 
 def normal(*shape, seed=0):
@@ -38,13 +38,13 @@ def classes(count, seed=0, kinds=3):
 
 
 def knn_literal(train, labels, test, kinds):
-    found = []
+    winners = []
     for x in test:
         cosine = [float(x @ t / (x.norm() * t.norm())) for t in train]
         nearest = sorted(range(len(train)), key=lambda i: -cosine[i])[:20]
         votes = [sum(math.exp(cosine[i] / 0.07) for i in nearest if labels[i] == kind) for kind in range(kinds)]
-        found.append(votes.index(max(votes)))
-    return found
+        winners.append(votes.index(max(votes)))
+    return winners
 
 
 @pytest.mark.parametrize("count", [60, 7])  # more than 20 neighbours, and fewer
@@ -125,14 +125,14 @@ def separable(count, seed, shift=0.0, scale=1.0):
 
 
 def test_standardisation_uses_training_statistics_only(monkeypatch):
-    seen = []
+    inputs = []
     monkeypatch.setattr(
-        "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: seen.append(x) or linear_probe(x, *rest)
+        "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: inputs.append(x) or linear_probe(x, *rest)
     )
     train, test, val = separable(300, 0, 5, 3), separable(100, 1, 900, 3), separable(100, 2, 5, 3)
     probe = Probe((0.01, 0.1), 3, (), standardise=True)
     probe_accuracy(probe, train, test, val, 3)
-    torch.testing.assert_close(seen[0], (train.x - train.x.mean(0)) / train.x.std(0))
+    torch.testing.assert_close(inputs[0], (train.x - train.x.mean(0)) / train.x.std(0))
     one = probe_accuracy(probe, train, separable(100, 1, 5, 3), val, 3)
     assert one > 0.95
     assert probe_accuracy(probe, train, test, val, 3) < one  # the test split's own mean is not taken away
@@ -155,19 +155,19 @@ def test_the_learning_rate_is_chosen_on_val_not_on_test():
         labels = (val.x @ weight[number] + bias[number]).argmax(1)  # what this classifier says is right
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("metaug_core.evaluation.probes.linear_probe", lambda *_: (weight, bias))
-            found = probe_accuracy(probe, train, test, Labelled(val.x, labels), 3)
-        assert found == pytest.approx(of_test[number])
+            accuracy_of_choice = probe_accuracy(probe, train, test, Labelled(val.x, labels), 3)
+        assert accuracy_of_choice == pytest.approx(of_test[number])
 
 
 def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
-    seen = []
+    sizes = []
     monkeypatch.setattr(
-        "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: seen.append(len(x)) or linear_probe(x, *rest)
+        "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: sizes.append(len(x)) or linear_probe(x, *rest)
     )
-    found = measure(separable(300, 0), separable(100, 1), None, 3)
-    assert seen == [300, 270]  # the paper's has nothing to choose
-    assert found.keys() == {"probe_paper", "probe_fast", "knn"}
-    assert min(found.values()) > 0.95
+    accuracies = measure(separable(300, 0), separable(100, 1), None, 3)
+    assert sizes == [300, 270]  # the paper's has nothing to choose
+    assert accuracies.keys() == {"probe_paper", "probe_fast", "knn"}
+    assert min(accuracies.values()) > 0.95
 
 
 # --- over seeds
@@ -322,7 +322,7 @@ def test_settled_statistics_are_those_of_the_images(tiny, count):
     networks: Any = Recording()
     config = tiny(views=("L",), method="supervised")
     networks.norm.running_mean += 100
-    settle_statistics(networks, images, config)
+    estimate_bn_stats(networks, images, config)
     assert sum(networks.sizes) == count
     assert max(networks.sizes) - min(networks.sizes) <= 1
     assert (networks.norm.momentum, networks.flat.momentum) == (0.3, 0.1)
@@ -330,7 +330,7 @@ def test_settled_statistics_are_those_of_the_images(tiny, count):
     torch.testing.assert_close(networks.norm.running_mean, lightness.mean()[None], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(networks.norm.running_var, lightness.var()[None], rtol=1e-2, atol=1e-3)
     twin: Any = Recording()
-    settle_statistics(twin, datasets.Images(pixels, torch.randint(9, (count,)), ("a",)), config)
+    estimate_bn_stats(twin, datasets.Images(pixels, torch.randint(9, (count,)), ("a",)), config)
     assert torch.equal(twin.norm.running_mean, networks.norm.running_mean)
 
 
@@ -339,13 +339,11 @@ def test_features_are_of_evaluation_mode_and_leave_no_trace(run):
     networks, _ = load_networks(run.config, 4, run.encoder_files()[-1])
     before = {name: t.clone() for name, t in networks.state_dict().items()}
     networks.train()
-    found = features(networks, splits.test, run.config)
+    h = features(networks, splits.test, run.config)
     assert networks.training
     assert all(torch.equal(t, before[name]) for name, t in networks.state_dict().items())
     reversed_rows = splits.test.take(torch.arange(59, -1, -1))
-    torch.testing.assert_close(
-        features(networks, reversed_rows, run.config).flip(0), found
-    )  # no image depends on another
+    torch.testing.assert_close(features(networks, reversed_rows, run.config).flip(0), h)  # no image depends on another
     with evaluating(networks, None):
         assert not networks.training
 
@@ -365,23 +363,23 @@ def test_embeddings_are_the_unit_features_of_z_then_of_the_mag(run):
 def test_z_tilde_at_evaluation_is_the_function_that_was_trained(tiny, monkeypatch, schedule):
     """What `evaluate` measures: beside it the MAG with the statistics of the minibatch, on the same z of evaluation mode."""
     run = fit(tiny(schedule=schedule, epochs=8, mag_lr=0.01), lambda progress: None)
-    splits, seen = datasets.load(run.config), []
-    monkeypatch.setattr(representations, "measure", lambda train, *rest: seen.append(train.x) or {"knn": 0.0})
+    splits, measured = datasets.load(run.config), []
+    monkeypatch.setattr(representations, "measure", lambda train, *rest: measured.append(train.x) or {"knn": 0.0})
     evaluate(run, augmented=True, splits=splits, measures=("knn",), representations=())
-    z, found = seen[0].unflatten(1, (2, 2, 8)).permute(1, 2, 0, 3)  # z or z~, view, image
+    z, augmented = measured[0].unflatten(1, (2, 2, 8)).permute(1, 2, 0, 3)  # z or z~, view, image
     _, mag = load_networks(run.config, 4, run.encoder_files()[-1])
     assert mag is not None
     with torch.no_grad():
         trained = mag.train()(z)
-    assert F.cosine_similarity(found, trained, dim=-1).mean() > 0.999
+    assert F.cosine_similarity(augmented, trained, dim=-1).mean() > 0.999
 
 
-def test_settling_a_mag_leaves_weights_and_encoders_alone(run):
+def test_estimate_mag_bn_stats_leaves_weights_and_encoders_alone(run):
     splits = datasets.load(run.config)
     networks, mag = load_networks(run.config, 4, run.encoder_files()[-1])
     assert mag is not None
     before = {name: t.clone() for module in (networks, mag) for name, t in module.state_dict().items()}
-    settle_mag(networks, mag, splits.train, run.config)
+    estimate_mag_bn_stats(networks, mag, splits.train, run.config)
     after = {name: t for module in (networks, mag) for name, t in module.state_dict().items()}
     changed = {name for name, t in after.items() if not torch.equal(t, before[name])}
     kinds = ("running_mean", "running_var", "num_batches_tracked")
@@ -406,13 +404,13 @@ def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny
     before = {name: t.clone() for name, t in s.networks.state_dict().items()}
     drawn = s.random.clone()
     with state.own_random_numbers(s):
-        found = session.knn_monitor(s, splits)
+        monitored = diagnostics.knn_monitor(s, splits)
     assert s.networks.training
     assert all(torch.equal(t, before[name]) for name, t in s.networks.state_dict().items())
     assert torch.equal(s.random, drawn)
-    settle_statistics(s.networks, splits.train, config)
+    estimate_bn_stats(s.networks, splits.train, config)
     train, val = (features(s.networks, images, config) for images in (splits.train, splits.val))
-    assert found == knn(train, splits.train.labels, val, splits.val.labels, 4)
+    assert monitored == knn(train, splits.train.labels, val, splits.val.labels, 4)
 
 
 def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):

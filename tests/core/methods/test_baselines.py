@@ -21,7 +21,7 @@ from metaug_core.networks.encoders import Networks
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives import losses
 from metaug_core.runs.store import read_tensors
-from metaug_core.training import session
+from metaug_core.training import loop
 from metaug_workbook.cli import catalogue
 
 FILES = sorted((ROOT / "metaug_core" / "methods").rglob("*.py"))
@@ -330,7 +330,7 @@ def test_killed_and_resumed_alone_is_the_trial_bit_for_bit(together, tmp_path, m
         if progress.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     settings = config(name, runs_dir=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         fit(settings, strike)

@@ -28,7 +28,7 @@ from metaug_core.methods.baselines.wmse import whitened
 from metaug_core.methods.metaug import MetAug
 from metaug_core.networks.encoders import LEAST, Encoders, last_map, outputs, patches
 from metaug_core.runs.store import read_tensors
-from metaug_core.training import state
+from metaug_core.training import checkpoint, state
 from metaug_core.training.step import train_step
 
 NAMES = ["bigan", "nat", "dim", "cpc", "splitbrain", "infomin", "looc", "wmse"]
@@ -88,8 +88,8 @@ def test_all_state_is_saved_and_resumed_to_the_bit(tmp_path, method, precision):
     steps(straight, range(4))
     first, resumed = started(config), started(config)
     steps(first, range(2))
-    state.save(first, tmp_path / "state")
-    state.restore(resumed, tmp_path / "state")
+    checkpoint.save(first, tmp_path / "state")
+    checkpoint.restore(resumed, tmp_path / "state")
     steps(resumed, range(2, 4))
     after, other = everything(straight), everything(resumed)
     assert all(torch.equal(after[name], other[name]) for name in after)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny import ROOT, TINY
 from torch.nn import functional as F
 
 from metaug_core import Config, ConfigError, fit
-from metaug_core.runs.store import open_run, read_tensors
+from metaug_core.runs.store import STOP_REQUEST, open_run, read_tensors, request, rows
 from metaug_core.runtime import distributed
 
 SCRIPT = """
@@ -42,16 +43,24 @@ for config in configs:
 """
 
 
-def torchrun(folder, configs, processes=2, parts=False):
-    """Train the configs one after the other, each over so many processes. parts: every process by its own batch statistics."""
+def start_torchrun(folder, configs, processes=2, parts=False):
+    """Begin to train the configs one after the other, each over so many processes. parts: every process by its own batch
+    statistics."""
     (folder / "script.py").write_text(SCRIPT)
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
          str(folder / "script.py"), str(ROOT / "tests"),
          json.dumps([c.model_dump(mode="json") for c in configs]), json.dumps(parts)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300,
-        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def torchrun(*arguments, **options):
+    """As `start_torchrun`, to the end: exit code and what stands on stderr."""
+    process = start_torchrun(*arguments, **options)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
 
 
 def difference(a, b):
@@ -90,14 +99,14 @@ CASES = {
 def trained(tmp_path_factory):
     """Every case over two processes and over one: (folder, {case: (run of two, run of one)})."""
     folder = tmp_path_factory.mktemp("shards")
-    found = []
+    runs = []
     for processes in (2, 1):
         values = {**TINY, "val_fraction": 0, "runs_dir": folder / str(processes)}
         configs = [Config(**{**values, **changes}) for changes in CASES.values()]
-        done = torchrun(folder, configs, processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append([open_run(config.name(), config.runs_dir) for config in configs])
-    return folder, dict(zip(CASES, zip(*found, strict=True), strict=True))
+        code, errors = torchrun(folder, configs, processes)
+        assert code == 0, errors[-3000:]
+        runs.append([open_run(config.name(), config.runs_dir) for config in configs])
+    return folder, dict(zip(CASES, zip(*runs, strict=True), strict=True))
 
 
 @pytest.mark.slow
@@ -115,18 +124,39 @@ def test_two_processes_are_one(trained, case):
 @pytest.mark.slow
 def test_statistics_of_a_part_would_be_seen(trained):
     """A control: without the whole minibatch's statistics the same comparison fails."""
-    folder, found = trained
-    config = found["metaug"][0].config.replace(runs_dir=folder / "parts")
-    done = torchrun(folder, [config], parts=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert difference(open_run(config.name(), config.runs_dir), found["metaug"][1]) > 1e-3
+    folder, runs = trained
+    config = runs["metaug"][0].config.replace(runs_dir=folder / "parts")
+    code, errors = torchrun(folder, [config], parts=True)
+    assert code == 0, errors[-3000:]
+    assert difference(open_run(config.name(), config.runs_dir), runs["metaug"][1]) > 1e-3
 
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(tiny, tmp_path):
-    done = torchrun(tmp_path, [tiny(batch_size=15)])
-    assert done.returncode != 0
-    assert "batch_size 15 cannot be divided among 2 processes" in done.stderr
+    code, errors = torchrun(tmp_path, [tiny(batch_size=15)])
+    assert code != 0
+    assert "batch_size 15 cannot be divided among 2 processes" in errors
+
+
+@pytest.mark.slow
+def test_a_stop_request_stops_all_processes_after_the_same_step(tiny, tmp_path):
+    stopped = tiny(epochs=60, val_fraction=0)
+    untouched = stopped.replace(runs_dir=tmp_path / "untouched")
+    run = request(stopped)
+    process = start_torchrun(tmp_path, [stopped])
+    end = time.monotonic() + 120
+    while len(rows(run.path / "metrics.jsonl")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    (run.path / STOP_REQUEST).touch()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count(f"Paused: run {stopped.name()} was asked to stop: it is saved") == 2, errors[-3000:]
+    assert read_tensors(run.checkpoint)[1]["step"] < 360
+    code, errors = torchrun(tmp_path, [stopped, untouched])
+    assert code == 0, errors[-3000:]
+    assert difference(run, request(untouched)) < 1e-6
 
 
 def test_without_processes_everything_stays(monkeypatch):
@@ -134,9 +164,8 @@ def test_without_processes_everything_stays(monkeypatch):
     assert distributed.count() == 1
     assert distributed.own(x) is x
     assert distributed.gather(x) is x
-    assert distributed.total({"x": x})["x"] is x
-    assert distributed.mean(x, x)[0] is x
-    assert distributed.agreed(True, "cpu")
+    assert distributed.sum_gradients({"x": x})["x"] is x
+    assert distributed.any_of(True, "cpu")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     distributed.join("cpu")
     assert distributed.count() == 1

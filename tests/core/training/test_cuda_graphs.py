@@ -14,8 +14,8 @@ from metaug_core import Config, fit, fit_trials
 from metaug_core.data import datasets
 from metaug_core.runs import store
 from metaug_core.runs.store import read_tensors
-from metaug_core.runtime.streams import side_by_side
-from metaug_core.training import cuda_graphs, loop, state
+from metaug_core.runtime.device import side_by_side
+from metaug_core.training import cuda_graphs, state
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.step import descend, train_step
 from metaug_workbook.cli import main
@@ -31,23 +31,23 @@ def started(device="cpu", **changes):
 
 
 def run_steps(step, s, count):
-    found = []
+    metrics_of_steps = []
     for number in range(count):
         rows = (torch.arange(16) + 16 * (number % 5)).to(s.device)
         (metrics,) = step({0: Batch(s.images.pixels[rows], rows, number % 3 == 2)}).values()
-        found.append({name: value.tolist() for name, value in metrics.items()})
+        metrics_of_steps.append({name: value.tolist() for name, value in metrics.items()})
         s.step, s.position = s.step + 1, s.position + 1
-    return found
+    return metrics_of_steps
 
 
 def test_on_a_cpu_steps_are_eager_and_say_why():
     s, other = started(), started()
     step = Stepper([s])
     assert step.reason == "device cpu has no CUDA graphs"
-    found = run_steps(step, s, 3)
+    metrics = run_steps(step, s, 3)
     rows = torch.arange(16)
-    assert found[0] == {n: v.tolist() for n, v in train_step(other, other.images.pixels[rows], rows, False).items()}
-    assert "effective_rank" in found[2]
+    assert metrics[0] == {n: v.tolist() for n, v in train_step(other, other.images.pixels[rows], rows, False).items()}
+    assert "effective_rank" in metrics[2]
 
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -59,8 +59,8 @@ def test_where_a_capture_fails_the_step_is_eager_and_says_why():
     s, other = started(jitter=0.5), started(jitter=0.5)
     step, eager = Stepper([s]), Stepper([other])
     step.reason = None
-    found = run_steps(step, s, EAGER_STEPS + 3)
-    assert found == run_steps(eager, other, EAGER_STEPS + 3)
+    metrics = run_steps(step, s, EAGER_STEPS + 3)
+    assert metrics == run_steps(eager, other, EAGER_STEPS + 3)
     assert step.reason is not None
     assert step.reason.startswith("the step could not be captured: CUDA error: ")
     assert "\n" not in step.reason
@@ -70,8 +70,8 @@ def test_where_a_capture_fails_the_step_is_eager_and_says_why():
 def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_path, monkeypatch):
     plain = fit(tiny(runs_dir=tmp_path / "plain"), lambda at: None)
     assert tables.read_row(plain)["eager_because"] == "device cpu has no CUDA graphs"
-    for module in (cuda_graphs, loop):  # the device is taken for one that captures; what then happens is torch's
-        monkeypatch.setattr(module, "not_captured_because", lambda states: None)
+    # The device is taken for one that captures; what then happens is torch's.
+    monkeypatch.setattr(cuda_graphs, "explain_eager_steps", lambda states: None)
     with pytest.warns(RuntimeWarning, match="could not be captured: CUDA error: .* kernel by kernel") as warned:
         runs = fit_trials([tiny(), tiny(seed=1)], lambda at: None)
     assert len([one for one in warned if one.category is RuntimeWarning]) == 1
@@ -81,8 +81,8 @@ def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_pat
     file = runs[0].path / "environment.json"
     (session,) = store.read_json(file)
     store.write_json(file, [session | {"device": "cuda"}])
-    said = CliRunner().invoke(main.main, ["report", runs[0].path.name, "--runs-dir", str(runs[0].path.parent)]).output
-    assert f"steps      not captured as CUDA graphs: {session['eager_because']}" in said
+    report = CliRunner().invoke(main.main, ["report", runs[0].path.name, "--runs-dir", str(runs[0].path.parent)]).output
+    assert f"steps      not captured as CUDA graphs: {session['eager_because']}" in report
 
 
 @gpu
@@ -104,11 +104,11 @@ def test_captured_steps_are_the_eager_ones(changes, tolerance):
     }
     states = [started("cuda", **{**changes, **other}) for other in ({}, {"graphs": "off"})]
     steps = [Stepper([s]) for s in states]
-    found = [run_steps(step, s, 12) for step, s in zip(steps, states, strict=True)]
+    metrics = [run_steps(step, s, 12) for step, s in zip(steps, states, strict=True)]
     assert steps[0].reason is None
     assert steps[0].replays
     assert steps[1].reason == "graphs is off"
-    for captured, eager in zip(*found, strict=True):
+    for captured, eager in zip(*metrics, strict=True):
         assert captured.keys() == eager.keys()
         for name, value in captured.items():
             assert value == pytest.approx(eager[name], rel=10 * tolerance, abs=tolerance), name
@@ -119,18 +119,18 @@ def test_captured_steps_are_the_eager_ones(changes, tolerance):
 
 
 def test_forked_encoders_are_the_same_run_where_nothing_is_captured():
-    found = []
+    metrics = []
     for graphs in ("auto", "forked"):
         s = started(graphs=graphs)
-        found.append(run_steps(Stepper([s]), s, 3))
-    assert found[0] == found[1]
+        metrics.append(run_steps(Stepper([s]), s, 3))
+    assert metrics[0] == metrics[1]
 
 
 @gpu
 @needs_cuda
 def test_branches_run_side_by_side_and_no_branch_of_a_branch_does():
     x = [torch.zeros(1000, device="cuda") for _ in range(4)]
-    graph, seen = torch.cuda.CUDAGraph(), []
+    graph, streams_of_branches = torch.cuda.CUDAGraph(), []
 
     def within():
         return torch.cuda.current_stream()
@@ -138,7 +138,7 @@ def test_branches_run_side_by_side_and_no_branch_of_a_branch_does():
     def branch(t):
         for _ in range(100):
             t = t + 1
-        seen.append([torch.cuda.current_stream(), *side_by_side([within, within], forked=True)])
+        streams_of_branches.append([torch.cuda.current_stream(), *side_by_side([within, within], forked=True)])
         return t
 
     torch.cuda.synchronize()
@@ -150,8 +150,8 @@ def test_branches_run_side_by_side_and_no_branch_of_a_branch_does():
             t.fill_(start)
         graph.replay()
         assert torch.equal(total, torch.full_like(total, 4 * (start + 100)))
-    assert len({streams[0] for streams in seen}) == 4
-    assert all(len(set(streams)) == 1 for streams in seen)
+    assert len({streams[0] for streams in streams_of_branches}) == 4
+    assert all(len(set(streams)) == 1 for streams in streams_of_branches)
 
 
 @gpu
@@ -175,19 +175,19 @@ def test_a_gradient_in_another_layout_moves_the_right_weights(make):
     """Fused optimisers go by memory: with channels last on one side only they would mix up the weights."""
     torch.manual_seed(0)
     start, gradient = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
-    found = []
+    moved = []
     for layout in (torch.contiguous_format, torch.channels_last):
         parameter = torch.nn.Parameter(start.clone().to(memory_format=layout))
         descend(make([parameter], lr=0.1, fused=True), {"w": parameter}, {"w": gradient})
-        found.append(parameter.detach())
+        moved.append(parameter.detach())
         assert parameter.grad is None
-    assert torch.equal(*found)
-    assert not torch.equal(found[0], start)
+    assert torch.equal(*moved)
+    assert not torch.equal(moved[0], start)
 
 
 FAULTS = """
 import resource, torch
-from metaug_core.runtime.devices import freed_memory_kept
+from metaug_core.runtime.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -195,7 +195,7 @@ def faults():
         torch.ones(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-with freed_memory_kept():
+with keep_freed_memory():
     faults()
     print(faults())
 print(faults())

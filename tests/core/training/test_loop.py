@@ -22,7 +22,7 @@ from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods import base
 from metaug_core.objectives.similarity import Pairs, similarity
 from metaug_core.runs.store import Run, read_tensors
-from metaug_core.training import cuda_graphs, session, state, step
+from metaug_core.training import cuda_graphs, loop, state, step
 from metaug_core.training.loop import pick_device
 from metaug_core.training.progress import Progress
 from metaug_core.training.step import lr_factor, train_step
@@ -43,12 +43,12 @@ def batch(number: int = 0, size: int = 16) -> torch.Tensor:
 
 
 def steps(s: Any, count: int, log: bool = False) -> list[dict[str, torch.Tensor]]:
-    found = []
+    metrics = []
     for number in range(count):
         rows = batch(number % 5)
-        found.append(train_step(s, s.images.pixels[rows], rows, log))
+        metrics.append(train_step(s, s.images.pixels[rows], rows, log))
         s.step, s.position = s.step + 1, s.position + 1
-    return found
+    return metrics
 
 
 def weights(module: nn.Module | None) -> dict[str, torch.Tensor]:
@@ -87,17 +87,17 @@ def test_learning_rates_by_hand(changes, expected):
 
 def test_both_optimisers_follow_the_schedule(tiny, monkeypatch):
     """5 steps a pass, 2 passes: the cosine is taken at steps, not at epochs."""
-    seen = []
+    rates = []
 
     def spy(s, pixels, rows, log):
-        seen.append((s.optimiser.param_groups[0]["lr"], s.mag_optimiser.param_groups[0]["lr"]))
+        rates.append((s.optimiser.param_groups[0]["lr"], s.mag_optimiser.param_groups[0]["lr"]))
         return train_step(s, pixels, rows, log)
 
     monkeypatch.setattr(cuda_graphs, "train_step", spy)
     fit(tiny(lr_schedule="cosine", lr=0.01, mag_lr=0.004), quiet)
     expected = [0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
-    assert [lr for lr, _ in seen] == pytest.approx([0.01 * e for e in expected])
-    assert [lr for _, lr in seen] == pytest.approx([0.004 * e for e in expected])
+    assert [lr for lr, _ in rates] == pytest.approx([0.01 * e for e in expected])
+    assert [lr for _, lr in rates] == pytest.approx([0.004 * e for e in expected])
 
 
 # --- one step
@@ -139,13 +139,13 @@ def test_the_fast_meta_gradient_gives_the_run_of_double_backward(changes):
     changes = {"delta": 0.5, "inner_lr": 0.1, "optimiser": "sgd", "mag_optimiser": "sgd", "mag_lr": 0.1, **changes}
     fast, slow = started(**changes), started(**changes, meta="double-backward")
     before = weights(fast.mag)
-    found, expected = steps(fast, 8, log=True)[-1], steps(slow, 8, log=True)[-1]
+    metrics, expected = steps(fast, 8, log=True)[-1], steps(slow, 8, log=True)[-1]
     moved = max(float((value - before[name]).abs().max()) for name, value in weights(fast.mag).items())
     assert moved > 1e-4
     for one, other in ((fast.networks, slow.networks), (fast.mag, slow.mag)):
         for name, value in weights(one).items():
             torch.testing.assert_close(value, weights(other)[name], rtol=0, atol=1e-6 * moved)
-    torch.testing.assert_close(found["mag_gradient_norm"], expected["mag_gradient_norm"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(metrics["mag_gradient_norm"], expected["mag_gradient_norm"], rtol=1e-5, atol=0)
 
 
 def test_the_margin_moves_the_mag_alone():
@@ -198,24 +198,24 @@ def test_statistics_are_those_of_the_regular_pass():
 @pytest.mark.parametrize(("writes", "count"), [("step", 1), ("every-pass", 3)])
 def test_the_bank_is_written_once_or_from_every_pass(look_ahead, writes, count):
     s = started(look_ahead=look_ahead, bank_writes=writes, bank_momentum=0.7, inner_lr=0.5)
-    seen, remember = [], s.method.remember
+    remembered, remember = [], s.method.remember
 
     def spy(memory, networks, z, context):
-        seen.append(z)
+        remembered.append(z)
         remember(memory, networks, z, context)
 
     s.method.remember = spy
     rows, before = batch(2), s.memory.entries.clone()
     train_step(s, s.images.pixels[rows], rows, False)
-    assert len(seen) == count
+    assert len(remembered) == count
     expected = before.clone()
-    for z in seen:
+    for z in remembered:
         expected[:, rows] = F.normalize(0.7 * expected[:, rows] + 0.3 * z, dim=-1)
     torch.testing.assert_close(s.memory.entries, expected)
     others = torch.tensor([n for n in range(before.shape[1]) if n not in rows])
     assert torch.equal(s.memory.entries[:, others], before[:, others])
     if count == 3 and look_ahead == "shared":  # z at theta (twice the same), and at theta'
-        same_as_first = [torch.allclose(z, seen[-1], atol=1e-5) for z in seen]
+        same_as_first = [torch.allclose(z, remembered[-1], atol=1e-5) for z in remembered]
         assert same_as_first == [True, False, True]
 
 
@@ -225,47 +225,47 @@ def test_epoch_schedule_moves_theta_then_omega():
     for number in range(10):
         theta, omega, rows = weights(s.networks), weights(s.mag), batch(number % 5)
         buffers = {n: b.clone() for m in (s.networks, s.mag, s.memory) for n, b in m.named_buffers()}
-        found = train_step(s, s.images.pixels[rows], rows, True)
+        metrics = train_step(s, s.images.pixels[rows], rows, True)
         s.position += 1
         assert same(weights(s.networks), theta) == (number >= 5)
         assert same(weights(s.mag), omega) == (number < 5)
-        assert ("loss_original" in found) == (number < 5)
-        assert ("loss_ahead" in found) == (number >= 5)
+        assert ("loss_original" in metrics) == (number < 5)
+        assert ("loss_ahead" in metrics) == (number >= 5)
         if number >= 5:  # running statistics and the bank are of the regular pass
             assert same({n: b for m in (s.networks, s.mag, s.memory) for n, b in m.named_buffers()}, buffers)
 
 
 def test_epoch_schedule_sees_every_image_twice_in_one_order(tiny, monkeypatch):
-    seen = []
+    rows_of_steps = []
 
     def spy(s, pixels, rows, log):
-        seen.append(rows.tolist())
+        rows_of_steps.append(rows.tolist())
         return train_step(s, pixels, rows, log)
 
     monkeypatch.setattr(cuda_graphs, "train_step", spy)
     run: Any = fit(tiny(schedule="epoch", epochs=1), quiet)
-    assert len(seen) == 10
-    assert seen[:5] == seen[5:]
-    assert len({n for rows in seen for n in rows}) == 80
+    assert len(rows_of_steps) == 10
+    assert rows_of_steps[:5] == rows_of_steps[5:]
+    assert len({n for rows in rows_of_steps for n in rows}) == 80
     assert run.metrics["step"].max() == 10
 
 
 def test_sharing_the_regular_step_is_exact(monkeypatch):
     """At the same theta, with the same minibatch and context, what the look-ahead takes over is what it would compute."""
-    seen: list[Any] = []
+    results: list[Any] = []
     look_ahead: Any = meta_gradient.look_ahead
 
     def spy(*arguments: Any, **options: Any):
         *others, shared = arguments
         assert shared is not None
-        found = look_ahead(*others, shared, **options)
-        seen.append((found, look_ahead(*others, None, **options)))
-        return found
+        result = look_ahead(*others, shared, **options)
+        results.append((result, look_ahead(*others, None, **options)))
+        return result
 
     monkeypatch.setattr(step, "look_ahead", spy)
     steps(started(delta=0.5, inner_lr=0.3), 3)
-    assert len(seen) == 3
-    for one, other in seen:
+    assert len(results) == 3
+    for one, other in results:
         size = max(float(g.abs().max()) for g in other.gradient.values())
         assert size > 1e-5
         for name, value in one.gradient.items():
@@ -314,12 +314,12 @@ def test_gradient_and_share_of_the_augmented_by_hand():
     of_augmented = torch.autograd.grad(held, list(leaves.values()))
     part = torch.cat([g.flatten() for g in of_augmented]).norm()
     rest = torch.cat([(g - a).flatten() for g, a in zip(of_both, of_augmented, strict=True)]).norm()
-    found = train_step(s, s.images.pixels[rows], rows, True)
+    metrics = train_step(s, s.images.pixels[rows], rows, True)
     for (name, value), expected in zip(weights(s.networks).items(), of_both, strict=True):
         torch.testing.assert_close(theta[name] - value, expected, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(found["augmented_gradient_share"], part / (part + rest), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found["loss_original"], original.detach())
-    torch.testing.assert_close(found["loss_augmented"], including.detach())
+    torch.testing.assert_close(metrics["augmented_gradient_share"], part / (part + rest), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metrics["loss_original"], original.detach())
+    torch.testing.assert_close(metrics["loss_augmented"], including.detach())
 
 
 def test_logging_changes_nothing():
@@ -347,8 +347,8 @@ def test_the_optimisers_look_ahead_is_where_the_next_step_leads():
             look_ahead_update="optimiser", optimiser=optimiser, lr=0.01, weight_decay=0.05, bank_writes="every-pass"
         )
         steps(s, 3)
-        seen: list[torch.Tensor] = []
-        s.method.remember = lambda memory, networks, z, context, seen=seen: seen.append(z)
+        remembered: list[torch.Tensor] = []
+        s.method.remember = lambda memory, networks, z, context, remembered=remembered: remembered.append(z)
         rows = batch(3)
         state_of_views = s.generators["views"].get_state()
         train_step(s, s.images.pixels[rows], rows, False)
@@ -356,20 +356,20 @@ def test_the_optimisers_look_ahead_is_where_the_next_step_leads():
         views = make_views(s.images.pixels[rows], s.config, s.generators["views"])
         with frozen_statistics(s.networks), torch.no_grad():
             after = s.networks(views)
-        torch.testing.assert_close(seen[1], after, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(seen[0], after, atol=1e-3)
+        torch.testing.assert_close(remembered[1], after, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(remembered[0], after, atol=1e-3)
 
 
 def test_scaled_is_the_literal_gradient_divided_by_delta():
-    found = {}
+    results = {}
     for objective in ("literal", "scaled"):
         s = started(delta=0.01, mag_objective=objective, mag_optimiser="sgd", mag_lr=0.1, momentum=0.0)
         before = weights(s.mag)
         (metrics,) = steps(s, 1, log=True)
-        found[objective] = metrics, {n: p - before[n] for n, p in weights(s.mag).items()}
-    for name, moved in found["literal"][1].items():
-        torch.testing.assert_close(found["scaled"][1][name], 100 * moved, rtol=0.01, atol=1e-4)
-    scaled, literal = (found[name][0]["mag_gradient_norm"] for name in ("scaled", "literal"))
+        results[objective] = metrics, {n: p - before[n] for n, p in weights(s.mag).items()}
+    for name, moved in results["literal"][1].items():
+        torch.testing.assert_close(results["scaled"][1][name], 100 * moved, rtol=0.01, atol=1e-4)
+    scaled, literal = (results[name][0]["mag_gradient_norm"] for name in ("scaled", "literal"))
     torch.testing.assert_close(scaled, 100 * literal)
 
 
@@ -385,10 +385,10 @@ def test_a_scaled_mag_trains_at_any_delta(delta):
 def test_a_frozen_mag_stays_and_is_no_part_of_the_schedule():
     s = started(mag_lr=0.0, schedule="epoch", delta=1.0)
     before = weights(s.mag)
-    found = steps(s, 6, log=True)
+    logged = steps(s, 6, log=True)
     assert same(weights(s.mag), before)
     assert s.steps_per_epoch == 5
-    assert all("loss_ahead" not in metrics and "loss_augmented" in metrics for metrics in found)
+    assert all("loss_ahead" not in metrics and "loss_augmented" in metrics for metrics in logged)
 
 
 def test_an_adversary_ascends_and_the_direct_part_leaves_out_the_mixed():
@@ -416,10 +416,12 @@ def test_the_loss_on_originals_alone_has_no_direct_part():
 def test_the_loss_at_theta_ahead_can_be_of_the_minibatch_before():
     """The first minibatch is its own; then L' is of the one before, with its images' bank entries and its own views."""
     s = started(look_ahead_batch="previous", delta=0.5)
-    seen, outer_terms = [], s.method.outer_terms
-    s.method.outer_terms = lambda z, context, augment: seen.append(context.indices) or outer_terms(z, context, augment)
+    outer_indices, outer_terms = [], s.method.outer_terms
+    s.method.outer_terms = lambda z, context, augment: (
+        outer_indices.append(context.indices) or outer_terms(z, context, augment)
+    )
     steps(s, 3)
-    assert [int(indices[0]) for indices in seen] == [0, 0, 16]
+    assert [int(indices[0]) for indices in outer_indices] == [0, 0, 16]
 
 
 # --- a run
@@ -461,7 +463,7 @@ def test_metrics_are_what_a_reader_wants(tiny):
 
 
 def test_a_mag_pass_reports_its_own_loss(tiny, monkeypatch):
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     reports: list[Progress] = []
     fit(tiny(schedule="epoch", epochs=1), reports.append)
     assert len(reports) == 10
@@ -565,7 +567,7 @@ def test_what_an_encoder_draws_is_of_the_seed_too(tiny, monkeypatch, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny(encoder="dropout", runs_dir=tmp_path / "again")
-    monkeypatch.setattr("metaug_core.training.session.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("metaug_core.training.loop.REPORT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(config, interrupt)
     torch.rand(3)
@@ -602,16 +604,16 @@ def test_the_tiny_data_set_is_registered():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "sentence"),
     [({"image_size": 24}, "image_size 16, but the run has 24"), ({"val_fraction": 0.2}, "val_fraction 0.1, but the run has 0.2"),
      ({"train_images": 50}, "train_images None, but the run has 50")],
 )  # fmt: skip
-def test_splits_of_another_config_are_refused(tiny, change, said):
+def test_splits_of_another_config_are_refused(tiny, change, sentence):
     splits, config = datasets.load(tiny()), tiny(**change)
-    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: data.load"):
+    with pytest.raises(ConfigError, match=f"splits were loaded with {sentence}: datasets.load"):
         fit(config, quiet, splits)
     run = fit(config, quiet, datasets.load(config))
-    with pytest.raises(ConfigError, match=f"splits were loaded with {said}: data.load"):
+    with pytest.raises(ConfigError, match=f"splits were loaded with {sentence}: datasets.load"):
         evaluate(run, splits=splits, measures=("knn",))
 
 

@@ -24,8 +24,8 @@ from PIL import Image
 from tiny import ROOT, TINY, patterns
 
 from metaug_core import Config, MetaugError, fit
-from metaug_core.runs.store import Run, StoreError, read_tensors, request, rows
-from metaug_core.training import session
+from metaug_core.runs.store import STOP_REQUEST, Run, StoreError, read_tensors, request, rows
+from metaug_core.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 
@@ -39,12 +39,12 @@ from metaug_core import Config, MetaugError, fit
 from metaug_core.training import loop
 
 def hurt_before(folder, moment, number):
-    seen = 0
+    accesses = 0
     def hook(event, details):
-        nonlocal seen
+        nonlocal accesses
         if event in ("open", "os.rename", "os.remove") and str(details[0]).startswith(folder):
-            seen += 1
-            if seen == moment:
+            accesses += 1
+            if accesses == moment:
                 os.kill(os.getpid(), number)
     sys.addaudithook(hook)
 
@@ -112,16 +112,16 @@ class Driver:
         self.start(config, **how)
         return self.end()
 
-    def said(self) -> str:
+    def sentence(self) -> str:
         return self.errors.read_text().strip()
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    found = Driver(tmp_path_factory.mktemp("driver"))
-    yield found
-    assert found.process.stdin is not None
-    found.process.communicate(timeout=60)
+    started = Driver(tmp_path_factory.mktemp("driver"))
+    yield started
+    assert started.process.stdin is not None
+    started.process.communicate(timeout=60)
 
 
 AUTHORS = {"optimiser": "sgd", "mag_optimiser": "sgd", "weight_decay": 1e-4, "bank_draw": "per-anchor", "positives": "bank",
@@ -144,14 +144,14 @@ def settings(name: str, folder: Path) -> Config:
 @pytest.fixture(scope="module")
 def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     """whole(name of settings) -> the run that was never killed."""
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
 
     def get(name: str) -> Run:
-        if name not in found:
+        if name not in runs:
             config = settings(name, tmp_path_factory.mktemp("whole"))
-            assert driver.run(config) == 0, driver.said()
-            found[name] = request(config)
-        return found[name]
+            assert driver.run(config) == 0, driver.sentence()
+            runs[name] = request(config)
+        return runs[name]
 
     return get
 
@@ -195,7 +195,7 @@ def test_the_same_request_gives_the_same_run_in_this_process(whole, tmp_path):
 
 
 def test_a_checkpoint_only_when_it_is_due_and_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     for name, expected in (("rarely", set()), ("metaug", {*range(2, 11)})):
         there = set()  # steps after which, and before whose own checkpoint, there is one
 
@@ -213,7 +213,7 @@ def test_killed_again_and_again(driver, whole, tmp_path, name):
     """SIGKILL before a random access to the files: of configs, rows, checkpoints being written, encoders."""
     moments, config, killed = random.Random(name), settings(name, tmp_path), 0
     while (code := driver.run(config, moment=19 + moments.randrange(12))) != 0:  # far enough to reach a checkpoint
-        assert code == -signal.SIGKILL, driver.said()
+        assert code == -signal.SIGKILL, driver.sentence()
         killed += 1
         assert killed < 60, "the run does not get on"
     assert killed >= 3
@@ -231,35 +231,35 @@ def test_killed_with_no_checkpoint_but_those_of_interrupts(driver, whole, tmp_pa
             8
         )  # in the steps: before the first of them an interrupt ends the process at once
         ends.append(driver.run(config, moment=moment, number=number))
-        assert ends[-1] in (0, 130 if number == signal.SIGTERM else -signal.SIGKILL), driver.said()
+        assert ends[-1] in (0, 130 if number == signal.SIGTERM else -signal.SIGKILL), driver.sentence()
         if ends[-1] == -signal.SIGKILL:
             assert run.checkpoint.read_bytes() == before
     assert ends[:2] == [130, -signal.SIGKILL]
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("rarely"), run)
 
 
 def test_interrupted_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
     """The checkpoint that ends a pass is made after its monitor reading, which has the same step; nothing is lost or doubled."""
-    seen = set()
+    ends_of_pass = set()
     for moment in range(13, 27):
         config = settings("rarely", tmp_path / str(moment))
         run = request(config)
         assert driver.run(config, moment=moment, number=signal.SIGTERM) == 130
         scalars, last_row = read_tensors(run.checkpoint)[1], rows(run.path / "metrics.jsonl")[-1]
-        seen.add((scalars["epoch"], scalars["position"], "knn_val" in last_row))
+        ends_of_pass.add((scalars["epoch"], scalars["position"], "knn_val" in last_row))
         assert scalars["step"] >= last_row["step"]
         assert driver.run(config, moment=14, number=signal.SIGKILL) == -signal.SIGKILL
-        assert driver.run(config) == 0, driver.said()
+        assert driver.run(config) == 0, driver.sentence()
         assert_same(whole("rarely"), run)
-    assert (1, 0, True) in seen
-    assert (1, 0, False) not in seen
-    assert {position for epoch, position, _ in seen if epoch == 0} >= {4}, seen
+    assert (1, 0, True) in ends_of_pass
+    assert (1, 0, False) not in ends_of_pass
+    assert {position for epoch, position, _ in ends_of_pass if epoch == 0} >= {4}, ends_of_pass
 
 
 def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
     """One kill each, before every single access to the files from the last checkpoint within a pass to the first of the next."""
-    seen = set()
+    ends_of_pass = set()
     for moment in range(28, 42):
         config = settings("metaug", tmp_path / str(moment))
         assert driver.run(config, moment=moment) == -signal.SIGKILL
@@ -267,11 +267,13 @@ def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path
         left = [path.stat().st_size > 0 for path in run.path.rglob(".writing-*")]
         scalars = read_tensors(run.checkpoint)[1] if run.checkpoint.exists() else {"epoch": 0, "position": 0}
         last_row = rows(run.path / "metrics.jsonl")[-1]
-        seen.add((scalars["epoch"], scalars["position"], "knn_val" in last_row, tuple(left)))
-        assert driver.run(config) == 0, driver.said()
+        ends_of_pass.add((scalars["epoch"], scalars["position"], "knn_val" in last_row, tuple(left)))
+        assert driver.run(config) == 0, driver.sentence()
         assert_same(whole("metaug"), run)
-    assert any(epoch == 0 and monitored and position for epoch, position, monitored, _ in seen), seen
-    assert any(True in left for *_, left in seen), seen  # a checkpoint or encoder that had all but its name
+    assert any(epoch == 0 and monitored and position for epoch, position, monitored, _ in ends_of_pass), ends_of_pass
+    assert any(True in left for *_, left in ends_of_pass), (
+        ends_of_pass
+    )  # a checkpoint or encoder that had all but its name
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -285,7 +287,7 @@ def test_killed_from_outside_at_random_times(driver, whole, tmp_path, seed):
         kill(victim)
         killed += driver.end() == -signal.SIGKILL
     assert killed >= 1
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("metaug"), request(config))
 
 
@@ -303,7 +305,7 @@ def test_killed_while_a_checkpoint_is_being_written(driver, whole, tmp_path):
         caught += bool(writing(run.path))
         read_tensors(run.checkpoint)
     assert caught >= 1
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("metaug"), run)
 
 
@@ -341,7 +343,7 @@ def test_an_interrupt_saves_at_the_next_step(driver, whole, tmp_path, number):
     assert scalars["step"] >= 2
     assert not run.finished
     assert len(rows(run.path / "metrics.jsonl")) < wanted
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("rarely"), run)
 
 
@@ -350,15 +352,36 @@ def test_an_interrupt_while_files_are_written(driver, whole, tmp_path, moment):
     config = settings("authors", tmp_path)
     assert driver.run(config, moment=moment, number=signal.SIGTERM) == 130
     assert read_tensors(request(config).checkpoint)[1]["step"] > 0
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("authors"), request(config))
+
+
+def test_a_stop_request_of_another_process_saves_and_stops_the_run(driver, tmp_path):
+    config, untouched = (settings("rarely", tmp_path / name).replace(epochs=80) for name in ("stopped", "untouched"))
+    run = request(config)
+    run.path.mkdir(parents=True)
+    (run.path / STOP_REQUEST).touch()  # an earlier request, which starting the run takes back
+    driver.start(config)
+    wait(lambda: len(rows(run.path / "metrics.jsonl")) >= 2)
+    assert not (run.path / STOP_REQUEST).exists()
+    (run.path / STOP_REQUEST).touch()
+    assert driver.end() == 3
+    assert_one_sentence(
+        driver.sentence(), f"run {config.name()} was asked to stop: it is saved, the same request goes on"
+    )
+    assert 2 <= read_tensors(run.checkpoint)[1]["step"] < 400
+    assert not run.finished
+    assert run.failure is None
+    for same_config in (config, untouched):
+        assert driver.run(same_config) == 0, driver.sentence()
+    assert_same(request(untouched), run)
 
 
 def test_a_finished_run_is_found(whole, driver):
     run = whole("metaug")
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.path.rglob("*")}
-    found = fit(run.config.replace(workers=1, checkpoint_minutes=3.0), report=lambda progress: pytest.fail("it trains"))
-    assert found.path == run.path
+    again = fit(run.config.replace(workers=1, checkpoint_minutes=3.0), report=lambda progress: pytest.fail("it trains"))
+    assert again.path == run.path
     assert driver.run(run.config) == 0
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.path.rglob("*")}
 
@@ -395,7 +418,7 @@ def test_what_a_killed_writer_left_is_cleaned(driver, whole, tmp_path):
         file.write('{"step": 9, "epoch": 1.8, "lr": 0.1}\n{"step": 10, "loss_orig')
     with (run.path / "timing.jsonl").open("ab") as file:
         file.write(b"\0\0\0\xff")  # as some file systems leave it when the power fails
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("metaug"), run)
     assert run.timing["step"].is_monotonic_increasing
 
@@ -407,9 +430,11 @@ def test_a_file_that_may_not_grow_stops_the_run_and_loses_nothing(driver, whole,
     run = request(config)
     good = run.checkpoint.read_bytes()
     assert driver.run(config, largest_file=len(good) // 2) == 3
-    assert_one_sentence(driver.said(), f"cannot write {run.checkpoint}: File too large; what was saved before is kept")
+    assert_one_sentence(
+        driver.sentence(), f"cannot write {run.checkpoint}: File too large; what was saved before is kept"
+    )
     assert run.checkpoint.read_bytes() == good
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("metaug"), run)
 
 
@@ -440,18 +465,18 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(driver, whole, small_disk, 
         left_over.unlink()
     filler.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
     assert driver.run(config) == 3
-    assert_one_sentence(driver.said(), f"cannot write {run.path}", "No space left on device")
+    assert_one_sentence(driver.sentence(), f"cannot write {run.path}", "No space left on device")
     assert run.checkpoint.read_bytes() == good
     assert not run.finished
     filler.unlink()
-    assert driver.run(config) == 0, driver.said()
+    assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("metaug"), run)
 
 
-def assert_one_sentence(said: str, *parts: str) -> None:
-    assert said.count("\n") == 0, said
+def assert_one_sentence(sentence: str, *parts: str) -> None:
+    assert sentence.count("\n") == 0, sentence
     for part in parts:
-        assert part in said, said
+        assert part in sentence, sentence
 
 
 def test_a_folder_that_has_lost_images_is_refused(driver, tmp_path):

@@ -12,9 +12,10 @@ from tiny import ROOT, same, saved
 from torch import nn
 
 from metaug_core import ENCODERS, ConfigError, MetaugError, evaluate, fit, fit_trials
+from metaug_core.errors import Paused
 from metaug_core.networks.encoders import conv
-from metaug_core.runs.store import read_tensors
-from metaug_core.training import session
+from metaug_core.runs.store import STOP_REQUEST, read_tensors
+from metaug_core.training import loop
 from metaug_core.training.loop import attempt
 
 
@@ -76,7 +77,7 @@ def dropping(monkeypatch):
 
 def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monkeypatch, tmp_path):
     configs = [tiny(encoder="dropping", look_ahead="fresh", seed=seed, epochs=2 + seed) for seed in (0, 1)]
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
 
     def strike(progress):
         if progress.step == 7:
@@ -94,8 +95,8 @@ def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monke
 @pytest.mark.parametrize("graphs", ["auto", "off"])
 def test_what_trials_draw_on_cuda_is_their_own(tiny, dropping, tmp_path, graphs):
     """The generators end where those of the single runs do, to the bit; captured and eager."""
-    asked = {"encoder": "dropping", "look_ahead": "fresh", "device": "cuda", "graphs": graphs, "optimiser": "sgd"}
-    configs = [tiny(**asked, seed=seed, epochs=2 + seed) for seed in (0, 1)]
+    settings = {"encoder": "dropping", "look_ahead": "fresh", "device": "cuda", "graphs": graphs, "optimiser": "sgd"}
+    configs = [tiny(**settings, seed=seed, epochs=2 + seed) for seed in (0, 1)]
     ends = []
     for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
         together, alone = saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet))
@@ -155,12 +156,29 @@ def test_an_interrupt_saves_every_trial_and_they_go_on(tiny, tmp_path, monkeypat
         if progress.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(session, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit_trials(configs, strike)
     files = [config.runs_dir / config.name() / "checkpoint.safetensors" for config in configs]
     assert [read_tensors(file)[1]["step"] for file in files] == [7, 7]
     for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
+        assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
+
+
+def test_a_stop_request_pauses_its_own_trial_alone(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.0)
+    paused, other = tiny(seed=0), tiny(seed=1, epochs=4)
+
+    def ask(progress):
+        if progress.step == 3:
+            (paused.runs_dir / paused.name() / STOP_REQUEST).touch()
+
+    runs, failures = attempt([paused, other], ask)
+    assert [run.finished for run in runs] == [False, True]
+    assert [type(error) for error in failures.values()] == [Paused]
+    assert read_tensors(runs[0].checkpoint)[1]["step"] in (3, 4)
+    for run, config in zip(fit_trials([paused, other], quiet), (paused, other), strict=True):
         assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
 
 

@@ -13,8 +13,7 @@ from tiny import ROOT
 from workbooks import git, notebook_text
 
 from metaug_core import MetaugError, fit
-from metaug_core.runs import store
-from metaug_core.runtime import devices
+from metaug_core.runs import environment, store
 from metaug_workbook import notebook
 from metaug_workbook.cli import main
 from metaug_workbook.plots import gallery, paper_figures
@@ -61,7 +60,7 @@ def test_a_published_figure_has_files_provenance_and_its_place_on_the_page(entry
         "a-line.svg",
         "data",
     ]
-    commit, changed = devices.tree()
+    commit, changed = environment.tree()
     assert json.loads((tmp_path / "a-line.json").read_text()) == {
         "command": "metaug run a_line",
         "commit": commit,
@@ -158,26 +157,26 @@ def test_a_figure_follows_another_that_is_not_committed_yet(entry, checkout, mon
     git(checkout, "commit", "-qm", "a figure")
     gallery.publish("a-line", TABLE * 2, CLEAN)  # its table and its page now differ from the commit
     gallery.publish("b-line", TABLE, CLEAN)
-    assert devices.tree() == (git(checkout, "rev-parse", "HEAD"), False)
+    assert environment.tree() == (git(checkout, "rev-parse", "HEAD"), False)
 
 
 def test_outputs_of_notebooks_and_results_of_benchmarks_are_products_and_cells_are_code(checkout):
     file = checkout / "notebooks" / "a.ipynb"
     file.write_text(notebook_text("a = 1", output="1"))
-    assert devices.differing() == []
+    assert environment.differing() == []
     file.write_text(notebook_text("a = 2"))
-    assert devices.differing() == ["notebooks/a.ipynb"]
-    assert devices.tree()[1] is True
+    assert environment.differing() == ["notebooks/a.ipynb"]
+    assert environment.tree()[1] is True
     file.write_text("{")
-    assert devices.differing() == ["notebooks/a.ipynb"]
+    assert environment.differing() == ["notebooks/a.ipynb"]
     file.unlink()
-    assert devices.differing() == ["notebooks/a.ipynb"]
+    assert environment.differing() == ["notebooks/a.ipynb"]
     git(checkout, "checkout", "-q", ".")
     (checkout / "figures" / "README.md").write_text("changed")
-    assert devices.differing() == ["figures/README.md"]
-    assert devices.tree()[1] is False
+    assert environment.differing() == ["figures/README.md"]
+    assert environment.tree()[1] is False
     (checkout / "new.py").write_text("not tracked")
-    assert devices.tree()[1] is False
+    assert environment.tree()[1] is False
 
 
 def test_a_run_from_changed_code_is_not_published_and_one_session_of_it_is_enough(entry, checkout, tiny):
@@ -196,7 +195,7 @@ def test_a_run_from_changed_code_is_not_published_and_one_session_of_it_is_enoug
 
 def test_figures_refuses_where_no_commit_can_be_named(entry, checkout):
     shutil.rmtree(checkout / ".git")
-    assert devices.tree() == (None, None)
+    assert environment.tree() == (None, None)
     with pytest.raises(
         PublishError, match=r"publish: figures/ names the commit of each figure, and .* is no git checkout"
     ):

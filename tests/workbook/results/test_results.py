@@ -214,7 +214,7 @@ def test_the_notebooks_line_says_how_many_runs_are_made(tiny, monkeypatch):
             shown.append(data["text/plain"])
 
     monkeypatch.setattr("metaug_workbook.widgets.live.display", lambda *_, **__: Handle())
-    monkeypatch.setattr("metaug_core.training.session.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("metaug_core.training.loop.REPORT_SECONDS", 0.0)
     notebook.made([tiny(seed=seed, epochs=1) for seed in (0, 1)], measures=("knn",), representations=("trained",))
     assert any(
         re.fullmatch(r"1 of 2 runs made, .+ left; tiny-metaug-conv-s1-\w+: step 3 of 5, loss [\d.]+", s) for s in shown

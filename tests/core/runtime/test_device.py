@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from metaug_core import evaluate, fit, fit_trials, preset
 from metaug_core.config import ConfigError
-from metaug_core.runtime.precision import CPU, CUDA, arithmetic, computed_in, unit_roundoff
+from metaug_core.runtime.device import CPU, CUDA, arithmetic, computed_in, unit_roundoff
 
 BACKENDS = torch.backends
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -18,17 +18,17 @@ def values(switches):
 
 def older():
     """What the older switches say, or that torch refuses to read them."""
-    found = []
+    readings = []
     for read in (
         lambda: BACKENDS.cudnn.allow_tf32,
         lambda: BACKENDS.cuda.matmul.allow_tf32,
         torch.get_float32_matmul_precision,
     ):
         try:
-            found.append(read())
+            readings.append(read())
         except RuntimeError:
-            found.append("refused")
-    return found
+            readings.append("refused")
+    return readings
 
 
 def nothing():
@@ -94,7 +94,7 @@ def test_within_another_the_inner_one_holds(switches):
 def test_training_and_evaluation_are_within_it(tiny, switches, precision):
     """Seen from a report while it trains and from a view of the images; the user's own switches are the opposite."""
     newer_switches()
-    before, seen = values(CUDA + CPU), []
+    before, switches = values(CUDA + CPU), []
 
     class Images:
         """The images of a split, which say under which switches they are asked for."""
@@ -109,20 +109,20 @@ def test_training_and_evaluation_are_within_it(tiny, switches, precision):
             return getattr(self.images, name)
 
         def batches(self, parts):
-            seen.append(values(CUDA))
+            switches.append(values(CUDA))
             return self.images.batches(parts)
 
     from metaug_core.data import datasets
 
     config = tiny(precision=precision)
-    run = fit(config, report=lambda at: seen.append(values(CUDA)))
-    assert seen
-    trained = len(seen)
+    run = fit(config, report=lambda at: switches.append(values(CUDA)))
+    assert switches
+    trained = len(switches)
     splits = datasets.load(config)
     watched = datasets.Splits(splits.pretrain, Images(splits.train), splits.val, Images(splits.test))
     evaluate(run, splits=watched, measures=("knn",), representations=("trained",))
-    assert len(seen) > trained
-    assert all(found == [{"float32": "ieee", "tf32": "tf32"}[precision]] * 3 for found in seen)
+    assert len(switches) > trained
+    assert all(values_then == [{"float32": "ieee", "tf32": "tf32"}[precision]] * 3 for values_then in switches)
     assert values(CUDA + CPU) == before
 
 
@@ -160,7 +160,7 @@ def test_on_cuda_float32_is_float32_and_tf32_is_not(switches):
     errors = {}
     for precision in ("float32", "tf32"):
         with arithmetic(precision):
-            found = [F.conv2d(x, w), a @ a]
-        errors[precision] = [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, exact, strict=True)]
+            products = [F.conv2d(x, w), a @ a]
+        errors[precision] = [float((f - e).abs().max() / e.abs().max()) for f, e in zip(products, exact, strict=True)]
     assert max(errors["float32"]) < 8 * unit_roundoff("float32", "cuda")
     assert min(errors["tf32"]) > 64 * unit_roundoff("float32", "cuda")
