@@ -119,7 +119,7 @@ def test_cells_that_differ_in_what_their_method_does_not_use_are_one(tmp_path):
         "method=metaug, delta=0.1",
         "method=metaug, delta=0.2",
     ]
-    assert told[3].startswith("3 cells are missing")
+    assert told[3].startswith("3 runs are missing and will take about")
 
 
 def test_a_dry_run_lists_cells_and_what_they_cost(tmp_path, tiny):
