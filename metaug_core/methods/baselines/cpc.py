@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods.base import Context, Method
 from metaug_core.networks.encoders import PatchEncoders, patches
-from metaug_core.views.augmentation import draw, resample, split, tinted
+from metaug_core.views.augmentation import change_colors, draw, resample, split
 
 SCALE = 0.1  # of the predictions, in the paper's pseudocode
 
@@ -79,7 +79,7 @@ class CPC(Method):
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         whole = resample(pixels, self.config, draw(len(pixels), generator))
         cut = patches(whole, self.config.cpc_grid)
-        return split(tinted(cut, self.config, draw(len(cut), generator)), self.config.views)
+        return split(change_colors(cut, self.config, draw(len(cut), generator)), self.config.views)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         return predictive(z, self.config.cpc_grid, distances(self.config))
