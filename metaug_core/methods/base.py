@@ -133,8 +133,8 @@ class Method(ABC):
         views = len(self.config.views)
         return [(a, b) for w, a in enumerate(first) for u, b in enumerate(second) if w % views != u % views]
 
-    def generator(self) -> nn.Module | None:
-        """omega: the MAG, or None."""
+    def mag(self) -> nn.Module | None:
+        """Create omega, the MAG; None for a method without one."""
         return None
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> nn.Module | None:
@@ -185,13 +185,13 @@ class Composition:
         method.description = self.description
         return method
 
-    def entitled(self, title: str, paper: str) -> "Composition":
+    def rename(self, title: str, paper: str) -> "Composition":
         """The same under the name that its authors gave it."""
         self.description = replace(self.description, title=title, paper=paper)
         return self
 
 
-def unified(positives: Tensor, negatives: Tensor, config: Config,
+def unified_contrast(positives: Tensor, negatives: Tensor, config: Config,
             of_negatives: Callable[[Tensor, float], Tensor] = losses.log_sum_exp_square) -> Tensor:  # fmt: skip
     """The form of OUCL that config.oucl names, of similarities (A, P) and (A, N) in [0, 1]; of_negatives as in `losses.oucl`."""
     if config.oucl == "eq7":
@@ -205,7 +205,7 @@ def unified(positives: Tensor, negatives: Tensor, config: Config,
                                 config.phi_dec, config.gamma_detached, config.attenuate)  # fmt: skip
 
 
-def queue_fits(config: Config) -> None:
+def check_queue_size(config: Config) -> None:
     """ConfigError if a minibatch does not fit into the queue."""
     if config.queue_size < config.batch_size:
         raise ConfigError(
@@ -213,14 +213,14 @@ def queue_fits(config: Config) -> None:
         )
 
 
-def bank_memory(config: Config, images: int, generator: torch.Generator) -> Bank | None:
+def create_bank(config: Config, images: int, generator: torch.Generator) -> Bank | None:
     """The memory bank where negatives come from it, else None."""
     if config.negatives != "bank":
         return None
     return Bank(len(config.views), images, config.feature_dim, generator)
 
 
-def bank_context(bank: Bank | None, config: Config, indices: Tensor, labels: Tensor,
+def draw_from_bank(bank: Bank | None, config: Config, indices: Tensor, labels: Tensor,
                  generator: torch.Generator) -> Context:  # fmt: skip
     """Negatives (and stale positives) from the bank: one draw for the minibatch, or one for each anchor."""
     if bank is None:
@@ -242,6 +242,6 @@ def initial_networks(method: Method, classes: int, seed: int) -> tuple[nn.Module
     alone. Different seeds give different weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks, mag = method.networks(classes), method.generator()
+        networks, mag = method.networks(classes), method.mag()
     # Max-pool is ten times as fast with channels last, BatchNorm four times, convolutions about a fifth (2 CPU cores).
     return networks.to(memory_format=torch.channels_last), mag

@@ -107,7 +107,7 @@ def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
 
 
 @contextmanager
-def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Within, what each of these modules gives is kept under its name, in the order in which they give it."""
     found: dict[str, Tensor] = {}
 
@@ -125,10 +125,10 @@ def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
+def find_last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
     """Of the last feature map in an encoder with at least `least` places a side: the name of the submodule that gives it, its
     channels and its number of places, by a trial run as `output_dim`. MetaugError if there is none."""
-    with outputs(dict(encoder.named_modules())) as found:
+    with capture_outputs(dict(encoder.named_modules())) as found:
         output_dim(encoder, channels, config)
     for name, out in reversed(found.items()):
         if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
@@ -152,7 +152,7 @@ def head(inputs: int, config: Config) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, config.feature_dim))
 
 
-def centred(projector: nn.Module, config: Config) -> nn.Module:
+def add_projector_norm(projector: nn.Module, config: Config) -> nn.Module:
     """A projector, followed by BatchNorm if `projector_norm` says so."""
     return nn.Sequential(projector, nn.BatchNorm1d(config.feature_dim)) if config.projector_norm else projector
 
@@ -193,7 +193,7 @@ class Encoders(nn.Module):
         return h.float() if self.bf16 else h
 
 
-def patches(x: Tensor, grid: int) -> Tensor:
+def cut_patches(x: Tensor, grid: int) -> Tensor:
     """grid x grid patches that overlap by half, (B, C, S, S) -> (B grid grid, C, side, side), image by image, row by row; a rest of
     fewer pixels than grid + 1 is left out."""
     step = x.shape[-1] // (grid + 1)
@@ -213,7 +213,7 @@ class PatchEncoders(nn.Module):
             raise MetaugError(f"{what}, too few for stem {config.stem!r}")
         self.inner = Encoders(config.replace(image_size=self.side))
 
-    def of_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+    def encode_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
         """`patches` of each view, (B g g, C_j, side, side) -> (B, g, g, D_j) each; names as of `Encoders`."""
         size, g = (self.side, self.side), self.grid
         flat = [x if x.shape[-1] == self.side else F.interpolate(x, size, mode="bilinear") for x in views]
@@ -221,7 +221,7 @@ class PatchEncoders(nn.Module):
 
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
         """h of whole images, one (B, C_j, H, W) per view -> (B, D_j) each."""
-        return [h.mean((1, 2)) for h in self.of_patches([patches(x, self.grid) for x in images], names)]
+        return [h.mean((1, 2)) for h in self.encode_patches([cut_patches(x, self.grid) for x in images], names)]
 
 
 class Networks(nn.Module):

@@ -29,7 +29,7 @@ def info_nce(
     """
     positives, negatives = positives / temperature, negatives / temperature
     count = negatives.shape[-1]
-    rest = debiased(positives, hardened(negatives, hard_beta, count), count, tau_plus)
+    rest = debias(positives, harden(negatives, hard_beta, count), count, tau_plus)
     return (torch.logaddexp(positives, rest) - positives).mean()
 
 
@@ -45,7 +45,7 @@ def logsumexp_others(x: Tensor) -> Tensor:
     return torch.where(top, log_sum(x.masked_fill(top, -torch.inf)), log_sum(x) + torch.log1p(-share))
 
 
-def hardened(negatives: Tensor, hard_beta: float, count: int, total: Callable[[Tensor], Tensor] = log_sum) -> Tensor:
+def harden(negatives: Tensor, hard_beta: float, count: int, total: Callable[[Tensor], Tensor] = log_sum) -> Tensor:
     """log G of Robinson et al. 2021 (eq. 4), of exponents n (..., count): G = sum_k w_k e^{n_k}, where the weights w_k, of mean 1,
     are proportional to e^{b n_k}. b = 0 is the plain sum, to the bit. total: which negatives an entry of the result meets."""
     if not hard_beta:
@@ -53,7 +53,7 @@ def hardened(negatives: Tensor, hard_beta: float, count: int, total: Callable[[T
     return total((1 + hard_beta) * negatives) - total(hard_beta * negatives) + math.log(count)
 
 
-def debiased(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
+def debias(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
     """log G of Chuang et al. 2020 (eq. 7, 8), (A, P), of exponents p (A, P) and the log of a sum over count negatives, (A, 1):
     G = max((e^rest - tau count e^p) / (1 - tau), count), since a share tau of the negatives is of the anchor's own class.
 
@@ -68,7 +68,7 @@ def debiased(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Te
     return rest + torch.maximum((1 - false) / (1 - tau_plus), floor).log()
 
 
-def in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
+def compare_in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities d of unit features z (W, B, d) with all others of the minibatch: (WB, W - 1) with those of the same image and
     (WB, W (B - 1)) with those of other images."""
     count, batch, _ = z.shape
@@ -85,7 +85,7 @@ def in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
     """NT-Xent (Chen et al. 2020) over W unit features of each image, z (W, B, d): every ordered pair is a positive,
     every feature of another image of the minibatch a negative. W = 2 is SimCLR."""
-    return info_nce(*in_batch(z), temperature / 2)  # d = (1 + cos) / 2, and InfoNCE does not see a shift
+    return info_nce(*compare_in_batch(z), temperature / 2)  # d = (1 + cos) / 2, and InfoNCE does not see a shift
 
 
 def oucl_sum_hinge(positives: Tensor, negatives: Tensor, margin: float) -> Tensor:

@@ -133,7 +133,7 @@ class Wanted:
 
     def of(self, run: Run) -> dict[str, Any]:
         """Arguments of `evaluate`; augmented features only where the method has a MAG."""
-        has_mag = self.augmented and methods.build(run.config).generator() is not None
+        has_mag = self.augmented and methods.build(run.config).mag() is not None
         asked = {"measures": self.measures, "representations": self.representations, "split": self.split}
         return asked | {"augmented": has_mag}
 

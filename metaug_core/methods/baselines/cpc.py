@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods.base import Context, Method
-from metaug_core.networks.encoders import PatchEncoders, patches
+from metaug_core.networks.encoders import PatchEncoders, cut_patches
 from metaug_core.views.augmentation import change_colors, draw, resample, split
 
 SCALE = 0.1  # of the predictions, in the paper's pseudocode
@@ -40,7 +40,7 @@ class Predictor(nn.Module):
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """`patches` of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
-        latents = torch.cat(self.encoders.of_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
+        latents = torch.cat(self.encoders.encode_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
         context, found = self.context(latents), [self.target(latents)]
         found += [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
         return torch.cat([x.flatten(2) for x in found], dim=2).permute(2, 0, 1)
@@ -78,11 +78,11 @@ class CPC(Method):
 
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         whole = resample(pixels, self.config, draw(len(pixels), generator))
-        cut = patches(whole, self.config.cpc_grid)
+        cut = cut_patches(whole, self.config.cpc_grid)
         return split(change_colors(cut, self.config, draw(len(cut), generator)), self.config.views)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        return predictive(z, self.config.cpc_grid, distances(self.config))
+        return predictive_loss(z, self.config.cpc_grid, distances(self.config))
 
 
 def distances(config: Config) -> range:
@@ -90,7 +90,7 @@ def distances(config: Config) -> range:
     return range(config.cpc_skip + 1, config.cpc_grid)
 
 
-def predictive(z: Tensor, grid: int, distances: range) -> Tensor:
+def predictive_loss(z: Tensor, grid: int, distances: range) -> Tensor:
     """Mean over distances of InfoNCE, of targets and predictions (n, B, d) as `Predictor` gives them."""
     targets, *predictions = z.split([grid**2, *((grid - k) * grid for k in distances)])
     places = torch.arange(targets[..., 0].numel(), device=z.device).view(targets.shape[:2])  # (g g, B)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.methods.base import Context, Method
-from metaug_core.networks.encoders import Encoders, last_map, outputs
+from metaug_core.networks.encoders import Encoders, capture_outputs, find_last_map
 from metaug_core.registry import VIEWS
 
 LEAST = 4  # places a side of the map that the local features come from; the paper has 8 x 8 at 32 px
@@ -33,7 +33,7 @@ class LocalAndGlobal(nn.Module):
         super().__init__()
         self.encoders, size = Encoders(config), (config.dim_units, config.feature_dim)
         nets = self.encoders.nets.items()
-        maps = {name: last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
+        maps = {name: find_last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
         self.places = {name: place for name, (place, _, _) in maps.items()}
         self.phi = nn.ModuleDict({name: Embedding(channels, *size) for name, (_, channels, _) in maps.items()})
         self.psi = nn.ModuleDict({name: Embedding(dim, *size) for name, dim in self.encoders.dims.items()})
@@ -41,7 +41,9 @@ class LocalAndGlobal(nn.Module):
     def forward(self, images: list[Tensor]) -> Tensor:
         """One (B, C_j, H, W) per view -> (V (M + 1), B, d): of each view its local features, then the global one."""
         names = self.encoders.views
-        with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as found:
+        with capture_outputs(
+            {name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}
+        ) as found:
             wholes = self.encoders(images)
         maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
         rows = []

@@ -75,7 +75,7 @@ class SplitBrain(Method):
         return Halves(self.config)
 
     def context(self, memory, views: list[Tensor], indices: Tensor, labels: Tensor, generator) -> Context:
-        first, second = (distributed.gather(quantised(x), 1) for x in views)
+        first, second = (distributed.gather(quantise(x), 1) for x in views)
         return Context(indices, labels, given={"first": first, "second": second})
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
@@ -92,7 +92,7 @@ def bins(view: str) -> int:
     return BINS[channels] ** channels
 
 
-def quantised(x: Tensor) -> Tensor:
+def quantise(x: Tensor) -> Tensor:
     """A view (B, C, H, W) in [-1, 1] -> the number of each place's bin, int64 (144, B), the first channel counting most."""
     count = BINS[x.shape[1]]
     level = ((F.adaptive_avg_pool2d(x, SIDE) + 1) / 2 * count).long().clamp(0, count - 1)

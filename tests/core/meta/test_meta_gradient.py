@@ -25,7 +25,7 @@ def problem(encoder="conv", method="metaug", **changes):
     config = metaug_core.Config(encoder=encoder, method=method, **{**SMALL, **width, **changes})
     torch.manual_seed(0)
     built = build(config)
-    networks, mag = built.networks(10).double(), built.generator().double()
+    networks, mag = built.networks(10).double(), built.mag().double()
     bank = Bank(len(config.views), 40, config.feature_dim, torch.Generator().manual_seed(1)).double()
     views = [torch.randn(6, {"L": 1, "ab": 2, "RGB": 3}[v], 16, 16, dtype=torch.float64) for v in config.views]
     labels = torch.zeros(6, dtype=torch.int64)

@@ -68,7 +68,7 @@ def test_simclr_is_lightlys_and_metric_learnings():
 
 def test_in_batch_is_every_other_feature_once():
     z = unit(3, BATCH, DIM)
-    positives, negatives = losses.in_batch(z)
+    positives, negatives = losses.compare_in_batch(z)
     flat, image = z.flatten(0, 1), torch.arange(BATCH).repeat(3)
     for row in range(3 * BATCH):
         d = (1 + flat @ flat[row]) / 2
