@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.networks.activation_checkpointing import FirstNorm
+from metaug_core.networks.activation_checkpointing import FirstBlock
 from metaug_core.networks.heads import mlp
 from metaug_core.registry import ENCODERS, VIEWS
 from metaug_core.runtime.streams import side_by_side
@@ -43,7 +43,7 @@ def conv(channels: int, config: Config) -> nn.Sequential:
         # The pool before the ReLU: the two commute, and the ReLU then has a quarter of the numbers.
         pool = [nn.MaxPool2d(3, 2)] if number in (0, 1, 4) else []
         after = [nn.BatchNorm2d(width), *pool, nn.ReLU()]
-        layers += [layer, *after] if layer else [_stem(config, channels, width), FirstNorm(*after)]
+        layers += [layer, *after] if layer else [_stem(config, channels, width), FirstBlock(*after)]
     return nn.Sequential(*layers, nn.Flatten())
 
 

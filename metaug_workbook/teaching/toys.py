@@ -118,10 +118,10 @@ def moment(toy: Toy, theta: Params, omega: Params) -> Moment:
     """Loss, look-ahead and both parts of the MAG's gradient at (theta, omega)."""
     own, leaves = _leaves(omega), _leaves(theta)
     z = encode(leaves)
-    leaf = meta_gradient.cut(z)
+    leaf = meta_gradient.detach_leaf(z)
     loss = toy.inner(leaf, own)
     (pull,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    gradient = meta_gradient.pulled_back(z, leaves, pull)
+    gradient = meta_gradient.vjp(z, leaves, pull)
     found = meta_gradient.look_ahead(
         encode, toy.inner, theta, own, toy.lr, toy.outer, meta_gradient.Regular(gradient, pull)
     )

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from metaug_core.meta.descent import next_step
-from metaug_core.meta.meta_gradient import step
+from metaug_core.meta.meta_gradient import next_step, step
 
 MAKE = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.95)),

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import metaug_core
 from metaug_core.meta import forward_ad, meta_gradient
-from metaug_core.meta.descent import next_step
-from metaug_core.meta.forward_ad import Recorded, frozen_statistics, tangent
+from metaug_core.meta.forward_ad import Recorder, frozen_statistics, tangent
+from metaug_core.meta.meta_gradient import next_step
 from metaug_core.methods import build
 from metaug_core.networks.memory import Bank
 from metaug_workbook.results import loss_profiles
@@ -207,7 +207,7 @@ def shared_by_the_regular_step(features, loss, theta, omega):
     """What a regular step has at hand, with everything that the look-ahead can share."""
     leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
     owners = {n: p.clone().requires_grad_() for n, p in omega.items()}
-    with Recorded() as recorded:
+    with Recorder() as recorded:
         z = features(leaves)
     leaf = z.detach().requires_grad_()
     (pull,) = torch.autograd.grad(loss(leaf, owners), leaf, create_graph=True)
@@ -245,11 +245,11 @@ def dual_problem(layout=torch.channels_last):
 
 @pytest.fixture
 def keep_all(monkeypatch):
-    monkeypatch.setattr(forward_ad, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(forward_ad, "MIN_MULTIPLICATIONS", 0)
 
 
 def recorded_pass(network, features, theta):
-    with Recorded() as recorded, frozen_statistics(network):
+    with Recorder() as recorded, frozen_statistics(network):
         features({n: p.clone().requires_grad_() for n, p in theta.items()})
     return recorded
 
@@ -280,13 +280,13 @@ def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
             return torch.cat(tangent(features, theta, direction, recorded))
 
     whole, record = found(), recorded.records[number]
-    recorded.records[number] = record._replace(kept=tuple(-t for t in record.kept), versions=(0,) * len(record.kept))
+    recorded.records[number] = record._replace(tensors=tuple(-t for t in record.tensors), versions=(0,) * len(record.tensors))
     assert not torch.allclose(found(), whole)
-    for foreign in (None, record._replace(func=torch.relu), record._replace(kept=(torch.zeros(7),), versions=(0,))):
+    for foreign in (None, record._replace(func=torch.relu), record._replace(tensors=(torch.zeros(7),), versions=(0,))):
         recorded.records[number] = foreign
         torch.testing.assert_close(found(), whole)
     recorded.records[number] = record
-    record.kept[0].add_(5)  # as an in-place operation after it would
+    record.tensors[0].add_(5)  # as an in-place operation after it would
     torch.testing.assert_close(found(), whole)
 
 

@@ -236,7 +236,7 @@ def test_losses_of_the_same_negatives_share_what_eq_10_asks_of_them():
     together = torch.stack(
         [*method.terms(z, Context(rows, rows, shared=pairs), lambda z: 2 * other - z).values()]
     ).sum()
-    assert [name for name, *_ in pairs.found].count("log_sum_exp_square") == 2
+    assert [name for name, *_ in pairs.computed].count("log_sum_exp_square") == 2
     apart, both = Context(rows, rows, negatives=negatives), torch.cat([z, 2 * other - z])
     wanted = method.base.loss(z, apart) + 0.3 * method.base.loss(both, apart)
     torch.testing.assert_close(together, wanted)

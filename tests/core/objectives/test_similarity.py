@@ -77,7 +77,7 @@ def test_a_known_stack_gives_the_same_and_computes_no_block_twice(source):
     for anchors, targets in ((joint, joint), (z, z), (augmented, z)):
         for got, wanted in zip(shared(anchors, targets), fresh(anchors.clone(), targets.clone()), strict=True):
             assert torch.equal(got, wanted)
-    negatives = [name for name, *_ in shared.found if name in ("_past", "_others")]
+    negatives = [name for name, *_ in shared.computed if name in ("_past", "_others")]
     assert len(negatives) == (2 if source == "bank" else 4)  # z and z~; or each of them against each
 
 
