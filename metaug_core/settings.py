@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
 
 class ProjectionSettings(Settings):
-    """Of features under the usual projection head (`encoders.head`)."""
+    """Of features under the usual projection head (`heads.head`)."""
 
     feature_dim: Positive = 128
     """d, the dimension of the features z that are contrasted."""

@@ -62,7 +62,9 @@ def debias(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tens
     """
     if not tau_plus:
         return rest
-    false_share = (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()  # above 1 the floor holds
+    false_share = (
+        (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()
+    )  # above 1 the floor holds
     floor = (math.log(count) - rest).exp().clamp(min=torch.finfo(rest.dtype).tiny)
     return rest + torch.maximum((1 - false_share) / (1 - tau_plus), floor).log()
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method
-from metaug_core.networks.encoders import Networks, add_projector_norm
-from metaug_core.networks.heads import mlp
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.heads import add_projector_norm, mlp
 from metaug_core.networks.memory import Averaged
 
 

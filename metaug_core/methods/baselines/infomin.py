@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from metaug_core import settings
 from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
-from metaug_core.networks.encoders import Encoders, head
+from metaug_core.networks.encoders import Encoders
+from metaug_core.networks.heads import head
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import other_views
 from metaug_core.runtime import distributed

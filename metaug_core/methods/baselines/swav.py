@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
-from metaug_core.networks.encoders import Networks, add_projector_norm
-from metaug_core.networks.heads import mlp
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.heads import add_projector_norm, mlp
 from metaug_core.networks.memory import Queue
 from metaug_core.objectives.losses import debias, harden, logsumexp_others
 

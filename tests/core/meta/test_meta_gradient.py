@@ -280,7 +280,9 @@ def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
             return torch.cat(tangent(features, theta, direction, recorded))
 
     whole, record = found(), recorded.records[number]
-    recorded.records[number] = record._replace(tensors=tuple(-t for t in record.tensors), versions=(0,) * len(record.tensors))
+    recorded.records[number] = record._replace(
+        tensors=tuple(-t for t in record.tensors), versions=(0,) * len(record.tensors)
+    )
     assert not torch.allclose(found(), whole)
     for foreign in (None, record._replace(func=torch.relu), record._replace(tensors=(torch.zeros(7),), versions=(0,))):
         recorded.records[number] = foreign

@@ -1,4 +1,10 @@
-"""Who is paired with whom, against a literal loop over features."""
+"""What pairs and their similarities are claimed to be, each claim proved by a test of its name.
+
+- Positives and negatives of every anchor are those of a literal loop over features, for each source of negatives.
+- Mixed pairs join one original and one augmented feature.
+- Sets that were stacked by `Pairs.stack` give the same similarities, and no block is computed twice.
+- d = (1 + cos) / 2 lies in [0, 1].
+"""
 
 import pytest
 import torch
@@ -37,7 +43,7 @@ def as_multiset(positives, negatives):
 @pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("sets", [1, 2])
 @pytest.mark.parametrize("source", ["shared", "per-anchor", "batch"])
-def test_equals_the_literal_loop(source, sets, views, by_view):
+def test_pairs_equal_the_literal_loop(source, sets, views, by_view):
     batch, dim, bank = 4, 5, unit(views, 9, 5, seed=1)
     z = unit(sets * views, batch, dim)
     drawn = torch.tensor([[0, 3], [4, 4], [8, 1], [2, 7]])
