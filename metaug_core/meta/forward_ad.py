@@ -1,11 +1,11 @@
 """One forward-mode pass through a network: z and z_dot = J_z(theta) v, reusing what a pass at the same theta has computed.
 
 Then only tangents are computed: two operations of its kind for a convolution or linear map (product rule), four passes over
-memory for BatchNorm, one gather for max-pool. Any other operation uses torch's own forward mode.
+memory for BatchNorm. Any other operation uses torch's own forward mode.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -78,8 +78,6 @@ class Tangents(TorchFunctionMode):
             return _product(record, func, *args)
         if func is F.batch_norm and args[1] is None and None not in (kwargs.get("weight"), kwargs.get("bias")):
             return _batch_norm(record, args[0], kwargs["weight"], kwargs["bias"], kwargs["eps"])
-        if func is F.max_pool2d and args[0].dim() == 4 and args[0].is_contiguous(memory_format=torch.channels_last):
-            return _max_pool(args[0], kwargs, *args[1:])
         return func(*args, **kwargs)
 
 
@@ -119,17 +117,6 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
         return fwAD.make_dual(y, torch.addcmul(constant, x, slope))
     y_dot = torch.addcmul(constant, x_dot, distributed.per_channel(scale, x))
     return fwAD.make_dual(y, y_dot.addcmul_(x, slope))
-
-
-def _max_pool(x: Tensor, how: Mapping[str, Any], *window: Any) -> Tensor:
-    """Max-pool of x (B, C, H, W) in channels last, where torch's own tangent gathers across channels, at three times the cost."""
-    x, x_dot = fwAD.unpack_dual(x)
-    y, places = F.max_pool2d(x, *window, **{**how, "return_indices": True})
-    if x_dot is None:
-        return y
-    rows, places = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x_dot, places))  # (B, H W, C), places counted in H W
-    batch, channels, *sides = y.shape
-    return fwAD.make_dual(y, rows.gather(1, places).view(batch, *sides, channels).permute(0, 3, 1, 2))
 
 
 def tangent(

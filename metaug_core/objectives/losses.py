@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaug_core.objectives.low_memory import log_sum_exp_square, mean_excess
+from metaug_core.objectives.low_memory import log_sum_exp_square
 
 # --- InfoNCE (eq. 1) and its modifications
 
@@ -150,7 +150,9 @@ def margin_regularisation(
 
     positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them: scalars, or (A, 1) per anchor.
     """
-    return positive_weight * mean_excess(positives, sigma_plus, 1) + mean_excess(negatives, sigma_minus, -1)
+    too_near = (positives - sigma_plus).clamp(min=0).mean()
+    too_far = (sigma_minus - negatives).clamp(min=0).mean()
+    return positive_weight * too_near + too_far
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

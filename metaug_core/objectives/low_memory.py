@@ -1,7 +1,6 @@
-"""Sums over the K negatives with their derivatives written out, for memory: the negatives are the largest tensors of a loss.
+"""The negatives' part of eq. 10 with its derivatives written out, for memory: K negatives are the largest tensors of a loss.
 
-Autograd would hold seven tensors of their size for eq. 10 and two for R_sigma; these functions hold one. The plain formulas stand
-in the docstrings, and the tests compare values and derivatives with them.
+The plain formula is torch.logsumexp(beta * x**2, -1). Autograd would hold seven tensors of the size of x for it; this holds one.
 """
 
 from typing import cast
@@ -12,13 +11,8 @@ from torch.autograd.function import once_differentiable
 
 
 def log_sum_exp_square(x: Tensor, beta: float) -> Tensor:
-    """torch.logsumexp(beta * x**2, -1) of x (A, N), (A,): the negatives' part of eq. 10. Twice differentiable."""
+    """log sum_k exp(beta x_k^2) of x (A, N), (A,). Twice differentiable."""
     return cast(Tensor, _LogSumExpSquare.apply(x, beta))
-
-
-def mean_excess(d: Tensor, bound: Tensor, sign: int) -> Tensor:
-    """(sign * (d - bound)).clamp(min=0).mean(): one side of R_sigma (eq. 5). bound is a constant. Once differentiable."""
-    return cast(Tensor, _MeanExcess.apply(d, bound, sign))
 
 
 class _LogSumExpSquare(torch.autograd.Function):
@@ -60,17 +54,3 @@ class _SquareGradient(torch.autograd.Function):
 
 def _softmax(x: Tensor, result: Tensor, beta: float) -> Tensor:
     return x.square().mul_(beta).sub_(result[:, None]).exp_()
-
-
-class _MeanExcess(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, d: Tensor, bound: Tensor, sign: int) -> Tensor:
-        ctx.save_for_backward(d, bound)
-        ctx.sign = sign
-        return (d - bound).mul_(sign).clamp_(min=0).mean()
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        d, bound = ctx.saved_tensors
-        beyond = (d > bound) if ctx.sign > 0 else (d < bound)
-        return torch.where(beyond, gradients[0] * (ctx.sign / d.numel()), 0), None, None

@@ -1,4 +1,4 @@
-"""CPC v2: what stands below in an image is predicted from what stands above, among the patches of all images."""
+"""CPC v2: the lower patches of an image are predicted from the upper ones, among the patches of all images."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ SCALE = 0.1  # of the predictions, in the paper's pseudocode
 
 
 class Above(nn.Module):
-    """A block of the context network: (B, D, g, g) plus what its row and the row above show, neighbours included."""
+    """A block of the context network: (B, D, g, g) plus a function of its row and the row above, neighbours included."""
 
     def __init__(self, dim: int, hidden: int = 256):
         super().__init__()
@@ -39,11 +39,11 @@ class Predictor(nn.Module):
         self.distances = distances(config)
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """`patches` of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
+        """Patches of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
         latents = torch.cat(self.encoders.encode_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
-        context, found = self.context(latents), [self.target(latents)]
-        found += [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
-        return torch.cat([x.flatten(2) for x in found], dim=2).permute(2, 0, 1)
+        context = self.context(latents)
+        predictions = [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
+        return torch.cat([x.flatten(2) for x in (self.target(latents), *predictions)], dim=2).permute(2, 0, 1)
 
 
 class CPC(Method):
@@ -54,7 +54,7 @@ class CPC(Method):
     c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
     of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
     images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
-    patches. Each patch changes its colours by itself, as in v2: else its hue tells its image. Left out: other changes of single
+    patches. Each patch changes its colours by itself, as in v2; otherwise its hue would identify its image. Left out: other changes of single
     patches, predictions from below and the sides, LayerNorm (here BatchNorm).
     """
 
@@ -78,8 +78,8 @@ class CPC(Method):
 
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         whole = resample(pixels, self.config, draw(len(pixels), generator))
-        cut = cut_patches(whole, self.config.cpc_grid)
-        return split(change_colors(cut, self.config, draw(len(cut), generator)), self.config.views)
+        patches = cut_patches(whole, self.config.cpc_grid)
+        return split(change_colors(patches, self.config, draw(len(patches), generator)), self.config.views)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         return predictive_loss(z, self.config.cpc_grid, distances(self.config))
@@ -95,7 +95,7 @@ def predictive_loss(z: Tensor, grid: int, distances: range) -> Tensor:
     targets, *predictions = z.split([grid**2, *((grid - k) * grid for k in distances)])
     places = torch.arange(targets[..., 0].numel(), device=z.device).view(targets.shape[:2])  # (g g, B)
     terms = [
-        F.cross_entropy((found @ targets.flatten(0, 1).T).flatten(0, 1), places[k * grid :].flatten())
-        for found, k in zip(predictions, distances, strict=True)
+        F.cross_entropy((prediction @ targets.flatten(0, 1).T).flatten(0, 1), places[k * grid :].flatten())
+        for prediction, k in zip(predictions, distances, strict=True)
     ]
     return torch.stack(terms).mean()

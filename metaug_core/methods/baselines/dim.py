@@ -1,4 +1,4 @@
-"""DIM: an image's whole is told from wholes of other images by what its places show."""
+"""DIM: from what a place of an image shows, tell this image as a whole from other images."""
 
 import math
 
@@ -27,11 +27,12 @@ class Embedding(nn.Module):
 
 
 class LocalAndGlobal(nn.Module):
-    """theta: the encoders and for each view name phi, of the M places of its last map, and psi, of its h."""
+    """theta: the encoders and for each view name phi of the M places of its last map and psi of its h."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.encoders, size = Encoders(config), (config.dim_units, config.feature_dim)
+        self.encoders = Encoders(config)
+        size = config.dim_units, config.feature_dim
         nets = self.encoders.nets.items()
         maps = {name: find_last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
         self.places = {name: place for name, (place, _, _) in maps.items()}
@@ -43,9 +44,9 @@ class LocalAndGlobal(nn.Module):
         names = self.encoders.views
         with capture_outputs(
             {name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}
-        ) as found:
+        ) as captured:
             wholes = self.encoders(images)
-        maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
+        maps = {name: list(captured[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
         rows = []
         for name, h in zip(names, wholes, strict=True):
             local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
@@ -60,7 +61,7 @@ class DIM(Method):
 
     sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. dim_bound infonce: InfoNCE
     of u / sqrt(d) (eq. 5; the scale from Bachman et al. 2019), which learns from fewer steps (LOG.md). Of several views place and
-    whole are of two different ones (as theirs [from memory]): within a view an image is told by its hue or light alone.
+    whole are of two different ones (as theirs [from memory]): within a view its hue or light alone identifies an image.
     Defaults: RGB, phi and psi of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global,
     prior) are left out, and so is the batch norm in phi [from memory].
     """

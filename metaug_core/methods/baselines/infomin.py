@@ -22,9 +22,10 @@ class Branches(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.encoders, dims = Encoders(config), lambda: self.encoders.dims.items()
-        self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims()})
-        self.jigsaw_heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims()})
+        self.encoders = Encoders(config)
+        dims = self.encoders.dims.items()
+        self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims})
+        self.jigsaw_heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims})
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """V views, then none or V jigsaws of them, (B, C_j, H, W) each -> z (V or 2V, B, d), unit norm."""
@@ -85,8 +86,8 @@ class InfoMin(Method):
 
 
 def shuffle_pieces(x: Tensor, grid: int, generator: torch.Generator) -> Tensor:
-    """x (B, C, S, S) with its grid x grid pieces in a random order, another for each image. A side that the grid does not divide
-    is resized and back."""
+    """x (B, C, S, S) with its grid x grid pieces in a random order, another one for each image. A side that the grid does not
+    divide is resized before and after."""
     count, _, side, _ = x.shape
     piece = max(1, round(side / grid))
     even = (
