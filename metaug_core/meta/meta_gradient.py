@@ -51,14 +51,15 @@ class Descent(NamedTuple):
 
 
 Rule = Callable[[Params], Descent]  # from the gradient's values to the step
+Update = float | Tensor | Rule  # a rate, or a rule
 
 
-def as_rule(update: float | Tensor | Rule) -> Rule:
+def as_rule(update: Update) -> Rule:
     """A rate as the rule of eq. 3, theta - rate * gradient. A rule stays what it is."""
     return update if callable(update) else lambda _: Descent(update)
 
 
-def step(theta: Params, gradient: Params, update: float | Tensor | Rule) -> Params:
+def step(theta: Params, gradient: Params, update: Update) -> Params:
     """theta' (eq. 3), without history. update: a rate, or a rule such as `next_step`."""
     return as_rule(update)(gradient).apply(theta, gradient)
 
@@ -178,19 +179,9 @@ def _share_nothing(features: Features, loss: Loss, theta: Params, omega: Params)
     return Regular(vjp(z, leaves, feature_gradient), feature_gradient)
 
 
-def look_ahead(
-    features: Features,
-    loss: Loss,
-    theta: Params,
-    omega: Params,
-    update: float | Tensor | Rule,
-    outer_loss: Loss | None = None,
-    regular: Regular | None = None,
-    *,
-    outer_features: Features | None = None,
-    mixed: bool = True,
-    measure: bool = False,
-) -> LookAhead:
+def look_ahead(features: Features, loss: Loss, theta: Params, omega: Params, update: Update, outer_loss: Loss | None = None,
+               regular: Regular | None = None, *, outer_features: Features | None = None, mixed: bool = True,
+               measure: bool = False) -> LookAhead:  # fmt: skip
     """The meta-gradient by one tangent pass (see the module's text), with what a training step wants to log.
 
     update: the rate l of eq. 3, or the rule of the step (`next_step`). outer_loss: L' where it differs from loss (eq. 6 adds
@@ -223,16 +214,8 @@ def look_ahead(
     return LookAhead(gradient, z, z_ahead.detach(), value.detach(), share)
 
 
-def _mixed_part(
-    features: Features,
-    loss: Loss,
-    theta: Params,
-    omega: Params,
-    source: Params,
-    descent: Descent,
-    direction: Params,
-    regular: Regular,
-) -> tuple[Tensor, Params]:
+def _mixed_part(features: Features, loss: Loss, theta: Params, omega: Params, source: Params, descent: Descent,
+                direction: Params, regular: Regular) -> tuple[Tensor, Params]:  # fmt: skip
     """z at theta, and - d/d omega <z_dot, dL/dz (z, omega)> with z_dot = J_z(theta) P direction."""
     factor = -1.0
     if isinstance(descent.scale, dict):
@@ -249,16 +232,8 @@ def _mixed_part(
     return z.detach(), gradients((factor * z_dot * feature_gradient).sum(), source)
 
 
-def meta_gradient(
-    features: Features,
-    loss: Loss,
-    theta: Params,
-    omega: Params,
-    update: float | Tensor | Rule,
-    outer_loss: Loss | None = None,
-    regular: Regular | None = None,
-    **options: Any,
-) -> Params:
+def meta_gradient(features: Features, loss: Loss, theta: Params, omega: Params, update: Update,
+                  outer_loss: Loss | None = None, regular: Regular | None = None, **options: Any) -> Params:  # fmt: skip
     """omega's gradient of outer_loss(features(theta'), omega), theta' = theta - P grad_theta loss(features(theta), omega).
 
     features(theta) -> z (any shape) must not depend on omega nor write buffers (`frozen_statistics`); loss(z, omega) -> scalar
@@ -268,19 +243,9 @@ def meta_gradient(
     return look_ahead(features, loss, theta, omega, update, outer_loss, regular, **options).gradient
 
 
-def look_ahead_reference(
-    features: Features,
-    loss: Loss,
-    theta: Params,
-    omega: Params,
-    update: float | Tensor | Rule,
-    outer_loss: Loss | None = None,
-    regular: Regular | None = None,
-    *,
-    outer_features: Features | None = None,
-    mixed: bool = True,
-    measure: bool = False,
-) -> LookAhead:
+def look_ahead_reference(features: Features, loss: Loss, theta: Params, omega: Params, update: Update,
+                         outer_loss: Loss | None = None, regular: Regular | None = None, *,
+                         outer_features: Features | None = None, mixed: bool = True, measure: bool = False) -> LookAhead:  # fmt: skip
     """`look_ahead` by double backward, exactly as eq. 2-3 are written, with a retained graph of theta. Slow and plain.
 
     regular is accepted for the same signature and not used: here the gradient must carry its graph to omega.
@@ -302,15 +267,7 @@ def look_ahead_reference(
     return LookAhead(gradient, z.detach(), z_ahead.detach(), value.detach(), share)
 
 
-def meta_gradient_reference(
-    features: Features,
-    loss: Loss,
-    theta: Params,
-    omega: Params,
-    update: float | Tensor | Rule,
-    outer_loss: Loss | None = None,
-    regular: Regular | None = None,
-    **options: Any,
-) -> Params:
+def meta_gradient_reference(features: Features, loss: Loss, theta: Params, omega: Params, update: Update,
+                            outer_loss: Loss | None = None, regular: Regular | None = None, **options: Any) -> Params:  # fmt: skip
     """`meta_gradient` by double backward (see `look_ahead_reference`); the gradient is taken to omega only."""
     return look_ahead_reference(features, loss, theta, omega, update, outer_loss, regular, **options).gradient

@@ -54,7 +54,7 @@ class CPC(Method):
     c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
     of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
     images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
-    patches. Each patch changes its colours by itself, as in v2; otherwise its hue would identify its image. Left out: other changes of single
+    patches. Each patch changes its colours by itself, as in v2; otherwise its hue identifies it. Left out: other changes of single
     patches, predictions from below and the sides, LayerNorm (here BatchNorm).
     """
 
