@@ -54,6 +54,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func in RECORDED:
+            tensors: tuple[Any, ...]
             if func is F.batch_norm:  # autograd's own; on a device without this kind of node they are computed again
                 tensors = tuple(getattr(out.grad_fn, name, None) for name in ("_saved_result1", "_saved_result2"))
                 keep = None not in tensors

@@ -245,7 +245,8 @@ def meta_gradient(features: Features, loss: Loss, theta: Params, omega: Params, 
 
 def look_ahead_reference(features: Features, loss: Loss, theta: Params, omega: Params, update: Update,
                          outer_loss: Loss | None = None, regular: Regular | None = None, *,
-                         outer_features: Features | None = None, mixed: bool = True, measure: bool = False) -> LookAhead:  # fmt: skip
+                         outer_features: Features | None = None, mixed: bool = True,
+                         measure: bool = False) -> LookAhead:  # fmt: skip
     """`look_ahead` by double backward, exactly as eq. 2-3 are written, with a retained graph of theta. Slow and plain.
 
     regular is accepted for the same signature and not used: here the gradient must carry its graph to omega.

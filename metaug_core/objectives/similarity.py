@@ -58,7 +58,7 @@ class Pairs:
                 originals.append([self._originals(features) for features in operands])
         if not blocks:
             return torch.zeros_like(z)
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         gradients = torch.autograd.grad(value, blocks, **options)
         for gradient, (anchors, *targets) in zip(gradients, originals, strict=True):
             for v in range(self.views):
