@@ -170,7 +170,7 @@ def _mixed_share(direct: Params, mixed: Params) -> Tensor:
     return mixed_norm / (direct_norm + mixed_norm)
 
 
-def _share_nothing(features: Features, loss: Loss, theta: Params, omega: Params) -> Regular:
+def _compute_regular(features: Features, loss: Loss, theta: Params, omega: Params) -> Regular:
     """What a regular step would have computed; its dL/dz depends on omega."""
     leaves = _leaves(theta)
     z = features(leaves)
@@ -192,7 +192,7 @@ def look_ahead(features: Features, loss: Loss, theta: Params, omega: Params, upd
     own = _leaves(omega)
     source = omega  # the weights that regular's dL/dz depends on
     if regular is None:
-        regular, source = _share_nothing(features, loss, theta, own), own
+        regular, source = _compute_regular(features, loss, theta, own), own
     descent = as_rule(update)(regular.gradient)
     ahead = _leaves(descent.apply(theta, regular.gradient))
     z = (outer_features or features)(ahead)

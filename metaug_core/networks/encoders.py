@@ -3,8 +3,7 @@
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,7 +19,6 @@ from metaug_core.registry import ENCODERS, VIEWS
 from metaug_core.runtime.streams import side_by_side
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
-LEAST = 16  # px: smaller patches are enlarged to this side, the least that `conv` takes
 
 
 def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
@@ -99,38 +97,6 @@ def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
     return shape[1]
 
 
-@contextmanager
-def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Context manager: the output of each of these modules by its name, in the order in which they run."""
-    captured: dict[str, Tensor] = {}
-
-    def register(name: str, module: nn.Module):
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            captured[name] = output
-
-        return module.register_forward_hook(hook)
-
-    handles = [register(name, module) for name, module in modules.items()]
-    try:
-        yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def find_last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
-    """The last feature map of an encoder with at least `least` places a side: the name of the submodule that computes it, its
-    channels and its number of places. By a trial run as in `output_dim`. Raises MetaugError if there is none."""
-    with capture_outputs(dict(encoder.named_modules())) as captured:
-        output_dim(encoder, channels, config)
-    for name, out in reversed(captured.items()):
-        if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
-            return name, out.shape[1], out.shape[2] * out.shape[3]
-    raise MetaugError(
-        f"encoder {config.encoder!r} has no feature map of {least} x {least} places at {config.image_size} px images"
-    )
-
-
 def channels_last(images: Tensor) -> Tensor:
     """(B, C, H, W) in the layout in which convolutions and pools are fast. The strides are set as well: images of one channel
     count as either layout, and torch would then choose that of the weights, in which a pool can cost twelve times as much."""
@@ -168,37 +134,6 @@ class Encoders(nn.Module):
             h = self.nets[name](channels_last(torch.cat(crops) if len(crops) > 1 else crops[0]))
         # Head and loss are float32 under bf16; a float64 network (in tests) stays float64.
         return h.float() if self.bf16 else h
-
-
-def cut_patches(x: Tensor, grid: int) -> Tensor:
-    """grid x grid patches that overlap by half, (B, C, S, S) -> (B grid grid, C, side, side), image by image, row by row. Up to
-    grid pixels at the lower and right edges are left out."""
-    step = x.shape[-1] // (grid + 1)
-    windows = x.unfold(2, 2 * step, step)[:, :, :grid].unfold(3, 2 * step, step)[:, :, :, :grid]
-    return windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-
-
-class PatchEncoders(nn.Module):
-    """Encoders of patches; h of an image is the mean over its patches."""
-
-    def __init__(self, config: Config, grid: int):
-        super().__init__()
-        step = config.image_size // (grid + 1)
-        self.grid, self.side = grid, max(LEAST, 2 * step)
-        if step == 0 or (config.stem == "paper" and self.side < 64):
-            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * step} px"
-            raise MetaugError(f"{what}, too few for stem {config.stem!r}")
-        self.inner = Encoders(config.replace(image_size=self.side))
-
-    def encode_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """Patches of each view, (B g g, C_j, side, side) -> (B, g, g, D_j) each; names as in `Encoders`."""
-        size, g = (self.side, self.side), self.grid
-        flat = [x if x.shape[-1] == self.side else F.interpolate(x, size, mode="bilinear") for x in views]
-        return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
-
-    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """h of whole images, one (B, C_j, H, W) per view -> (B, D_j) each."""
-        return [h.mean((1, 2)) for h in self.encode_patches([cut_patches(x, self.grid) for x in images], names)]
 
 
 class Networks(nn.Module):

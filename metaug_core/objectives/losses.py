@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from metaug_core.objectives.low_memory import log_sum_exp_square
 
@@ -153,11 +152,6 @@ def margin_regularisation(
     too_near = (positives - sigma_plus).clamp(min=0).mean()
     too_far = (sigma_minus - negatives).clamp(min=0).mean()
     return positive_weight * too_near + too_far
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, C) at int64 labels (B,): the fully supervised row."""
-    return F.cross_entropy(logits, labels)
 
 
 # --- what a feature space looks like

@@ -5,10 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config, ConfigError
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method
-from metaug_core.networks.encoders import PatchEncoders, cut_patches
+from metaug_core.networks.encoders import Encoders
 from metaug_core.views.augmentation import change_colors, draw, resample, split
 
+LEAST_SIDE = 16  # px: smaller patches are enlarged to this side, the least that `conv` takes
 SCALE = 0.1  # of the predictions, in the paper's pseudocode
 
 
@@ -99,3 +101,34 @@ def predictive_loss(z: Tensor, grid: int, distances: range) -> Tensor:
         for prediction, k in zip(predictions, distances, strict=True)
     ]
     return torch.stack(terms).mean()
+
+
+def cut_patches(x: Tensor, grid: int) -> Tensor:
+    """grid x grid patches that overlap by half, (B, C, S, S) -> (B grid grid, C, side, side), image by image, row by row. Up to
+    grid pixels at the lower and right edges are left out."""
+    step = x.shape[-1] // (grid + 1)
+    windows = x.unfold(2, 2 * step, step)[:, :, :grid].unfold(3, 2 * step, step)[:, :, :, :grid]
+    return windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+class PatchEncoders(nn.Module):
+    """Encoders of patches; h of an image is the mean over its patches."""
+
+    def __init__(self, config: Config, grid: int):
+        super().__init__()
+        step = config.image_size // (grid + 1)
+        self.grid, self.side = grid, max(LEAST_SIDE, 2 * step)
+        if step == 0 or (config.stem == "paper" and self.side < 64):
+            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * step} px"
+            raise MetaugError(f"{what}, too few for stem {config.stem!r}")
+        self.inner = Encoders(config.replace(image_size=self.side))
+
+    def encode_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """Patches of each view, (B g g, C_j, side, side) -> (B, g, g, D_j) each; names as in `Encoders`."""
+        size, g = (self.side, self.side), self.grid
+        flat = [x if x.shape[-1] == self.side else F.interpolate(x, size, mode="bilinear") for x in views]
+        return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
+
+    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """h of whole images, one (B, C_j, H, W) per view -> (B, D_j) each."""
+        return [h.mean((1, 2)) for h in self.encode_patches([cut_patches(x, self.grid) for x in images], names)]

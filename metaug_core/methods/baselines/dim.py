@@ -1,14 +1,17 @@
 """DIM: from what a place of an image shows, tell this image as a whole from other images."""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method
-from metaug_core.networks.encoders import Encoders, capture_outputs, find_last_map
+from metaug_core.networks.encoders import Encoders, output_dim
 from metaug_core.registry import VIEWS
 
 LEAST = 4  # places a side of the map that the local features come from; the paper has 8 x 8 at 32 px
@@ -101,3 +104,35 @@ def info_nce(u: Tensor) -> Tensor:
     """u as above -> scalar: a place's own whole among those of all images, and a whole's own place m, halved."""
     own = torch.arange(u.shape[-1], device=u.device).expand(len(u), -1)
     return (F.cross_entropy(u.mT, own) + F.cross_entropy(u, own)) / 2
+
+
+@contextmanager
+def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Context manager: the output of each of these modules by its name, in the order in which they run."""
+    captured: dict[str, Tensor] = {}
+
+    def register(name: str, module: nn.Module):
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            captured[name] = output
+
+        return module.register_forward_hook(hook)
+
+    handles = [register(name, module) for name, module in modules.items()]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
+    """The last feature map of an encoder with at least `least` places a side: the name of the submodule that computes it, its
+    channels and its number of places. By a trial run as in `output_dim`. Raises MetaugError if there is none."""
+    with capture_outputs(dict(encoder.named_modules())) as captured:
+        output_dim(encoder, channels, config)
+    for name, out in reversed(captured.items()):
+        if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
+            return name, out.shape[1], out.shape[2] * out.shape[3]
+    raise MetaugError(
+        f"encoder {config.encoder!r} has no feature map of {least} x {least} places at {config.image_size} px images"
+    )

@@ -10,7 +10,7 @@ from metaug_core.networks.heads import mlp
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    # The last BatchNorm has weights, as in the paper; the authors' code leaves them out, which `shards` and `tangents` do not know.
+    # The last BatchNorm has weights, as in the paper. The authors' code has none there, which `forward_ad` does not support.
     return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
 
 

@@ -18,15 +18,15 @@ from metaug_core.data import datasets
 from metaug_core.methods import Context, build
 from metaug_core.methods.base import initial_networks
 from metaug_core.methods.baselines.bigan import Game
-from metaug_core.methods.baselines.cpc import SCALE, predictive_loss
-from metaug_core.methods.baselines.dim import jensen_shannon
+from metaug_core.methods.baselines.cpc import LEAST_SIDE, SCALE, cut_patches, predictive_loss
+from metaug_core.methods.baselines.dim import capture_outputs, find_last_map, jensen_shannon
 from metaug_core.methods.baselines.infomin import shuffle_pieces
 from metaug_core.methods.baselines.looc import HELD
 from metaug_core.methods.baselines.nat import best_match
 from metaug_core.methods.baselines.splitbrain import quantise
 from metaug_core.methods.baselines.wmse import whiten
 from metaug_core.methods.metaug import MetAug
-from metaug_core.networks.encoders import LEAST, Encoders, capture_outputs, cut_patches, find_last_map
+from metaug_core.networks.encoders import Encoders
 from metaug_core.runs.store import read_tensors
 from metaug_core.training import state
 from metaug_core.training.step import train_step
@@ -335,7 +335,7 @@ def test_cpc_cuts_patches_that_overlap_by_half():
     cut = cut_patches(image, 3)
     assert torch.equal(cut.unflatten(0, (2, 3, 3))[:, 1, 2], image[:, :, 4:12, 8:16])
     grid = networks.encoders.encode_patches([cut])[0]
-    patch = F.interpolate(image[:, :, 4:12, 8:16], (LEAST, LEAST), mode="bilinear")
+    patch = F.interpolate(image[:, :, 4:12, 8:16], (LEAST_SIDE, LEAST_SIDE), mode="bilinear")
     torch.testing.assert_close(grid[:, 1, 2], networks.encoders.inner([patch])[0])
     torch.testing.assert_close(networks.encoders([image])[0], grid.mean((1, 2)))
     z = networks([cut])
