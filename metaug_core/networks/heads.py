@@ -47,3 +47,8 @@ def head(inputs: int, config: Config) -> nn.Module:
 def add_projector_norm(projector: nn.Module, config: Config) -> nn.Module:
     """A projector, followed by BatchNorm if config.projector_norm."""
     return nn.Sequential(projector, nn.BatchNorm1d(config.feature_dim)) if config.projector_norm else projector
+
+
+def predictor(config: Config) -> nn.Module:
+    """Prediction head q: (B, d) -> (B, d), with one hidden layer (BYOL, NNCLR, SimSiam)."""
+    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
