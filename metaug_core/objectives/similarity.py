@@ -119,11 +119,8 @@ class Pairs:
         return table if self.drawn is None else _take(table, self.drawn)
 
 
-BLOCKS = (
-    "_positives",
-    "_others",
-    "_past",
-)  # the functions that give similarities (V, B, V - 1, ...) of one set with another
+# The functions that give similarities (V, B, V - 1, ...) of one set with another.
+BLOCKS = ("_positives", "_others", "_past")
 
 
 def _positives(anchors: Tensor, targets: Tensor) -> Tensor:
