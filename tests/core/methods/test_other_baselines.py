@@ -76,8 +76,8 @@ def steps(s: Any, numbers: range) -> None:
 
 
 def everything(s: Any) -> dict[str, torch.Tensor]:
-    found = {f"networks.{name}": t.clone() for name, t in s.networks.state_dict().items()}
-    return found | ({f"memory.{name}": t.clone() for name, t in s.memory.state_dict().items()} if s.memory else {})
+    tensors = {f"networks.{name}": t.clone() for name, t in s.networks.state_dict().items()}
+    return tensors | ({f"memory.{name}": t.clone() for name, t in s.memory.state_dict().items()} if s.memory else {})
 
 
 @pytest.mark.parametrize(("method", "precision"), [*zip(NAMES, ["float32", "bf16"] * 4, strict=True)])
@@ -199,7 +199,7 @@ def test_whitening_gives_mean_0_and_the_identity_as_covariance():
 
 def test_wmse_is_its_formula():
     method, z = build(settings("wmse", whitening_size=8, feature_dim=3)), normal(2, 16, 3)
-    found = []
+    distances = []
     for rows in (slice(0, 8), slice(8, 16)):
         white = []
         for view in z.numpy():
@@ -207,9 +207,9 @@ def test_wmse_is_its_formula():
             lower = np.linalg.cholesky(np.cov(x.T))
             w = x @ np.linalg.inv(lower).T
             white.append(w / np.linalg.norm(w, axis=1, keepdims=True))
-        found += [float(((a - b) ** 2).sum()) for a, b in zip(*white, strict=True)]
-    assert float(method.loss(z, of(16))) == pytest.approx(np.mean(found), rel=1e-4)
-    assert float(method.loss(5 * z - 2, of(16))) == pytest.approx(np.mean(found), rel=1e-4)
+        distances += [float(((a - b) ** 2).sum()) for a, b in zip(*white, strict=True)]
+    assert float(method.loss(z, of(16))) == pytest.approx(np.mean(distances), rel=1e-4)
+    assert float(method.loss(5 * z - 2, of(16))) == pytest.approx(np.mean(distances), rel=1e-4)
     assert float(method.loss(z[:1].repeat(2, 1, 1), of(16))) == 0
 
 
@@ -289,9 +289,9 @@ def test_last_map_of_encoders_and_of_one_that_has_none():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
     with pytest.raises(MetaugError, match="^encoder 'conv' has no feature map of 4 x 4 places at 16 px images$"):
         find_last_map(flat, 3, settings("dim"), 4)
-    with capture_outputs({"a": flat[1]}) as found:
+    with capture_outputs({"a": flat[1]}) as captured:
         given = flat(torch.ones(2, 3, 16, 16))
-    assert torch.equal(found["a"], given)
+    assert torch.equal(captured["a"], given)
     assert not flat[1]._forward_hooks
 
 
@@ -403,12 +403,12 @@ def test_splitbrain_decodes_each_view_from_the_other():
 
 def one_by_one(judge: Any, image: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     """|| dD / d(image, code) ||^2 of each pair, from the pair alone."""
-    found = []
+    slopes = []
     for x, c in zip(image.detach().split(1), code.detach().split(1), strict=True):
         x, c = x.requires_grad_(), c.requires_grad_()
         by_image, by_code = torch.autograd.grad(judge(x, c).squeeze(), (x, c), create_graph=True)
-        found.append((by_image**2).sum() + (by_code**2).sum())
-    return torch.stack(found)
+        slopes.append((by_image**2).sum() + (by_code**2).sum())
+    return torch.stack(slopes)
 
 
 def test_each_player_of_bigan_descends_on_its_own_goal():
@@ -497,8 +497,8 @@ def test_infomin_is_its_formula_and_moco_without_the_jigsaw():
     t = 0.15
     rows = [np.mean([contrasted(z[r, b], keys[1 - r % 2, b], queue[1 - r % 2], t) for b in range(3)]) for r in range(4)]
     for weight in (0.0, 0.3, 1.0):
-        found = build(settings("infomin", jigsaw_weight=weight)).loss(z, context)
-        assert float(found) == pytest.approx((1 - weight) * np.mean(rows[:2]) + weight * np.mean(rows[2:]))
+        value = build(settings("infomin", jigsaw_weight=weight)).loss(z, context)
+        assert float(value) == pytest.approx((1 - weight) * np.mean(rows[:2]) + weight * np.mean(rows[2:]))
     plain = build(settings("moco", temperature=t)).loss(z[:2], context)
     torch.testing.assert_close(build(settings("infomin", jigsaw_weight=0)).loss(z, context), plain)
 
@@ -527,8 +527,8 @@ def test_looc_is_its_formula_and_head_0_plain_infonce():
     for i, b in itertools.product(range(3), range(4)):
         others = [keys[j, i, b] for j in range(3) if j != i] if i else []
         terms.append(contrasted(z[i, b], keys[i, i, b], [*queue[i], *others], method.config.temperature))
-    found = method.loss(z, of(4, {"keys": keys, "queue": queue}))
-    assert float(found) == pytest.approx(np.mean(terms))
+    value = method.loss(z, of(4, {"keys": keys, "queue": queue}))
+    assert float(value) == pytest.approx(np.mean(terms))
     alone = method.loss(z[:1], of(4, {"keys": keys[:1, :1], "queue": queue[:1]}))
     assert float(alone) == pytest.approx(np.mean(terms[:4]))
 

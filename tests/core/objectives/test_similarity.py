@@ -19,17 +19,17 @@ def unit(*shape, seed=0):
 
 def literal(anchors, targets, views, past, by_view):
     """Sorted positives and negatives of each anchor, from loops. past(v, u, b): the negatives image b of view v meets in u."""
-    found = {}
+    pairs = {}
     for w in range(len(anchors)):
         for b in range(anchors.shape[1]):
             for u in range(views):
                 if u == w % views:
                     continue
                 key = (w, b, u) if by_view else (w, b)
-                entry = found.setdefault(key, ([], []))
+                entry = pairs.setdefault(key, ([], []))
                 entry[0].extend(0.5 + float(anchors[w, b] @ t[b]) / 2 for t in targets[u::views])
                 entry[1].extend(0.5 + float(anchors[w, b] @ n) / 2 for n in past(u, b))
-    return found
+    return pairs
 
 
 def as_multiset(positives, negatives):
