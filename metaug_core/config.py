@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
 # Raised when the same settings give other numbers, or when a default is another (tests/core/test_identity.py).
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 # Raised when the same features would get other accuracies; those of another version are measured again.
 PROTOCOL_VERSION = 1
 # Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name.

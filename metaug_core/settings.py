@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
 
 class ProjectionSettings(Settings):
-    """Of features under the usual projection head (`encoders.head`)."""
+    """Of features under the usual projection head (`heads.head`)."""
 
     feature_dim: Positive = 128
     """d, the dimension of the features z that are contrasted."""
@@ -32,7 +32,7 @@ class ProjectionSettings(Settings):
 
 
 class OuclSettings(Settings):
-    """Of the forms of OUCL (`methods.base.unified`)."""
+    """Of the forms of OUCL (`methods.base.unified_contrast`)."""
 
     oucl: Literal["eq7", "eq8", "eq9", "eq10"] = "eq10"
     """Which form of OUCL: the hinge on sums, with a temperature, weighted by Gamma, or eq. 9 with phi_dec 1, which leaves gamma."""
@@ -51,7 +51,7 @@ class OuclSettings(Settings):
 
 
 class BankSettings(Settings):
-    """Of methods that may take negatives from a memory bank (`methods.base.bank_memory`)."""
+    """Of methods that may take negatives from a memory bank (`methods.base.create_bank`)."""
 
     negatives: Literal["bank", "batch"] = "bank"
     """Negatives: past features from the memory bank, or the other images of the minibatch."""
@@ -95,7 +95,7 @@ class MagSettings(Settings):
     look_ahead: Literal["shared", "fresh"] = "shared"
     """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
     look_ahead_update: Literal["sgd", "optimiser"] = "sgd"
-    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`descent.next_step`)."""
+    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`meta.next_step`)."""
     inner_lr: Rate | None = None
     """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
     look_ahead_loss: Literal["whole", "original"] = "whole"

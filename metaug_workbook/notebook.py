@@ -129,7 +129,7 @@ def sample(images: datasets.Images | datasets.StreamedImages, count: int) -> Any
 
 def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = False) -> pd.DataFrame:
     """`evaluate` on the test split, on the device of the images. augmented: also z and z~, where the method has a MAG."""
-    augmented = augmented and methods.build(run.config).generator() is not None
+    augmented = augmented and methods.build(run.config).mag() is not None
     return representations.evaluate(run, augmented=augmented, splits=splits, device=str(splits.train.labels.device))
 
 

@@ -1,4 +1,4 @@
-"""Every method by name. MetAug and its ablations are compositions of an objective and the MAG, not classes of their own."""
+"""Every method by name. MetAug and its ablations compose an objective with the MAG; they have no class of their own."""
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods import modifiers
@@ -31,10 +31,10 @@ METAUG = "Li et al. 2022"
 MODIFIERS.register_own(
     {
         "mag": with_mag,
-        "oucl": modifiers.oucl,
-        "debiased": modifiers.debiased,
-        "hard": modifiers.hard,
-        "randaugment": modifiers.randaugment,
+        "oucl": modifiers.with_oucl,
+        "debiased": modifiers.with_debiased,
+        "hard": modifiers.with_hard,
+        "randaugment": modifiers.with_randaugment,
     }
 )
 METHODS.register_own(
@@ -58,12 +58,12 @@ METHODS.register_own(
         "looc": LooC,
         "wmse": WMSE,
         "metaug-only-oucl": OUCL,
-        "metaug-only-mag": with_mag(CMC).entitled("MetAug (only MAG)", METAUG),
-        "metaug": with_mag(OUCL).entitled("MetAug", METAUG),
-        "metaug-nnclr": with_mag(modifiers.oucl(NNCLR)).entitled("MetAug* (on NNCLR)", METAUG),
+        "metaug-only-mag": with_mag(CMC).rename("MetAug (only MAG)", METAUG),
+        "metaug": with_mag(OUCL).rename("MetAug", METAUG),
+        "metaug-nnclr": with_mag(modifiers.with_oucl(NNCLR)).rename("MetAug* (on NNCLR)", METAUG),
     }
 )
-# Rows of the paper's tables that a name composes. Any other, `simclr+hard+mag`, works without standing here.
+# Composed names in the paper's tables. Any other, such as `simclr+hard+mag`, works without an entry here.
 COMPOSED = (
     "swav+hard",
     "simclr+hard",
@@ -77,7 +77,7 @@ METHODS.register_own({name: METHODS[name] for name in COMPOSED})
 
 
 def build(config: Config) -> Method:
-    """The method that config names. ConfigError if its views are too few."""
+    """Create the method that config names. Raises ConfigError if it has too few views."""
     method = METHODS[config.method](config)
     least = method.description.minimum_views
     if len(config.views) < least:

@@ -1,12 +1,12 @@
-"""MetAug: any method with the seam, on meta augmented features as well (Li et al., ICML 2022, sections 3.2 and 3.4).
+"""MetAug: any method of the seam (`base`) on meta augmented features as well (Li et al., ICML 2022, sections 3.2 and 3.4).
 
-Algorithm 1, as the engine runs it with this room:
+Algorithm 1, as `training.step` runs it:
 
     regular step   theta <- theta - l grad_theta  [ L(z) + delta L(z, z~) ]                      `terms`        eq. 11
     look-ahead     theta' = theta - l grad_theta  [ L(z) + delta L(z, z~) ]                      `terms`        eq. 3
     MAG step       omega <- omega - l' grad_omega [ (L + delta L_aug)(theta') + alpha R_sigma ]  `outer_terms`  eq. 6
 
-The settings look_ahead_loss and mag_direction put other terms in the place of the last line's.
+The settings look_ahead_loss and mag_direction change the terms of the last line.
 """
 
 from dataclasses import replace
@@ -31,14 +31,14 @@ class MetAug(Method):
     def __init__(self, config: Config, base: Method):
         super().__init__(config)
         self.base = base
-        # All but the loss is the base method's own, and so is what is said of its features.
+        # Everything but the loss is the base method's.
         self.views, self.networks, self.memory = base.views, base.networks, base.memory
         self.context, self.remember, self.description = base.context, base.remember, base.description
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         return self.base.loss(z, context)
 
-    def generator(self) -> nn.Module:
+    def mag(self) -> nn.Module:
         return MAG(self.description.parts * len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
 
     def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
@@ -53,21 +53,24 @@ class MetAug(Method):
         return terms
 
     def _terms(self, z: Tensor, augmented: Tensor, context: Context, margin: bool) -> dict[str, Tensor]:
-        pairs, scale = context.pairs(len(self.config.views)), self.config.loss_scale
-        sets, context = augmented_sets(z, augmented, self.config.augmented_sets, pairs), replace(context, shared=pairs)
-        including = torch.stack([self.base.loss(features, context) for features in sets]).sum()
-        found = {
+        scale = self.config.loss_scale
+        pairs = context.pairs(len(self.config.views))
+        context = replace(context, shared=pairs)
+        sets = build_augmented_sets(z, augmented, self.config.augmented_sets, pairs)
+        augmented_loss = torch.stack([self.base.loss(features, context) for features in sets]).sum()
+        terms = {
             "loss_original": scale * self.base.loss(z, context),
-            "loss_augmented": scale * self.config.delta * including,
+            "loss_augmented": scale * self.config.delta * augmented_loss,
         }
         if margin:
-            found["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
-        return found
+            terms["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
+        return terms
 
     def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
         """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
-        config, pairs = self.config, context.pairs(len(self.config.views))
-        if pairs.views == 1:  # no pair of two views, so no margin that one could keep
+        config = self.config
+        pairs = context.pairs(len(config.views))
+        if pairs.views == 1:  # there is no pair of two views, so no margin
             return z.new_zeros(())
         if not self.description.unit_features:
             z = F.normalize(z, dim=-1)  # z~ is of unit norm by construction
@@ -76,24 +79,25 @@ class MetAug(Method):
         return margin_regularisation(*pairs(augmented, z), *sigma, config.margin_positive_weight)
 
 
-def augmented_sets(z: Tensor, augmented: Tensor, how: str, pairs: Pairs) -> list[Tensor]:
+def build_augmented_sets(z: Tensor, augmented: Tensor, how: str, pairs: Pairs) -> list[Tensor]:
     """The sets of features over which L_aug runs, from z and z~ (V, B, d).
 
-    joint: both stacked (2V, B, d). swapped: V + 1 sets (V, B, d), each view replaced in turn, then all (authors' code).
+    joint: both stacked (2V, B, d). swapped: V + 1 sets (V, B, d), each view replaced in turn, then all (authors' code). pairs
+    is told which rows are original features.
     """
     if how == "joint":
         pairs.mark(augmented, [False] * len(augmented))
         return [pairs.stack(z, augmented)]
-    rows = range(len(z))  # of view row % V: a prediction is swapped together with its feature
-    one = [torch.stack([(augmented if w % pairs.views == v else z)[w] for w in rows]) for v in range(pairs.views)]
-    for v, features in enumerate(one):
+    rows = range(len(z))  # row w is of view w % V: a prediction is swapped together with its feature
+    swapped = [torch.stack([(augmented if w % pairs.views == v else z)[w] for w in rows]) for v in range(pairs.views)]
+    for v, features in enumerate(swapped):
         pairs.mark(features, [w % pairs.views != v for w in rows])
     pairs.mark(augmented, [False] * len(augmented))
-    return [*one, augmented]
+    return [*swapped, augmented]
 
 
 def with_mag(base: type[Method] | Composition) -> Composition:
-    """Compose a method with the MAG: `mine+mag` by name. MetaugError if its z is not of features that a MAG could augment."""
+    """Compose a method with the MAG: `mine+mag` by name. Raises MetaugError if its z holds no features that a MAG could augment."""
     if not base.description.augmentable:
         raise MetaugError(f"{base.description.title} has no features that a MAG could augment")
     objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"

@@ -1,7 +1,7 @@
 """Modifiers: what a name adds to a method after a plus, `simclr+debiased`, `cmc+hard+mag`. None is a class of its own.
 
-Debiased and Hard put another sum over negatives into a method's InfoNCE (`losses.debiased`, `losses.hardened`), `oucl` another
-objective of the same similarities in its place; RandAugment changes the pictures. The MAG is in `metaug`.
+`debiased` and `hard` change the sum over negatives in a method's InfoNCE (`losses.debias`, `losses.harden`); `oucl` puts another
+objective of the same similarities in its place; `randaugment` changes the images. The modifier `mag` is in `metaug`.
 """
 
 from functools import partial
@@ -9,53 +9,55 @@ from functools import partial
 from metaug_core import settings
 from metaug_core.config import ConfigError
 from metaug_core.errors import MetaugError
-from metaug_core.methods.base import Composition, Method, unified
+from metaug_core.methods.base import Composition, Method, unified_contrast
 
 Base = type[Method] | Composition
 
 
-def debiased(base: Base) -> Composition:
-    """Debiased contrast (Chuang et al. 2020, eq. 8): a share tau_plus of the negatives counts as false and is taken off."""
+def with_debiased(base: Base) -> Composition:
+    """Debiased contrast (Chuang et al. 2020, eq. 8): a share tau_plus of the negatives counts as false and is subtracted."""
 
     def modify(method: Method) -> Method:
-        owner(method).tau_plus = method.config.tau_plus
+        find_base(method).tau_plus = method.config.tau_plus
         return method
 
-    check(base, "debiased")
-    how = "sum over negatives debiased by tau_plus"
-    return Composition(base, modify, "Debiased", "Chuang et al. 2020", how, contrasts=False,
+    require_info_nce(base, "debiased")
+    objective = "sum over negatives debiased by tau_plus"
+    return Composition(base, modify, "Debiased", "Chuang et al. 2020", objective, contrasts=False,
                        uses=base.description.uses | {"tau_plus"})  # fmt: skip
 
 
-def hard(base: Base) -> Composition:
+def with_hard(base: Base) -> Composition:
     """Hard negatives (Robinson et al. 2021, eq. 4): debiased, and each negative weighted by e^(hard_beta s / t)."""
 
     def modify(method: Method) -> Method:
-        owner(method).tau_plus, owner(method).hard_beta = method.config.tau_plus, method.config.hard_beta
+        contrasting = find_base(method)
+        contrasting.tau_plus = method.config.tau_plus
+        contrasting.hard_beta = method.config.hard_beta
         return method
 
-    check(base, "hard")
-    how = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
-    return Composition(base, modify, "Hard", "Robinson et al. 2021", how, contrasts=False,
+    require_info_nce(base, "hard")
+    objective = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
+    return Composition(base, modify, "Hard", "Robinson et al. 2021", objective, contrasts=False,
                        uses=base.description.uses | {"tau_plus", "hard_beta"})  # fmt: skip
 
 
-def oucl(base: Base) -> Composition:
+def with_oucl(base: Base) -> Composition:
     """OUCL (Li et al. 2022, eq. 7-10) of the pairs that the method contrasts, in the place of InfoNCE."""
 
     def modify(method: Method) -> Method:
-        owner(method).contrast = partial(unified, config=method.config)
+        find_base(method).contrast = partial(unified_contrast, config=method.config)
         return method
 
-    check(base, "oucl")
+    require_info_nce(base, "oucl")
     if not base.description.augmentable:
         raise MetaugError(f"modifier 'oucl' needs pairs of features, and {base.description.title} has none")
-    how = "OUCL of the same pairs in the place of InfoNCE"
-    return Composition(base, modify, "OUCL", "Li et al. 2022", how, contrasts=False,
+    objective = "OUCL of the same pairs in the place of InfoNCE"
+    return Composition(base, modify, "OUCL", "Li et al. 2022", objective, contrasts=False,
                        uses=base.description.uses - {"temperature"} | settings.OUCL)  # fmt: skip
 
 
-def randaugment(base: Base) -> Composition:
+def with_randaugment(base: Base) -> Composition:
     """RandAugment (Cubuk et al. 2020) before the views are made, with the (2, 10) of InfoMin Aug. (Tian et al. 2020)."""
 
     def modify(method: Method) -> Method:
@@ -67,12 +69,12 @@ def randaugment(base: Base) -> Composition:
                        defaults={"randaugment": 10.0}, uses=base.description.uses)  # fmt: skip
 
 
-def owner(method: Method) -> Method:
-    """Whose loss it is: of a method with a MAG, that of its base."""
+def find_base(method: Method) -> Method:
+    """The method whose loss is computed: of a method with a MAG, its base."""
     return getattr(method, "base", method)
 
 
-def check(base: Base, name: str) -> None:
-    """MetaugError if the method has no InfoNCE (or no longer a plain one) that the modifier could change."""
+def require_info_nce(base: Base, name: str) -> None:
+    """Raise MetaugError if the method has no plain InfoNCE that the modifier could change."""
     if not base.description.contrasts:
         raise MetaugError(f"modifier {name!r} changes a plain InfoNCE, and {base.description.title} has none")

@@ -1,4 +1,4 @@
-"""CMC and OUCL: contrast between views against the memory bank. They differ in the objective alone."""
+"""CMC and OUCL: contrast between the views of an image, against a memory bank. They differ in the objective alone."""
 
 from abc import abstractmethod
 from functools import partial
@@ -9,30 +9,31 @@ from torch import Tensor, nn
 
 from metaug_core import settings
 from metaug_core.errors import MetaugError
-from metaug_core.methods.base import Context, Method, bank_context, bank_memory, unified
+from metaug_core.methods.base import Context, Method, create_bank, draw_from_bank, unified_contrast
 from metaug_core.networks.memory import Bank
 from metaug_core.objectives.losses import log_sum_exp_square
 from metaug_core.objectives.similarity import Pairs
 
 
 class MultiView(Method):
-    """Positives are the other views of an image, negatives past features of other images' other views."""
+    """Positives are the other views of an image; negatives are past features of other images' other views."""
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> Bank | None:
         if self.config.negatives == "bank" and images <= self.config.batch_size:
             raise MetaugError(f"the bank needs more images than batch_size {self.config.batch_size}, got {images}")
-        return bank_memory(self.config, images, generator)
+        return create_bank(self.config, images, generator)
 
     def context(self, memory: Any, views, indices, labels, generator) -> Context:
-        return bank_context(memory, self.config, indices, labels, generator)
+        return draw_from_bank(memory, self.config, indices, labels, generator)
 
     def remember(self, memory: Any, networks, z: Tensor, context: Context) -> None:
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def pairs(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Pairs, list[tuple[Tensor, Tensor]]]:
-        """The pairs of z, and the similarities of positives (A, P) and negatives (A, N) of each set of anchors."""
-        pairs, targets = context.pairs(len(self.config.views)), z if context.positives is None else context.positives
+    def compare(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Pairs, list[tuple[Tensor, Tensor]]]:
+        """The pairs of z, and for each set of anchors the similarities of positives (A, P) and negatives (A, N)."""
+        pairs = context.pairs(len(self.config.views))
+        targets = z if context.positives is None else context.positives
         return pairs, pairs.rows(z, targets, by_view)
 
     @abstractmethod
@@ -50,12 +51,12 @@ class CMC(MultiView):
     uses = settings.PROJECTION | settings.BANK | {"temperature"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        _, rows = self.pairs(z, context, by_view=True)
+        _, rows = self.compare(z, context, by_view=True)
         return torch.stack([self.contrast(*row) for row in rows]).mean()
 
 
 class OUCL(MultiView):
-    """Optimization-driven unified contrast (eq. 7-10): all positives and negatives of an anchor in one term."""
+    """Optimization-driven unified contrast (eq. 7-10): one term holds all positives and all negatives of an anchor."""
 
     title = "MetAug (only OUCL)"
     paper = "Li et al. 2022"
@@ -64,9 +65,9 @@ class OUCL(MultiView):
     uses = settings.PROJECTION | settings.BANK | settings.OUCL | {"scope"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        pairs, rows = self.pairs(z, context)
+        pairs, rows = self.compare(z, context)
         if self.config.scope == "minibatch":
             positives, negatives = (torch.cat([x.reshape(1, -1) for x in side], -1) for side in zip(*rows, strict=True))
             rows = [(positives, negatives)]
         of_negatives = partial(pairs.once, log_sum_exp_square)  # L_ori and L_aug meet the same negatives
-        return torch.stack([unified(*row, self.config, of_negatives) for row in rows]).mean()
+        return torch.stack([unified_contrast(*row, self.config, of_negatives) for row in rows]).mean()

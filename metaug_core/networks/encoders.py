@@ -1,10 +1,9 @@
-"""Networks per view: split AlexNet (conv, fc), ResNets, projection heads, and the V of them together.
+"""Encoders, one per view: split AlexNet (conv, fc) and ResNets; and theta, the encoders of all views with their heads.
 
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,51 +13,44 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.networks.activation_checkpointing import FirstNorm
-from metaug_core.networks.heads import mlp
+from metaug_core.networks.activation_checkpointing import FirstBlock
+from metaug_core.networks.heads import alexnet_units, head
 from metaug_core.registry import ENCODERS, VIEWS
 from metaug_core.runtime.device import side_by_side
 
 ALEXNET = (48, 128, 192, 192, 128)  # channels of the half-width AlexNet (Appendix B.1)
-HIDDEN = 2048  # units of its two fully connected layers
-LEAST = 16  # px: patches of fewer are enlarged to this side, as little as `conv` takes
 
 
 def _stem(config: Config, channels: int, width: int) -> nn.Conv2d:
     """11x11 stride 4 at the paper's 224 px. Small images keep their pixels: stride 2 from 48 px, else stride 1."""
-    paper = config.stem == "paper" or (config.stem == "auto" and config.image_size >= 128)
-    if paper:
+    if config.stem == "paper" or (config.stem == "auto" and config.image_size >= 128):
         return nn.Conv2d(channels, width, 11, stride=4, padding=2, bias=False)
     return nn.Conv2d(channels, width, 3, stride=2 if config.image_size >= 48 else 1, padding=1, bias=False)
 
 
 def conv(channels: int, config: Config) -> nn.Sequential:
-    """The five convolutional layers of the split AlexNet, BatchNorm and ReLU after each, max-pool 3/2 after 1, 2 and 5."""
+    """The five convolutional layers of the split AlexNet; BatchNorm and ReLU after each, max-pool 3/2 after 1, 2 and 5."""
     widths = [max(1, round(w * config.width)) for w in ALEXNET]
     layers: list[nn.Module] = []
     for number, width in enumerate(widths):
-        before = widths[number - 1]
-        kernel = 5 if number == 1 else 3
-        layer = nn.Conv2d(before, width, kernel, padding=kernel // 2, bias=False) if number else None
-        # The pool before the ReLU: the two commute, and the ReLU then has a quarter of the numbers.
+        # The pool comes before the ReLU: the two commute, and the ReLU then has a quarter of the numbers.
         pool = [nn.MaxPool2d(3, 2)] if number in (0, 1, 4) else []
-        after = [nn.BatchNorm2d(width), *pool, nn.ReLU()]
-        layers += [layer, *after] if layer else [_stem(config, channels, width), FirstNorm(*after)]
+        if number == 0:
+            layers += [_stem(config, channels, width), FirstBlock(nn.BatchNorm2d(width), *pool, nn.ReLU())]
+        else:
+            kernel = 5 if number == 1 else 3
+            layers.append(nn.Conv2d(widths[number - 1], width, kernel, padding=kernel // 2, bias=False))
+            layers += [nn.BatchNorm2d(width), *pool, nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten())
 
 
 def fc(channels: int, config: Config) -> nn.Sequential:
     """`conv` and the two fully connected layers of the split AlexNet."""
     layers = conv(channels, config)
-    hidden = hidden_units(config)
+    hidden = alexnet_units(config)
     for inputs in (output_dim(layers, channels, config), hidden):
         layers.extend([nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()])
     return layers
-
-
-def hidden_units(config: Config) -> int:
-    """Units of fc6 and of fc7 at this width."""
-    return max(1, round(HIDDEN * config.width))
 
 
 def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Module]:
@@ -70,8 +62,7 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Modul
                 f"width is of conv and fc; encoder {config.encoder!r} has only width 1, got {config.width:g}"
             )
         network = build(weights=None)
-        small = config.stem == "small" or (config.stem == "auto" and config.image_size <= 64)
-        if small:
+        if config.stem == "small" or (config.stem == "auto" and config.image_size <= 64):
             network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
             network.maxpool = nn.Identity()
         else:
@@ -93,7 +84,7 @@ ENCODERS.register_own(
 
 
 def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
-    """D, by a trial run in evaluation mode (no statistics are touched). MetaugError if it does not give (B, D)."""
+    """D, by a trial run in evaluation mode, which changes no statistics. Raises MetaugError if the output is not (B, D)."""
     training = encoder.training
     with torch.no_grad():
         try:
@@ -108,70 +99,22 @@ def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
     return shape[1]
 
 
-@contextmanager
-def outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Within, what each of these modules gives is kept under its name, in the order in which they give it."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module):
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            found[name] = output
-
-        return module.register_forward_hook(hook)
-
-    handles = [keep(name, module) for name, module in modules.items()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
-    """Of the last feature map in an encoder with at least `least` places a side: the name of the submodule that gives it, its
-    channels and its number of places, by a trial run as `output_dim`. MetaugError if there is none."""
-    with outputs(dict(encoder.named_modules())) as found:
-        output_dim(encoder, channels, config)
-    for name, out in reversed(found.items()):
-        if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
-            return name, out.shape[1], out.shape[2] * out.shape[3]
-    raise MetaugError(
-        f"encoder {config.encoder!r} has no feature map of {least} x {least} places at {config.image_size} px images"
-    )
-
-
-def head(inputs: int, config: Config) -> nn.Module:
-    """Projection head g: (B, D) -> (B, d), linear (CMC), with one hidden layer (MoCo v2), or that with BatchNorm after both layers
-    as in SimCLR's code, here with the statistics of each view, there of both crops together. Without the last, which centres each
-    view, SimCLR on L and ab stays at chance: its negatives are the features of one view, which lie close together (LOG.md)."""
-    if config.head == "alexnet" and config.encoder == "conv":
-        return mlp(inputs, hidden_units(config), hidden_units(config), config.feature_dim)
-    if config.head in ("linear", "alexnet"):
-        return nn.Linear(inputs, config.feature_dim)
-    hidden = min(inputs, HIDDEN)
-    if config.head == "mlp-bn":
-        return mlp(inputs, hidden, config.feature_dim, norm_last=True)
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, config.feature_dim))
-
-
-def centred(projector: nn.Module, config: Config) -> nn.Module:
-    """A projector, followed by BatchNorm if `projector_norm` says so."""
-    return nn.Sequential(projector, nn.BatchNorm1d(config.feature_dim)) if config.projector_norm else projector
-
-
 def channels_last(images: Tensor) -> Tensor:
-    """(B, C, H, W) in the layout in which convolutions and pools are fast. Strided so as well: images of one channel pass for
-    either, torch then goes by the weights, and a gradient brings those in the other, where a pool costs twelve times as much."""
-    (_, c, h, w), images = images.shape, images.contiguous(memory_format=torch.channels_last)
+    """(B, C, H, W) in the layout in which convolutions and pools are fast. The strides are set as well: images of one channel
+    count as either layout, and torch would then choose that of the weights, in which a pool can cost twelve times as much."""
+    _, c, h, w = images.shape
+    images = images.contiguous(memory_format=torch.channels_last)
     return images.as_strided(images.shape, (c * h * w, 1, c * w, c))
 
 
 class Encoders(nn.Module):
-    """One encoder per distinct view name; a name that stands twice (two crops) is one network on both."""
+    """One encoder per distinct view name; views of one name (two crops) share a network."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.views, self.bf16, self.forked = config.views, config.precision == "bf16", config.graphs == "forked"
+        self.views = config.views
+        self.bf16 = config.precision == "bf16"
+        self.forked = config.graphs == "forked"
         self.nets = nn.ModuleDict()
         self.dims: dict[str, int] = {}
         for name in dict.fromkeys(config.views):
@@ -180,54 +123,23 @@ class Encoders(nn.Module):
             self.dims[name] = output_dim(self.nets[name], channels, config)
 
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, float32. names: which views they are (default all)."""
+        """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, float32. names: of the views (default: all)."""
         names = names or self.views
         crops = {name: [x for x, of in zip(images, names, strict=True) if of == name] for name in dict.fromkeys(names)}
         forked = self.forked and images[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        found = side_by_side([partial(self._of_view, name, x) for name, x in crops.items()], forked)
-        rows = {name: list(h.chunk(len(x))) for (name, x), h in zip(crops.items(), found, strict=True)}
+        encoded = side_by_side([partial(self._encode, name, x) for name, x in crops.items()], forked)
+        rows = {name: list(h.chunk(len(x))) for (name, x), h in zip(crops.items(), encoded, strict=True)}
         return [rows[name].pop(0) for name in names]
 
-    def _of_view(self, name: str, crops: list[Tensor]) -> Tensor:
+    def _encode(self, name: str, crops: list[Tensor]) -> Tensor:
         with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
             h = self.nets[name](channels_last(torch.cat(crops) if len(crops) > 1 else crops[0]))
-        # A float64 network (the tests' yardstick) stays float64; bf16 is lifted for head and loss.
+        # Head and loss are float32 under bf16; a float64 network (in tests) stays float64.
         return h.float() if self.bf16 else h
 
 
-def patches(x: Tensor, grid: int) -> Tensor:
-    """grid x grid patches that overlap by half, (B, C, S, S) -> (B grid grid, C, side, side), image by image, row by row; a rest of
-    fewer pixels than grid + 1 is left out."""
-    step = x.shape[-1] // (grid + 1)
-    cut = x.unfold(2, 2 * step, step)[:, :, :grid].unfold(3, 2 * step, step)[:, :, :, :grid]
-    return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-
-
-class PatchEncoders(nn.Module):
-    """Encoders of `patches`; h of an image is the mean over its patches."""
-
-    def __init__(self, config: Config, grid: int):
-        super().__init__()
-        step = config.image_size // (grid + 1)
-        self.grid, self.side = grid, max(LEAST, 2 * step)
-        if step == 0 or (config.stem == "paper" and self.side < 64):
-            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * step} px"
-            raise MetaugError(f"{what}, too few for stem {config.stem!r}")
-        self.inner = Encoders(config.replace(image_size=self.side))
-
-    def of_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """`patches` of each view, (B g g, C_j, side, side) -> (B, g, g, D_j) each; names as of `Encoders`."""
-        size, g = (self.side, self.side), self.grid
-        flat = [x if x.shape[-1] == self.side else F.interpolate(x, size, mode="bilinear") for x in views]
-        return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
-
-    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """h of whole images, one (B, C_j, H, W) per view -> (B, D_j) each."""
-        return [h.mean((1, 2)) for h in self.of_patches([patches(x, self.grid) for x in images], names)]
-
-
 class Networks(nn.Module):
-    """theta: the encoders f, the projection heads g and, for a method that predicts, the predictors q, each per view name."""
+    """theta: per view name an encoder f, a projection head g and, for a method that predicts, a predictor q."""
 
     def __init__(self, config: Config, head: Callable[[int, Config], nn.Module] = head,
                  predictor: Callable[[Config], nn.Module] | None = None, unit: bool = True):  # fmt: skip
@@ -246,7 +158,7 @@ class Networks(nn.Module):
 
 
 class Joined(nn.Module):
-    """theta of a method that sees an image whole: the encoders of all views, their h side by side, and one layer on them."""
+    """theta of a method of whole images: the encoders of all views, their h concatenated, and one linear layer."""
 
     def __init__(self, config: Config, outputs: int, unit: bool = False):
         super().__init__()

@@ -1,6 +1,6 @@
 """What a method remembers of the past: a bank with an entry for each image, a queue of the last features, averaged networks.
 
-Each is a module without gradient whose `state_dict` is all of it. Reading and writing are apart.
+Each is a module without gradients; its `state_dict` is the whole state. Reading changes nothing; `write` and `follow` do.
 """
 
 from copy import deepcopy
@@ -14,8 +14,8 @@ from metaug_core.runtime import distributed
 
 
 class Bank(nn.Module):
-    """Memory bank of past features (Wu et al. 2018; CMC), entries (V, N, d), one per training image and view, unit norm; random
-    before the first write, as in CMC."""
+    """Memory bank of past features (Wu et al. 2018; CMC): entries (V, N, d) of unit norm, one per training image and view. They
+    are random before the first write, as in CMC."""
 
     entries: Tensor
 
@@ -26,13 +26,13 @@ class Bank(nn.Module):
 
     def draw(self, indices: Tensor, count: int, generator: torch.Generator, per_anchor: bool = False) -> Tensor:
         """Image numbers (count,), or (B, count) with per_anchor, uniform with replacement over all images that are not
-        in the minibatch `indices` (B, distinct). No rejection: a draw from N - B numbers is shifted past those left out.
+        in the minibatch `indices` (B, distinct). A draw from N - B numbers is shifted past those left out; none is rejected.
         """
         left_out = indices.sort().values
         shape = (len(indices), count) if per_anchor else (count,)
         room = self.entries.shape[1] - len(indices)
         drawn = torch.randint(room, shape, generator=generator, device=self.entries.device)
-        gaps = left_out - torch.arange(len(indices), device=left_out.device)  # how many may be drawn below each
+        gaps = left_out - torch.arange(len(indices), device=left_out.device)  # how many numbers may be drawn below each
         return drawn + torch.searchsorted(gaps, drawn, right=True)
 
     def write(self, indices: Tensor, z: Tensor, momentum: float) -> None:
@@ -42,7 +42,7 @@ class Bank(nn.Module):
 
 
 class Queue(nn.Module):
-    """The last K features of each view, entries (V, K, d), unit norm (MoCo, NNCLR, SwAV); random before they are written."""
+    """The last K features of each view (MoCo, NNCLR, SwAV): entries (V, K, d) of unit norm, random before they are written."""
 
     entries: Tensor
     place: Tensor
@@ -54,7 +54,7 @@ class Queue(nn.Module):
         self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=generator.device))  # of the next write
 
     def write(self, z: Tensor) -> None:
-        """Put z (V, B, d), B <= K, in the place of the oldest; round and round, without a wait for the device."""
+        """Replace the oldest entries by z (V, B, d), B <= K, without a wait for the device."""
         rows = (self.place + torch.arange(z.shape[1], device=z.device)) % self.entries.shape[1]
         self.entries[:, rows] = z.detach().to(self.entries.dtype)
         self.place.copy_((rows[-1] + 1) % self.entries.shape[1])
@@ -68,12 +68,12 @@ class Averaged(nn.Module):
         self.networks = deepcopy(networks).requires_grad_(False)
 
     def forward(self, views: list[Tensor]) -> Tensor:
-        """Their z (V, B, d) of the whole minibatch, by batch statistics as the originals have it; no buffer moves."""
+        """z (V, B, d) of the whole minibatch by these networks and by batch statistics, as in training; no buffer changes."""
         with torch.no_grad(), frozen_statistics(self), distributed.whole_batch():
             return distributed.gather(self.networks(views), 1)
 
     def follow(self, networks: nn.Module, momentum: float) -> None:
-        """m own + (1 - m) theirs for every weight that both have (a target has no predictor)."""
+        """Update every weight that both have to m own + (1 - m) theirs; a target has no predictor."""
         theirs = dict(networks.named_parameters())
         with torch.no_grad():
             for name, own in self.networks.named_parameters():

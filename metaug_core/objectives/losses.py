@@ -5,32 +5,32 @@ of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums
 
     sum_{k-} sum_{k+} exp(a_{k-} + b_{k+}) = (sum exp a) (sum exp b),
 
-so they cost O(P + N) and never form the P x N table; log1p(exp(.)) is logaddexp(0, .), exact in float32 at any beta.
+so they cost O(P + N), and no P x N table is formed. log(1 + exp(x)) is logaddexp(0, x), exact in float32 at any beta.
 """
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from metaug_core.objectives.low_memory import log_sum_exp_square
+
+# --- InfoNCE (eq. 1) and its modifications
 
 
 def info_nce(
     positives: Tensor, negatives: Tensor, temperature: float, tau_plus: float = 0.0, hard_beta: float = 0.0
 ) -> Tensor:
-    """Eq. 1 with one positive per term: mean of -log(e^{p/t} / (e^{p/t} + G)), G = sum_k e^{n_k/t}.
+    """Eq. 1: mean of -log(e^{p/t} / (e^{p/t} + G)), G = sum_k e^{n_k/t}. Each positive of an anchor is a term of its own.
 
-    positives (A, P) and negatives (A, N) are similarities in [0, 1] (with tau_plus = 0 any real numbers do); each positive of an
-    anchor makes a term. Debiased (Chuang et al. 2020) and Hard (Robinson et al. 2021) put other sums in the place of G: `hardened`,
-    `debiased`.
+    positives (A, P) and negatives (A, N) are similarities in [0, 1]; with tau_plus = 0 any real numbers do. Hard (Robinson et al.
+    2021) and Debiased (Chuang et al. 2020) change G: `harden`, `debias`.
     """
     positives, negatives = positives / temperature, negatives / temperature
     count = negatives.shape[-1]
-    rest = debiased(positives, hardened(negatives, hard_beta, count), count, tau_plus)
-    return (torch.logaddexp(positives, rest) - positives).mean()
+    log_g = debias(positives, harden(negatives, hard_beta, count), count, tau_plus)
+    return (torch.logaddexp(positives, log_g) - positives).mean()
 
 
 def log_sum(x: Tensor) -> Tensor:
@@ -39,45 +39,45 @@ def log_sum(x: Tensor) -> Tensor:
 
 
 def logsumexp_others(x: Tensor) -> Tensor:
-    """(..., N) -> log sum_{j != k} e^{x_j} for each k, (..., N); stable, since the largest is left out by itself."""
+    """(..., N) -> log sum_{j != k} e^{x_j} for each k, (..., N). The largest entry is summed separately, for stability."""
     top = x.argmax(-1, keepdim=True) == torch.arange(x.shape[-1], device=x.device)
     share = (x - log_sum(x)).exp().masked_fill(top, 0)  # at most 1/2
     return torch.where(top, log_sum(x.masked_fill(top, -torch.inf)), log_sum(x) + torch.log1p(-share))
 
 
-def hardened(negatives: Tensor, hard_beta: float, count: int, total: Callable[[Tensor], Tensor] = log_sum) -> Tensor:
-    """log G of Robinson et al. 2021 (eq. 4), of exponents n (..., count): G = sum_k w_k e^{n_k}, where the weights w_k, of mean 1,
-    are proportional to e^{b n_k}. b = 0 is the plain sum, to the bit. total: which negatives an entry of the result meets."""
+def harden(negatives: Tensor, hard_beta: float, count: int, total: Callable[[Tensor], Tensor] = log_sum) -> Tensor:
+    """log G of Robinson et al. 2021 (eq. 4) from exponents n (..., count): G = sum_k w_k e^{n_k} with weights w_k of mean 1,
+    proportional to e^{b n_k}. b = 0 is the plain sum, to the bit. total: the log of a sum, over all negatives or over others."""
     if not hard_beta:
         return total(negatives)
     return total((1 + hard_beta) * negatives) - total(hard_beta * negatives) + math.log(count)
 
 
-def debiased(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
-    """log G of Chuang et al. 2020 (eq. 7, 8), (A, P), of exponents p (A, P) and the log of a sum over count negatives, (A, 1):
+def debias(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
+    """log G of Chuang et al. 2020 (eq. 7, 8), (A, P), from exponents p (A, P) and the log of a sum over count negatives, (A, 1):
     G = max((e^rest - tau count e^p) / (1 - tau), count), since a share tau of the negatives is of the anchor's own class.
 
-    The smallest similarity is 0, so that each negative's term is at least 1. tau = 0 is rest, to the bit.
+    The floor is count, because the smallest similarity is 0 and each term at least 1. tau = 0 is rest, to the bit.
     """
     if not tau_plus:
         return rest
-    false = (
+    false_share = (
         (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()
-    )  # above 1 the floor holds anyway
+    )  # above 1 the floor holds
     floor = (math.log(count) - rest).exp().clamp(min=torch.finfo(rest.dtype).tiny)
-    return rest + torch.maximum((1 - false) / (1 - tau_plus), floor).log()
+    return rest + torch.maximum((1 - false_share) / (1 - tau_plus), floor).log()
 
 
-def in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
+def compare_in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities d of unit features z (W, B, d) with all others of the minibatch: (WB, W - 1) with those of the same image and
     (WB, W (B - 1)) with those of other images."""
     count, batch, _ = z.shape
     flat = z.flatten(0, 1)  # (WB, d)
-    found = ((1 + flat @ flat.T) / 2).view(count, batch, count, batch).transpose(1, 2)  # (W, W, B, B)
-    same = found.diagonal(dim1=2, dim2=3)  # (W, W, B)
+    table = ((1 + flat @ flat.T) / 2).view(count, batch, count, batch).transpose(1, 2)  # (W, W, B, B)
+    same = table.diagonal(dim1=2, dim2=3)  # (W, W, B)
     positives = torch.stack([torch.stack([same[w, u] for u in range(count) if u != w], -1) for w in range(count)])
-    # Without its first entry a square has its diagonal in the last column of rows of B + 1.
-    others = found.flatten(2)[..., 1:].reshape(count, count, batch - 1, batch + 1)[..., :-1]
+    # Without its first entry, a square in rows of B + 1 has its diagonal in the last column.
+    others = table.flatten(2)[..., 1:].reshape(count, count, batch - 1, batch + 1)[..., :-1]
     negatives = others.reshape(count, count, batch, batch - 1).transpose(1, 2)
     return positives.flatten(0, 1), negatives.reshape(count * batch, -1)
 
@@ -85,54 +85,43 @@ def in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
     """NT-Xent (Chen et al. 2020) over W unit features of each image, z (W, B, d): every ordered pair is a positive,
     every feature of another image of the minibatch a negative. W = 2 is SimCLR."""
-    return info_nce(*in_batch(z), temperature / 2)  # d = (1 + cos) / 2, and InfoNCE does not see a shift
+    return info_nce(*compare_in_batch(z), temperature / 2)  # d = (1 + cos) / 2, and InfoNCE ignores a constant
+
+
+# --- OUCL (eq. 7-10): positives (A, P) and negatives (A, N) are similarities in [0, 1]
 
 
 def oucl_sum_hinge(positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """Eq. 7: mean over anchors of [sum_k d-_k - sum_k d+_k + lambda]_+; positives (A, P), negatives (A, N) in [0, 1]."""
+    """Eq. 7: mean over anchors of [sum_k d-_k - sum_k d+_k + lambda]_+."""
     return (negatives.sum(-1) - positives.sum(-1) + margin).clamp(min=0).mean()
-
-
-def _soft_hinge(from_negatives: Tensor, from_positives: Tensor, beta: float, constant: float = 0.0) -> Tensor:
-    """Mean over anchors of (1/beta) log(1 + sum sum exp(a + b + beta constant)), with a (A, N) and b (A, P)."""
-    return _soft_plus(torch.logsumexp(from_negatives, -1) + torch.logsumexp(from_positives, -1), beta, constant)
-
-
-def _soft_plus(exponent: Tensor, beta: float, constant: float) -> Tensor:
-    """Mean over anchors of (1/beta) log(1 + exp(exponent + beta constant)), exponent (A,)."""
-    exponent = exponent + beta * constant
-    return torch.logaddexp(torch.zeros_like(exponent), exponent).mean() / beta
 
 
 def oucl_plain(positives: Tensor, negatives: Tensor, beta: float, margin: float) -> Tensor:
     """Eq. 8: (1/beta) log(1 + sum sum exp(beta (d- - d+ + lambda))), mean over anchors.
 
     As beta grows it tends to the hinge on the hardest pair, [max d- - min d+ + lambda]_+. The paper says it tends to
-    eq. 7; that holds for one pair only.
+    eq. 7; that holds for one pair only. With one positive and lambda = 0 it is `info_nce` at temperature 1 / beta, over beta.
     """
-    return _soft_hinge(beta * negatives, -beta * positives, beta, margin)
+    of_negatives, of_positives = beta * negatives, -beta * positives
+    return _soft_hinge(torch.logsumexp(of_negatives, -1) + torch.logsumexp(of_positives, -1), beta, margin)
 
 
 def oucl_weighted(positives: Tensor, negatives: Tensor, beta: float, optimum: tuple[float, float], margin: tuple[float, float],
                   phi_dec: float = 1.0, detached: bool = False, attenuate: str = "weight") -> Tensor:  # fmt: skip
-    """Eq. 9: pairs weighted by how far they are from their optimum, G+ = [O+ - d+]_+ and G- = [d- - O-]_+.
+    """Eq. 9: pairs weighted by how far they are from their optimum, G+ = [O+ - d+]_+ and G- = [d- - O-]_+:
+    (1/beta) log(1 + sum sum exp(beta (G- (d- - gamma-) - G+ (d+ - gamma+)))), mean over anchors.
 
     optimum = (O+, O-), margin = (gamma+, gamma-). phi_dec attenuates Gamma (section 4.4): G / phi_dec x (d - margin), or with
-    attenuate="similarity" G x (d / phi_dec - margin), as the authors' code has it. detached takes G as a constant.
+    attenuate="similarity" G x (d / phi_dec - margin), as the authors' code has it. detached: G is a constant.
     """
     weight_pos = (optimum[0] - positives).clamp(min=0)
     weight_neg = (negatives - optimum[1]).clamp(min=0)
     if detached:
         weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
     outer, inner = (phi_dec, 1.0) if attenuate == "weight" else (1.0, phi_dec)
-    a = beta / outer * weight_neg * (negatives / inner - margin[1])
-    b = -beta / outer * weight_pos * (positives / inner - margin[0])
-    return _soft_hinge(a, b, beta)
-
-
-def log_sum_exp_square(x: Tensor, beta: float) -> Tensor:
-    """x (A, N) -> log sum_k exp(beta x_k^2), (A,): all that eq. 10 asks of the negatives."""
-    return cast(Tensor, _LogSumExpSquare.apply(x, beta))
+    of_negatives = beta / outer * weight_neg * (negatives / inner - margin[1])
+    of_positives = -beta / outer * weight_pos * (positives / inner - margin[0])
+    return _soft_hinge(torch.logsumexp(of_negatives, -1) + torch.logsumexp(of_positives, -1), beta, 0.0)
 
 
 def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float,
@@ -140,55 +129,17 @@ def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float,
     """Eq. 10, optimization-driven unified contrast, mean over anchors:
     (1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2))).
 
-    positives (A, P) and negatives (A, N) are similarities in [0, 1]; beta > 0; gamma in [0, 1]. It is eq. 9 with O+ = 1 + gamma,
-    O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma. of_negatives: where losses of the same negatives share it.
+    beta > 0; gamma in [0, 1]. It is eq. 9 with O+ = 1 + gamma, O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma. of_negatives: how
+    log sum exp(beta (d-)^2) is computed; losses of the same negatives share it.
     """
-    from_positives = torch.logsumexp(beta * (positives - 1).square(), -1)
-    return _soft_plus(of_negatives(negatives, beta) + from_positives, beta, -2 * gamma**2)
+    of_positives = torch.logsumexp(beta * (positives - 1).square(), -1)
+    return _soft_hinge(of_negatives(negatives, beta) + of_positives, beta, -2 * gamma**2)
 
 
-class _LogSumExpSquare(torch.autograd.Function):
-    """`log_sum_exp_square`, written out with both derivatives, since the K negatives are the largest tensors of a loss: it holds x
-    alone, where autograd would hold seven of its size, and takes half the passes over memory."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, beta: float) -> Tensor:
-        exponent = x.square().mul_(beta)
-        top = exponent.amax(-1, keepdim=True)
-        result = exponent.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
-        ctx.beta = beta
-        ctx.save_for_backward(x, result)
-        return result
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        x, result = ctx.saved_tensors
-        return _SquareGradient.apply(x, *gradients, result, ctx.beta), None
-
-
-class _SquareGradient(torch.autograd.Function):
-    """g (A,) -> 2 beta g p x (A, N), p = exp(beta x^2 - result) the softmax: the gradient of `_LogSumExpSquare`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, g: Tensor, result: Tensor, beta: float) -> Tensor:
-        ctx.beta = beta
-        ctx.save_for_backward(x, g, result)
-        return _softmax(x, result, beta).mul_(x).mul_(2 * beta * g[:, None])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, along: Tensor):
-        (x, g, result), beta = ctx.saved_tensors, ctx.beta
-        p = _softmax(x, result, beta)
-        weighted = along * p
-        total = (weighted * x).sum(-1, keepdim=True)
-        back = weighted.addcmul_(weighted, x.square(), value=2 * beta).sub_(p.mul_(x).mul_(2 * beta * total))
-        # That result moves with x is in `back` already, so it gets none of its own.
-        return back.mul_(2 * beta * g[:, None]), 2 * beta * total.squeeze(-1), None, None
-
-
-def _softmax(x: Tensor, result: Tensor, beta: float) -> Tensor:
-    return x.square().mul_(beta).sub_(result[:, None]).exp_()
+def _soft_hinge(exponent: Tensor, beta: float, constant: float) -> Tensor:
+    """Mean over anchors of (1/beta) log(1 + exp(exponent + beta constant)), exponent (A,)."""
+    exponent = exponent + beta * constant
+    return torch.logaddexp(torch.zeros_like(exponent), exponent).mean() / beta
 
 
 def margin_regularisation(
@@ -196,32 +147,14 @@ def margin_regularisation(
 ) -> Tensor:
     """R_sigma (eq. 5): mean [d+ - sigma+]_+ + mean [sigma- - d-]_+ over pairs of ONE original and ONE augmented feature.
 
-    positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them (scalars, or (A, 1) per anchor).
+    positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them: scalars, or (A, 1) per anchor.
     """
-    too_near = cast(Tensor, _MeanExcess.apply(positives, sigma_plus, 1))
-    too_far = cast(Tensor, _MeanExcess.apply(negatives, sigma_minus, -1))
+    too_near = (positives - sigma_plus).clamp(min=0).mean()
+    too_far = (sigma_minus - negatives).clamp(min=0).mean()
     return positive_weight * too_near + too_far
 
 
-class _MeanExcess(torch.autograd.Function):
-    """mean [sign (d - bound)]_+, bound a constant: it holds d alone, where autograd would hold the difference as well."""
-
-    @staticmethod
-    def forward(ctx, d: Tensor, bound: Tensor, sign: int) -> Tensor:
-        ctx.save_for_backward(d, bound)
-        ctx.sign = sign
-        return (d - bound).mul_(sign).clamp_(min=0).mean()
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        d, bound = ctx.saved_tensors
-        beyond = (d > bound) if ctx.sign > 0 else (d < bound)
-        return torch.where(beyond, gradients[0] * (ctx.sign / d.numel()), 0), None, None
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, C) at int64 labels (B,): the fully supervised row."""
-    return F.cross_entropy(logits, labels)
+# --- what a feature space looks like
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
@@ -233,8 +166,8 @@ def uniformity(z: Tensor, scale: float = 2.0) -> Tensor:
     """Wang and Isola 2020: log mean exp(-scale |z_i - z_j|^2) over pairs i != j of unit features (B, d); lower is better."""
     square = (2 - 2 * z @ z.T).clamp(min=0)
     count = len(z)
-    off = ~torch.eye(count, dtype=torch.bool, device=z.device)
-    total = torch.exp(-scale * square).masked_fill(~off, 0).sum()
+    off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
+    total = torch.exp(-scale * square).masked_fill(~off_diagonal, 0).sum()
     return torch.log(total / (count * (count - 1)))
 
 

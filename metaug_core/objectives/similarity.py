@@ -1,8 +1,8 @@
 """From features to the similarities of pairs: which features are positives and which negatives of an anchor.
 
 A set of features is (V, B, d), a row for each view; z and z~ stacked are two sets, (2V, B, d). A pair joins features of two
-DIFFERENT views: of the same image it is a positive, of different images a negative. That is our reading of section 3.1, which does
-not say whether its two views may be the same.
+DIFFERENT views: a positive if they are of the same image, else a negative. Section 3.1 does not say whether the two views may be
+the same; this is our reading.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,61 +24,58 @@ def other_views(x: Tensor) -> Tensor:
 
 
 class Pairs:
-    """Similarities of a minibatch's features, in blocks of one set against another; a block, and what losses make of it by `once`,
-    is computed once, however many losses ask for it.
+    """Similarities of a minibatch's features, in blocks of one set against another. A block, and what losses compute of it by
+    `once`, is computed once, however many losses need it.
 
-    negatives (V, V - 1, K, d): past features that each view meets (`other_views` of (V, K, d)), shared by the minibatch; with
-    drawn (B, K) each image takes these of them. None: the targets of the other images of the minibatch.
+    negatives (V, V - 1, K, d): past features that each view is compared with (`other_views` of (V, K, d)), shared by the
+    minibatch; with drawn (B, K) each image takes these of them. None: the targets of the other images of the minibatch.
     """
 
     def __init__(self, views: int, negatives: Tensor | None = None, drawn: Tensor | None = None):
         self.views, self.past, self.drawn = views, negatives, drawn
         self.stacks: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-        self.found: dict[tuple, tuple[Tensor, tuple]] = {}
+        self.computed: dict[tuple, tuple[Tensor, tuple]] = {}  # function and operands -> result, operands
         self.original: list[tuple[Tensor, Sequence[bool]]] = []
 
     def stack(self, *sets: Tensor) -> Tensor:
-        """Sets (V, B, d) as one tensor, which this object will know by its parts."""
+        """Sets (V, B, d) as one tensor, whose parts this object remembers."""
         self.stacks.append((torch.cat(sets), sets))
         return self.stacks[-1][0]
 
     def mark(self, features: Tensor, original: Sequence[bool]) -> None:
-        """Which rows of a set (V, B, d) hold original features; of a set that is not marked all do."""
+        """Note which rows of a set (V, B, d) hold original features; in a set without a mark all do."""
         self.original.append((features, original))
 
-    def pull_of_originals(self, value: Tensor, z: Tensor) -> Tensor:
-        """The part of d value / dz that comes through pairs of two original features (past ones are), whatever sets they stand in.
+    def original_gradient(self, value: Tensor, z: Tensor) -> Tensor:
+        """The part of d value / dz that comes through pairs of two original features (past ones count as original).
 
-        z (V, B, d): the original features; value: a loss of similarities from here. Keeps the graph.
+        z (V, B, d): the original features; value: a loss of similarities from this object. Keeps the graph.
         """
         blocks, originals = [], []
-        for (name, *_), (block, operands) in self.found.items():
+        for (name, *_), (block, operands) in self.computed.items():
             if name in BLOCKS and block.requires_grad:
                 blocks.append(block)
                 originals.append([self._originals(features) for features in operands])
         if not blocks:
             return torch.zeros_like(z)
-        gradients = torch.autograd.grad(value, blocks, retain_graph=True, allow_unused=True, materialize_grads=True)
+        options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        gradients = torch.autograd.grad(value, blocks, **options)
         for gradient, (anchors, *targets) in zip(gradients, originals, strict=True):
             for v in range(self.views):
-                others = [u for u in range(self.views) if u != v]
-                for place, u in enumerate(others):
+                for place, u in enumerate(u for u in range(self.views) if u != v):
                     if not (anchors[v] and all(rows[u] for rows in targets)):
                         gradient[v, :, place].zero_()
-        (pull,) = torch.autograd.grad(
-            blocks, z, gradients, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return pull
+        return torch.autograd.grad(blocks, z, gradients, **options)[0]
 
     def _originals(self, features: Tensor) -> Sequence[bool]:
-        known = [rows for marked, rows in self.original if marked is features]
-        return known[0] if known else [True] * len(features)
+        marks = [rows for marked, rows in self.original if marked is features]
+        return marks[0] if marks else [True] * len(features)
 
     def __call__(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> tuple[Tensor, Tensor]:
         """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor.
 
         anchors (W, B, d) and targets (U, B, d), unit norm, W and U multiples of V: row w belongs to view w % V. by_view: an
-        anchor once per target view (A = W B (V - 1), P = U / V), as InfoNCE wants its terms; else all its pairs together
+        anchor once per target view (A = W B (V - 1), P = U / V), as the terms of InfoNCE; else all pairs of an anchor together
         (A = W B, P = (V - 1) U / V).
         """
         rows = self.rows(anchors, targets, by_view)
@@ -88,38 +85,42 @@ class Pairs:
         return torch.cat(positives), torch.cat(negatives)
 
     def rows(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """The same, set of anchors by set: nothing is copied, and no gradient cut apart again."""
+        """The same for each set of anchors separately, which copies nothing."""
         last = self.views - 1 if by_view else 1
         return [self._row(i, self._sets(targets), last) for i in self._sets(anchors)]
 
     def _row(self, anchors: Tensor, targets: tuple[Tensor, ...], last: int) -> tuple[Tensor, Tensor]:
         count = self.views * anchors.shape[1] * last
         positives = torch.stack([self.once(_positives, anchors, j) for j in targets], -1)
-        # Of past features every target set meets the same, so they count once.
-        past = self.past is not None
-        met = [self.once(self._past, anchors)] if past else [self.once(_others, anchors, j) for j in targets]
-        negatives = met[0] if len(met) == 1 else torch.cat(met, -1)
+        if self.past is not None:  # the same for every target set, so they count once
+            blocks = [self.once(self._past, anchors)]
+        else:
+            blocks = [self.once(_others, anchors, j) for j in targets]
+        negatives = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
         return positives.reshape(count, -1), self.once(torch.reshape, negatives, (count, -1))
 
     def _sets(self, features: Tensor) -> tuple[Tensor, ...]:
-        known = [sets for whole, sets in self.stacks if whole is features]
-        return known[0] if known else (features,) if len(features) == self.views else features.split(self.views)
+        for whole, sets in self.stacks:
+            if whole is features:
+                return sets
+        return (features,) if len(features) == self.views else features.split(self.views)
 
     def once(self, compute: Callable[..., Tensor], *operands: Any) -> Tensor:
-        """compute(*operands); of tensors that it has been asked before, what it gave then."""
+        """compute(*operands), computed at the first call with these very tensors and returned again at later ones."""
         key = (compute.__name__, *(id(x) if isinstance(x, Tensor) else x for x in operands))
-        if key not in self.found:  # the operands as well: an id stands for a tensor only while it lives
-            self.found[key] = compute(*operands), operands
-        return self.found[key][0]
+        if key not in self.computed:  # keeps the operands too: an id names a tensor only as long as it lives
+            self.computed[key] = compute(*operands), operands
+        return self.computed[key][0]
 
     def _past(self, anchors: Tensor) -> Tensor:
         """(V, B, V - 1, K) against past features."""
         assert self.past is not None
-        found = _similarities(anchors, self.past)
-        return found if self.drawn is None else _take(found, self.drawn)
+        table = _compare(anchors, self.past)
+        return table if self.drawn is None else _take(table, self.drawn)
 
 
-BLOCKS = ("_positives", "_others", "_past")  # what gives similarities (V, B, V - 1, ...) of one set with another
+# The functions that give similarities (V, B, V - 1, ...) of one set with another.
+BLOCKS = ("_positives", "_others", "_past")
 
 
 def _positives(anchors: Tensor, targets: Tensor) -> Tensor:
@@ -132,18 +133,15 @@ def _others(anchors: Tensor, targets: Tensor) -> Tensor:
     batch = anchors.shape[1]
     count = torch.arange(batch - 1, device=anchors.device)
     others = count + (count >= torch.arange(batch, device=anchors.device)[:, None])  # (B, B - 1)
-    return _take(_similarities(anchors, other_views(targets)), others)
+    return _take(_compare(anchors, other_views(targets)), others)
 
 
-def _similarities(anchors: Tensor, met: Tensor) -> Tensor:
-    """(V, B, d) and (V, V - 1, N, d) -> (V, B, V - 1, N)."""
-    views, batch, _ = anchors.shape
-    # d = (1 + cos) / 2 comes out of the matmul itself: one pass less over all numbers, and over those of each derivative.
-    half = anchors.new_full((1, 1, 1), 0.5)
-    found = torch.baddbmm(half, anchors, met.flatten(1, 2).transpose(1, 2), alpha=0.5)
-    return found.view(views, batch, views - 1, -1)
+def _compare(anchors: Tensor, targets: Tensor) -> Tensor:
+    """Similarities of (V, B, d) with (V, V - 1, N, d): (V, B, V - 1, N)."""
+    cosines = anchors @ targets.flatten(1, 2).transpose(1, 2)
+    return similarity(cosines).unflatten(-1, (len(anchors) - 1, -1))
 
 
-def _take(found: Tensor, columns: Tensor) -> Tensor:
-    """Of found (V, B, V - 1, N) the columns (B, K) of each image: (V, B, V - 1, K)."""
-    return found.gather(-1, columns[None, :, None, :].expand(len(found), -1, found.shape[2], -1))
+def _take(table: Tensor, columns: Tensor) -> Tensor:
+    """The columns (B, K) of each image from a table (V, B, V - 1, N): (V, B, V - 1, K)."""
+    return table.gather(-1, columns[None, :, None, :].expand(len(table), -1, table.shape[2], -1))

@@ -17,11 +17,10 @@ from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
 from metaug_core.config import Config
-from metaug_core.meta.descent import Rule, next_step
-from metaug_core.meta.forward_ad import Params, Recorded, frozen_statistics
-from metaug_core.meta.meta_gradient import Regular, cut, look_ahead, look_ahead_reference, pulled_back
+from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
+from metaug_core.meta.meta_gradient import Regular, Rule, detach_leaf, look_ahead, look_ahead_reference, next_step, vjp
 from metaug_core.methods.base import Context
-from metaug_core.networks.activation_checkpointing import lean
+from metaug_core.networks.activation_checkpointing import checkpoint_first_block
 from metaug_core.runtime import distributed
 from metaug_core.training import diagnostics
 from metaug_core.training.state import TrainState
@@ -57,20 +56,20 @@ def regular_step(
     """
     pairs = context.pairs(len(s.config.views))
     context = replace(context, shared=pairs)
-    recorded = Recorded() if share else None
+    recorded = Recorder() if share else None
     with distributed.whole_batch(), recorded or nullcontext():
         z = s.networks(views)
-    leaf = cut(z)
+    leaf = detach_leaf(z)
     terms = s.method.terms(leaf, context, s.mag)
     theta = s.theta
     log = log and "loss_augmented" in terms
     (pull,) = torch.autograd.grad(sum_terms(terms), leaf, create_graph=share, retain_graph=share or log)
-    gradient = pulled_back(z, theta, pull, retain_graph=log)
+    gradient = vjp(z, theta, pull, retain_graph=log)
     metrics = {name: term.detach() for name, term in terms.items()}
     if log:
         (augmented_pull,) = torch.autograd.grad(terms["loss_augmented"], leaf, retain_graph=True)
-        augmented_pull -= pairs.pull_of_originals(terms["loss_augmented"], leaf)
-        augmented = pulled_back(z, theta, augmented_pull)
+        augmented_pull -= pairs.original_gradient(terms["loss_augmented"], leaf)
+        augmented = vjp(z, theta, augmented_pull)
         part = get_total_norm(augmented.values())
         rest = get_total_norm(gradient[name] - augmented[name] for name in theta)
         metrics["augmented_gradient_share"] = part / (part + rest)
@@ -109,7 +108,7 @@ def mag_step(
     outer_views, outer_context = outer or (views, context)
 
     def features(views: list[Tensor], theta: Params) -> Tensor:
-        with distributed.whole_batch(), lean(config.meta == "forward" and distributed.count() == 1):
+        with distributed.whole_batch(), checkpoint_first_block(config.meta == "forward" and distributed.count() == 1):
             return functional_call(s.networks, theta, (views,))
 
     def loss(terms: Callable, context: Context, z: Tensor, omega: Params) -> Tensor:

@@ -1,6 +1,6 @@
-"""Arithmetic of colours on batches: adjustments as torchvision defines them, and colour spaces. Pure functions without chance.
+"""Color arithmetic on batches: torchvision's adjustments, and color spaces. Pure functions, nothing random.
 
-Colours are sums, not matmuls, which TF32 would round; nothing waits for the host."""
+Channels are mixed by sums, because TF32 would round matmuls. No function waits for the device."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def between(low, high, share: Tensor) -> Tensor:
-    """`share` of the way from `low` to `high`, numbers or tensors."""
+def lerp(low, high, share: Tensor) -> Tensor:
+    """The point `share` of the way from `low` to `high`, which are numbers or tensors."""
     return low + share * (high - low)
 
 
-# --- rgb (B, 3, H, W) in [0, 1] -> the same; parameters (B, 1, 1, 1)
+# --- adjustments: rgb (B, 3, H, W) in [0, 1] -> the same; parameters (B, 1, 1, 1)
 def mix(rgb: Tensor, weights: Sequence[float]) -> Tensor:
     """The weighted sum of the three channels, (B, 1, H, W)."""
     red, green, blue = rgb.split(1, dim=1)
@@ -22,7 +22,7 @@ def mix(rgb: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 GREY = (0.2989, 0.587, 0.114)  # luma, ITU-R BT.601
-FADED: dict[str, Callable[[Tensor], Tensor]] = {  # at factor 0; sharpness: blurred by [1 1 1; 1 5 1; 1 1 1] / 13 inside
+FADED: dict[str, Callable[[Tensor], Tensor]] = {  # the image at factor 0; sharpness: [1 1 1; 1 5 1; 1 1 1] / 13 inside
     "brightness": torch.zeros_like,
     "contrast": lambda rgb: mix(rgb, GREY).mean((1, 2, 3), keepdim=True),
     "saturation": lambda rgb: mix(rgb, GREY),
@@ -31,12 +31,12 @@ FADED: dict[str, Callable[[Tensor], Tensor]] = {  # at factor 0; sharpness: blur
 
 
 def adjust(rgb: Tensor, what: str, factor: Tensor) -> Tensor:
-    """Away from (factor > 1) or towards (factor < 1) the image without `what`, a key of FADED."""
-    return between(FADED[what](rgb), rgb, factor).clamp(0, 1)
+    """Move the image away from (factor > 1) or towards (factor < 1) its version without `what`, a key of FADED."""
+    return lerp(FADED[what](rgb), rgb, factor).clamp(0, 1)
 
 
 def adjust_hue(rgb: Tensor, turn: Tensor) -> Tensor:
-    """Adds `turn` (1: once round) to the hue of HSV, as SimCLR does; a YIQ rotation is cheaper but leaves [0, 1]."""
+    """Add `turn` (1 is a full circle) to the hue of HSV, as SimCLR does; a YIQ rotation is cheaper but leaves [0, 1]."""
     (red, green, blue), top = rgb.unbind(1), rgb.amax(1)
     spread = top - rgb.amin(1)
     divisor = torch.where(spread > 0, spread, 1)
@@ -47,13 +47,13 @@ def adjust_hue(rgb: Tensor, turn: Tensor) -> Tensor:
 
 
 def autocontrast(rgb: Tensor) -> Tensor:
-    """Stretches each channel to [0, 1]; a constant one stays."""
+    """Stretch each channel to [0, 1]; a constant channel stays as it is."""
     low, high = rgb.amin((2, 3), keepdim=True), rgb.amax((2, 3), keepdim=True)
     return torch.where(high > low, (rgb - low) / torch.where(high > low, high - low, 1), rgb)
 
 
 def equalize(rgb: Tensor) -> Tensor:
-    """Flattens the 8-bit histogram of each channel by PIL's rule; one that is too narrow for it stays."""
+    """Flatten the 8-bit histogram of each channel by PIL's rule; one that is too narrow stays as it is."""
     levels = (rgb.flatten(2) * 255).round().long()  # (B, 3, HW)
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add(2, levels, torch.ones_like(levels))
     step = (levels < levels.amax(2, keepdim=True)).sum(2, keepdim=True) // 255
@@ -63,7 +63,7 @@ def equalize(rgb: Tensor) -> Tensor:
 
 # --- spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, C, H, W) in units of the space
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """sRGB -> CIE L*a*b*, D65, 2 degrees (scikit-image's constants). Powers by exp2: half the time; clamped: no NaN."""
+    """sRGB -> CIE L*a*b*, D65, 2 degrees (scikit-image's constants). exp2 is faster than pow; clamping avoids NaN gradients."""
     linear = torch.where(rgb > 0.04045, (((rgb.clamp(min=0.04045) + 0.055) / 1.055).log2() * 2.4).exp2(), rgb / 12.92)
     rows = (0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227)
     xyz = torch.cat([mix(linear, row) / white for row, white in zip(rows, (0.95047, 1, 1.08883), strict=True)], dim=1)
@@ -78,14 +78,15 @@ def rgb_to_ydbdr(rgb: Tensor) -> Tensor:
 
 
 def rgb_to_sobel(rgb: Tensor) -> Tensor:
-    """How luma grows to the right and downwards, by Sobel's filters: (B, 2, H, W) in [-1, 1]; the border's pixels are repeated."""
+    """Slope of luma to the right and downwards by Sobel's filters, (B, 2, H, W) in [-1, 1]; border pixels are repeated."""
     x = F.pad(mix(rgb, GREY), (1, 1, 1, 1), mode="replicate")
-    down, across = smoothed(x, 2), smoothed(x, 3)
+    down = smooth(x, 2)
+    across = smooth(x, 3)
     return torch.cat([down[..., 2:] - down[..., :-2], across[..., 2:, :] - across[..., :-2, :]], dim=1)
 
 
-def smoothed(x: Tensor, dim: int) -> Tensor:
-    """The mean of each three neighbours along dim, weighed 1 2 1; two fewer of them."""
+def smooth(x: Tensor, dim: int) -> Tensor:
+    """Mean of three neighbours along dim with weights 1 2 1; the result is two shorter."""
     count = x.shape[dim] - 2
     first, middle, last = (x.narrow(dim, start, count) for start in range(3))
     return (first + last).add(middle, alpha=2) / 4

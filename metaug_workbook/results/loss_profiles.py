@@ -11,7 +11,6 @@ from torch.func import functional_call
 from metaug_core.config import Config
 from metaug_core.data import datasets
 from metaug_core.meta import meta_gradient
-from metaug_core.meta.descent import next_step
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.runtime.device import pick_device
 from metaug_core.training import state
@@ -42,7 +41,7 @@ def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> 
             gradient = regular_step(s, views, context, log=False, share=False)[0].gradient
         rules = {
             "look-ahead": look_ahead_update(s),
-            "encoders' step": next_step(s.optimiser, s.theta, s.optimiser.param_groups[0]["lr"]),
+            "encoders' step": meta_gradient.next_step(s.optimiser, s.theta, s.optimiser.param_groups[0]["lr"]),
         }
 
         def loss(ahead: dict[str, Tensor], length: float) -> float:

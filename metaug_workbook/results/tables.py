@@ -112,7 +112,7 @@ class Wanted:
 
     def list_arguments(self, run: Run) -> dict[str, Any]:
         """Arguments of `evaluate`; augmented features only where the method has a MAG."""
-        has_mag = self.augmented and methods.build(run.config).generator() is not None
+        has_mag = self.augmented and methods.build(run.config).mag() is not None
         arguments = {"measures": self.measures, "representations": self.representations, "split": self.split}
         return arguments | {"augmented": has_mag}
 

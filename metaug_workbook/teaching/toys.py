@@ -128,10 +128,10 @@ def measure_moment(toy: Toy, theta: Params, omega: Params) -> Moment:
     """Loss, look-ahead and both parts of the MAG's gradient at (theta, omega)."""
     own, leaves = _make_leaves(omega), _make_leaves(theta)
     z = encode(leaves)
-    leaf = meta_gradient.cut(z)
+    leaf = meta_gradient.detach_leaf(z)
     loss = toy.inner(leaf, own)
     (pull,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    gradient = meta_gradient.pulled_back(z, leaves, pull)
+    gradient = meta_gradient.vjp(z, leaves, pull)
     regular = meta_gradient.Regular(gradient, pull)
     look_ahead = meta_gradient.look_ahead(encode, toy.inner, theta, own, toy.lr, toy.outer, regular)
     direct = meta_gradient.gradients(toy.outer(look_ahead.features_ahead, own), own)

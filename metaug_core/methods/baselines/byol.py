@@ -7,17 +7,13 @@ from torch import Tensor, nn
 
 from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method
-from metaug_core.networks.encoders import Networks, centred
-from metaug_core.networks.heads import mlp
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.heads import add_projector_norm, mlp, predictor
 from metaug_core.networks.memory import Averaged
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    return centred(mlp(inputs, config.head_hidden, config.feature_dim), config)
-
-
-def predictor(config: Config) -> nn.Module:
-    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
+    return add_projector_norm(mlp(inputs, config.head_hidden, config.feature_dim), config)
 
 
 class BYOL(Method):

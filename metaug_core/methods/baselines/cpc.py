@@ -1,19 +1,21 @@
-"""CPC v2: what stands below in an image is predicted from what stands above, among the patches of all images."""
+"""CPC v2: the lower patches of an image are predicted from the upper ones, among the patches of all images."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config, ConfigError
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method
-from metaug_core.networks.encoders import PatchEncoders, patches
-from metaug_core.views.augmentation import draw, resample, split, tinted
+from metaug_core.networks.encoders import Encoders
+from metaug_core.views.augmentation import change_colors, draw, resample, split
 
+LEAST_SIDE = 16  # px: smaller patches are enlarged to this side, the least that `conv` takes
 SCALE = 0.1  # of the predictions, in the paper's pseudocode
 
 
 class Above(nn.Module):
-    """A block of the context network: (B, D, g, g) plus what its row and the row above show, neighbours included."""
+    """A block of the context network: (B, D, g, g) plus a function of its row and the row above, neighbours included."""
 
     def __init__(self, dim: int, hidden: int = 256):
         super().__init__()
@@ -39,11 +41,11 @@ class Predictor(nn.Module):
         self.distances = distances(config)
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """`patches` of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
-        latents = torch.cat(self.encoders.of_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
-        context, found = self.context(latents), [self.target(latents)]
-        found += [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
-        return torch.cat([x.flatten(2) for x in found], dim=2).permute(2, 0, 1)
+        """Patches of each view -> (n, B, d): g g targets, then for each distance k the (g - k) g predictions."""
+        latents = torch.cat(self.encoders.encode_patches(images), dim=-1).permute(0, 3, 1, 2)  # (B, D, g, g)
+        context = self.context(latents)
+        predictions = [SCALE * w(context[:, :, :-k]) for w, k in zip(self.predict, self.distances, strict=True)]
+        return torch.cat([x.flatten(2) for x in (self.target(latents), *predictions)], dim=2).permute(2, 0, 1)
 
 
 class CPC(Method):
@@ -54,7 +56,7 @@ class CPC(Method):
     c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
     of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
     images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
-    patches. Each patch changes its colours by itself, as in v2: else its hue tells its image. Left out: other changes of single
+    patches. Each patch changes its colours by itself, as in v2; otherwise its hue identifies it. Left out: other changes of single
     patches, predictions from below and the sides, LayerNorm (here BatchNorm).
     """
 
@@ -78,11 +80,11 @@ class CPC(Method):
 
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         whole = resample(pixels, self.config, draw(len(pixels), generator))
-        cut = patches(whole, self.config.cpc_grid)
-        return split(tinted(cut, self.config, draw(len(cut), generator)), self.config.views)
+        patches = cut_patches(whole, self.config.cpc_grid)
+        return split(change_colors(patches, self.config, draw(len(patches), generator)), self.config.views)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        return predictive(z, self.config.cpc_grid, distances(self.config))
+        return predictive_loss(z, self.config.cpc_grid, distances(self.config))
 
 
 def distances(config: Config) -> range:
@@ -90,12 +92,43 @@ def distances(config: Config) -> range:
     return range(config.cpc_skip + 1, config.cpc_grid)
 
 
-def predictive(z: Tensor, grid: int, distances: range) -> Tensor:
+def predictive_loss(z: Tensor, grid: int, distances: range) -> Tensor:
     """Mean over distances of InfoNCE, of targets and predictions (n, B, d) as `Predictor` gives them."""
     targets, *predictions = z.split([grid**2, *((grid - k) * grid for k in distances)])
     places = torch.arange(targets[..., 0].numel(), device=z.device).view(targets.shape[:2])  # (g g, B)
     terms = [
-        F.cross_entropy((found @ targets.flatten(0, 1).T).flatten(0, 1), places[k * grid :].flatten())
-        for found, k in zip(predictions, distances, strict=True)
+        F.cross_entropy((prediction @ targets.flatten(0, 1).T).flatten(0, 1), places[k * grid :].flatten())
+        for prediction, k in zip(predictions, distances, strict=True)
     ]
     return torch.stack(terms).mean()
+
+
+def cut_patches(x: Tensor, grid: int) -> Tensor:
+    """grid x grid patches that overlap by half, (B, C, S, S) -> (B grid grid, C, side, side), image by image, row by row. Up to
+    grid pixels at the lower and right edges are left out."""
+    step = x.shape[-1] // (grid + 1)
+    windows = x.unfold(2, 2 * step, step)[:, :, :grid].unfold(3, 2 * step, step)[:, :, :, :grid]
+    return windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+class PatchEncoders(nn.Module):
+    """Encoders of patches; h of an image is the mean over its patches."""
+
+    def __init__(self, config: Config, grid: int):
+        super().__init__()
+        step = config.image_size // (grid + 1)
+        self.grid, self.side = grid, max(LEAST_SIDE, 2 * step)
+        if step == 0 or (config.stem == "paper" and self.side < 64):
+            what = f"{grid} x {grid} patches of {config.image_size} px images are {2 * step} px"
+            raise MetaugError(f"{what}, too few for stem {config.stem!r}")
+        self.inner = Encoders(config.replace(image_size=self.side))
+
+    def encode_patches(self, views: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """Patches of each view, (B g g, C_j, side, side) -> (B, g, g, D_j) each; names as in `Encoders`."""
+        size, g = (self.side, self.side), self.grid
+        flat = [x if x.shape[-1] == self.side else F.interpolate(x, size, mode="bilinear") for x in views]
+        return [h.unflatten(0, (-1, g, g)) for h in self.inner(flat, names)]
+
+    def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """h of whole images, one (B, C_j, H, W) per view -> (B, D_j) each."""
+        return [h.mean((1, 2)) for h in self.encode_patches([cut_patches(x, self.grid) for x in images], names)]

@@ -1,14 +1,17 @@
-"""DIM: an image's whole is told from wholes of other images by what its places show."""
+"""DIM: from what a place of an image shows, tell this image as a whole from other images."""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method
-from metaug_core.networks.encoders import Encoders, last_map, outputs
+from metaug_core.networks.encoders import Encoders, output_dim
 from metaug_core.registry import VIEWS
 
 LEAST = 4  # places a side of the map that the local features come from; the paper has 8 x 8 at 32 px
@@ -27,13 +30,14 @@ class Embedding(nn.Module):
 
 
 class LocalAndGlobal(nn.Module):
-    """theta: the encoders and for each view name phi, of the M places of its last map, and psi, of its h."""
+    """theta: the encoders and for each view name phi of the M places of its last map and psi of its h."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.encoders, size = Encoders(config), (config.dim_units, config.feature_dim)
+        self.encoders = Encoders(config)
+        size = config.dim_units, config.feature_dim
         nets = self.encoders.nets.items()
-        maps = {name: last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
+        maps = {name: find_last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
         self.places = {name: place for name, (place, _, _) in maps.items()}
         self.phi = nn.ModuleDict({name: Embedding(channels, *size) for name, (_, channels, _) in maps.items()})
         self.psi = nn.ModuleDict({name: Embedding(dim, *size) for name, dim in self.encoders.dims.items()})
@@ -41,9 +45,11 @@ class LocalAndGlobal(nn.Module):
     def forward(self, images: list[Tensor]) -> Tensor:
         """One (B, C_j, H, W) per view -> (V (M + 1), B, d): of each view its local features, then the global one."""
         names = self.encoders.views
-        with outputs({name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}) as found:
+        with capture_outputs(
+            {name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}
+        ) as captured:
             wholes = self.encoders(images)
-        maps = {name: list(found[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
+        maps = {name: list(captured[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
         rows = []
         for name, h in zip(names, wholes, strict=True):
             local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
@@ -58,7 +64,7 @@ class DIM(Method):
 
     sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. dim_bound infonce: InfoNCE
     of u / sqrt(d) (eq. 5; the scale from Bachman et al. 2019), which learns from fewer steps (LOG.md). Of several views place and
-    whole are of two different ones (as theirs [from memory]): within a view an image is told by its hue or light alone.
+    whole are of two different ones (as theirs [from memory]): within a view its hue or light alone identifies an image.
     Defaults: RGB, phi and psi of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global,
     prior) are left out, and so is the batch norm in phi [from memory].
     """
@@ -98,3 +104,35 @@ def info_nce(u: Tensor) -> Tensor:
     """u as above -> scalar: a place's own whole among those of all images, and a whole's own place m, halved."""
     own = torch.arange(u.shape[-1], device=u.device).expand(len(u), -1)
     return (F.cross_entropy(u.mT, own) + F.cross_entropy(u, own)) / 2
+
+
+@contextmanager
+def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Context manager: the output of each of these modules by its name, in the order in which they run."""
+    captured: dict[str, Tensor] = {}
+
+    def register(name: str, module: nn.Module):
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            captured[name] = output
+
+        return module.register_forward_hook(hook)
+
+    handles = [register(name, module) for name, module in modules.items()]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
+    """The last feature map of an encoder with at least `least` places a side: the name of the submodule that computes it, its
+    channels and its number of places. By a trial run as in `output_dim`. Raises MetaugError if there is none."""
+    with capture_outputs(dict(encoder.named_modules())) as captured:
+        output_dim(encoder, channels, config)
+    for name, out in reversed(captured.items()):
+        if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
+            return name, out.shape[1], out.shape[2] * out.shape[3]
+    raise MetaugError(
+        f"encoder {config.encoder!r} has no feature map of {least} x {least} places at {config.image_size} px images"
+    )

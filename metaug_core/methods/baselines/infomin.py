@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from metaug_core import settings
 from metaug_core.config import Config
-from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
-from metaug_core.networks.encoders import Encoders, head
+from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
+from metaug_core.networks.encoders import Encoders
+from metaug_core.networks.heads import head
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import other_views
 from metaug_core.runtime import distributed
@@ -21,9 +22,10 @@ class Branches(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.encoders, dims = Encoders(config), lambda: self.encoders.dims.items()
-        self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims()})
-        self.jigsaw_heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims()})
+        self.encoders = Encoders(config)
+        dims = self.encoders.dims.items()
+        self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims})
+        self.jigsaw_heads = nn.ModuleDict({name: head(dim, config) for name, dim in dims})
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """V views, then none or V jigsaws of them, (B, C_j, H, W) each -> z (V or 2V, B, d), unit norm."""
@@ -54,14 +56,14 @@ class InfoMin(Method):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        queue_fits(config)
+        check_queue_size(config)
 
     def networks(self, classes: int) -> nn.Module:
         return Branches(self.config)
 
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
         whole, more = make_views(pixels, self.config, generator), make_views(pixels, self.config, generator)
-        return [*whole, *(shuffled(x, self.config.jigsaw_grid, generator) for x in more)]
+        return [*whole, *(shuffle_pieces(x, self.config.jigsaw_grid, generator) for x in more)]
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> nn.Module:
         queue = Queue(len(self.config.views), self.config.queue_size, self.config.feature_dim, generator)
@@ -83,9 +85,9 @@ class InfoMin(Method):
         return (1 - weight) * of_whole + weight * of_jigsaw
 
 
-def shuffled(x: Tensor, grid: int, generator: torch.Generator) -> Tensor:
-    """x (B, C, S, S) with its grid x grid pieces in a random order, another for each image. A side that the grid does not divide
-    is resized and back."""
+def shuffle_pieces(x: Tensor, grid: int, generator: torch.Generator) -> Tensor:
+    """x (B, C, S, S) with its grid x grid pieces in a random order, another one for each image. A side that the grid does not
+    divide is resized before and after."""
     count, _, side, _ = x.shape
     piece = max(1, round(side / grid))
     even = (

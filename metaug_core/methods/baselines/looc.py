@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from metaug_core import settings
 from metaug_core.config import Config, ConfigError
-from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
-from metaug_core.networks.encoders import Encoders, head
+from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
+from metaug_core.networks.encoders import Encoders
+from metaug_core.networks.heads import head
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import similarity
 from metaug_core.views.augmentation import draw, split, transform
@@ -60,7 +61,7 @@ class LooC(Method):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        queue_fits(config)
+        check_queue_size(config)
         for name in config.looc_held:
             if all(getattr(config, setting) in (0, (1, 1)) for setting in HELD[name][1]):
                 raise ConfigError(

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metaug_core import settings
-from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
+from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import other_views
 
@@ -31,7 +31,7 @@ class MoCo(Method):
 
     def __init__(self, config):
         super().__init__(config)
-        queue_fits(config)
+        check_queue_size(config)
 
     def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
         config = self.config

@@ -6,18 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from metaug_core.config import Config
-from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
+from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
 from metaug_core.networks.encoders import Networks
-from metaug_core.networks.heads import mlp
+from metaug_core.networks.heads import mlp, predictor
 from metaug_core.networks.memory import Queue
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
     return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
-
-
-def predictor(config: Config) -> nn.Module:
-    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
 
 
 class NNCLR(Method):
@@ -43,7 +39,7 @@ class NNCLR(Method):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        queue_fits(config)
+        check_queue_size(config)
 
     def networks(self, classes: int) -> nn.Module:
         return Networks(self.config, projector, predictor)

@@ -6,16 +6,12 @@ from torch import Tensor, nn
 from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 from metaug_core.networks.encoders import Networks
-from metaug_core.networks.heads import mlp
+from metaug_core.networks.heads import mlp, predictor
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
-    # The last BatchNorm has weights, as in the paper; the authors' code leaves them out, which `shards` and `tangents` do not know.
+    # The last BatchNorm has weights, as in the paper. The authors' code has none there, which `forward_ad` does not support.
     return mlp(inputs, config.head_hidden, config.head_hidden, config.feature_dim, norm_last=True)
-
-
-def predictor(config: Config) -> nn.Module:
-    return mlp(config.feature_dim, config.predictor_hidden, config.feature_dim)
 
 
 class SimSiam(Method):

@@ -15,7 +15,7 @@ BINS = {1: 100, 2: 16}  # channels of the predicted view -> bins of each
 
 
 class Decoder(nn.Module):
-    """h (B, D) -> logits (B, bins, 12, 12) of what the other view shows."""
+    """h (B, D) -> logits (B, bins, 12, 12) of the other view."""
 
     def __init__(self, inputs: int, bins: int, channels: int = 64):
         super().__init__()
@@ -40,7 +40,7 @@ class Halves(nn.Module):
         self.decoders = nn.ModuleDict({of: Decoder(self.encoders.dims[of], bins(to)) for of, to in pairs.items()})
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """Two views (B, C_j, H, W) -> logits (144, B, bins of view 2 + bins of view 1), at each place."""
+        """Two views (B, C_j, H, W) -> logits at each place, (144, B, bins of view 2 + bins of view 1)."""
         named = zip(self.encoders.views, self.encoders(images), strict=True)
         logits = torch.cat([self.decoders[name](h) for name, h in named], dim=1)
         return logits.flatten(2).permute(2, 0, 1)
@@ -75,7 +75,7 @@ class SplitBrain(Method):
         return Halves(self.config)
 
     def context(self, memory, views: list[Tensor], indices: Tensor, labels: Tensor, generator) -> Context:
-        first, second = (distributed.gather(quantised(x), 1) for x in views)
+        first, second = (distributed.gather(quantise(x), 1) for x in views)
         return Context(indices, labels, given={"first": first, "second": second})
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
@@ -87,12 +87,12 @@ class SplitBrain(Method):
 
 
 def bins(view: str) -> int:
-    """How many values a place of this view can have."""
+    """The number of values that a place of this view can have."""
     channels = VIEWS[view].channels
     return BINS[channels] ** channels
 
 
-def quantised(x: Tensor) -> Tensor:
+def quantise(x: Tensor) -> Tensor:
     """A view (B, C, H, W) in [-1, 1] -> the number of each place's bin, int64 (144, B), the first channel counting most."""
     count = BINS[x.shape[1]]
     level = ((F.adaptive_avg_pool2d(x, SIDE) + 1) / 2 * count).long().clamp(0, count - 1)

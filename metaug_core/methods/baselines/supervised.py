@@ -1,10 +1,10 @@
 """Fully supervised: the same encoders, trained end to end with labels; the ceiling that contrast is measured against."""
 
 from torch import nn
+from torch.nn import functional as F
 
 from metaug_core.methods.base import Method
 from metaug_core.networks.encoders import Joined
-from metaug_core.objectives import losses
 
 
 class Supervised(Method):
@@ -24,4 +24,4 @@ class Supervised(Method):
         return Joined(self.config, classes)
 
     def loss(self, z, context):
-        return losses.cross_entropy(z[0], context.labels)
+        return F.cross_entropy(z[0], context.labels)

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config
-from metaug_core.methods.base import TWO_CROPS, Context, Method, queue_fits
-from metaug_core.networks.encoders import Networks, centred
-from metaug_core.networks.heads import mlp
+from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
+from metaug_core.networks.encoders import Networks
+from metaug_core.networks.heads import add_projector_norm, mlp
 from metaug_core.networks.memory import Queue
-from metaug_core.objectives.losses import debiased, hardened, logsumexp_others
+from metaug_core.objectives.losses import debias, harden, logsumexp_others
 
 
 class Clustered(nn.Module):
@@ -19,7 +19,9 @@ class Clustered(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.features = Networks(config, lambda inputs, c: centred(mlp(inputs, c.head_hidden, c.feature_dim), c))
+        self.features = Networks(
+            config, lambda inputs, c: add_projector_norm(mlp(inputs, c.head_hidden, c.feature_dim), c)
+        )
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.feature_dim))
 
     @property
@@ -56,7 +58,7 @@ class SwAV(Method):
     def __init__(self, config: Config):
         super().__init__(config)
         if config.queue_size:
-            queue_fits(config)
+            check_queue_size(config)
 
     def networks(self, classes: int) -> nn.Module:
         return Clustered(self.config)
@@ -88,7 +90,7 @@ class SwAV(Method):
         if not (self.tau_plus or self.hard_beta):
             return x.log_softmax(-1)
         count = x.shape[-1] - 1
-        rest = debiased(x, hardened(x, self.hard_beta, count, logsumexp_others), count, self.tau_plus)
+        rest = debias(x, harden(x, self.hard_beta, count, logsumexp_others), count, self.tau_plus)
         return x - torch.logaddexp(x, rest)
 
 

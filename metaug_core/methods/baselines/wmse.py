@@ -45,12 +45,12 @@ class WMSE(Method):
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         parts = z.unflatten(1, (-1, self.size))  # (V, B / size, size, d)
-        white = F.normalize(whitened(parts), dim=-1).flatten(1, 2)
+        white = F.normalize(whiten(parts), dim=-1).flatten(1, 2)
         pairs = [alignment(white[u], white[v]) for v in range(len(z)) for u in range(v)]
         return torch.stack(pairs).mean()
 
 
-def whitened(z: Tensor) -> Tensor:
+def whiten(z: Tensor) -> Tensor:
     """z (..., n, d), n > d -> the same with mean 0 and covariance (with n - 1) the identity over n."""
     centred = z.double() - z.double().mean(-2, keepdim=True)
     covariance = centred.mT @ centred / (z.shape[-2] - 1)

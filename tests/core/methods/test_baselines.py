@@ -60,15 +60,15 @@ def loss(method, z, what=None, **changes):
 
 def test_simclr_is_lightlys_and_metric_learnings():
     z = unit(2, BATCH, DIM)
-    found = loss("simclr", z, temperature=0.3)
-    torch.testing.assert_close(found, lightly.loss.NTXentLoss(temperature=0.3)(z[0], z[1]))
+    value = loss("simclr", z, temperature=0.3)
+    torch.testing.assert_close(value, lightly.loss.NTXentLoss(temperature=0.3)(z[0], z[1]))
     labels = torch.arange(BATCH).repeat(2)
-    torch.testing.assert_close(found, NTXentLoss(temperature=0.3)(z.flatten(0, 1), labels))
+    torch.testing.assert_close(value, NTXentLoss(temperature=0.3)(z.flatten(0, 1), labels))
 
 
 def test_in_batch_is_every_other_feature_once():
     z = unit(3, BATCH, DIM)
-    positives, negatives = losses.in_batch(z)
+    positives, negatives = losses.compare_in_batch(z)
     flat, image = z.flatten(0, 1), torch.arange(BATCH).repeat(3)
     for row in range(3 * BATCH):
         d = (1 + flat @ flat[row]) / 2
@@ -99,9 +99,9 @@ def test_debiased_and_hard_are_their_authors(name, tau, b):
     flat, image = z.flatten(0, 1), torch.arange(BATCH).repeat(2)
     others = [flat[image != i] for i in image]
     expected = literal_info_nce(flat, z.flip(0).flatten(0, 1), others, 0.5, tau, b)
-    found = loss(name, z, temperature=0.5, tau_plus=tau, hard_beta=b)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(x, z)[0] for x in (found, expected)))
+    value = loss(name, z, temperature=0.5, tau_plus=tau, hard_beta=b)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, z)[0] for x in (value, expected)))
 
 
 def test_hard_without_beta_is_debiased_and_without_tau_the_plain_sum():
@@ -133,12 +133,12 @@ def test_moco_is_cross_entropy_at_the_key_of_the_other_view():
     method: Any = build(config("moco", temperature=0.2))
     memory: Any = nn.ModuleDict({"averaged": nn.Identity(), "queue": nn.Module()})
     memory["queue"].entries = queue
-    found = method.loss(queries, method.context(memory, keys, torch.arange(BATCH), torch.zeros(BATCH), None))
+    value = method.loss(queries, method.context(memory, keys, torch.arange(BATCH), torch.zeros(BATCH), None))
     terms = []
     for query, key, past in ((queries[0], keys[1], queue[1]), (queries[1], keys[0], queue[0])):
         logits = torch.cat([(query * key).sum(-1, keepdim=True), query @ past.T], dim=1) / 0.2
         terms.append(F.cross_entropy(logits, torch.zeros(BATCH, dtype=torch.int64)))
-    torch.testing.assert_close(found, torch.stack(terms).mean())
+    torch.testing.assert_close(value, torch.stack(terms).mean())
 
 
 def test_byol_and_simsiam_are_lightlys_cosine():
@@ -147,9 +147,9 @@ def test_byol_and_simsiam_are_lightlys_cosine():
     both = torch.cat([z, p]).requires_grad_()
     expected = 2 + cosine(p[0], targets[1]) + cosine(p[1], targets[0])
     torch.testing.assert_close(loss("byol", both, context(given={"targets": targets})), expected)
-    found = loss("simsiam", both)
-    torch.testing.assert_close(found, (cosine(p[0], z[1]) + cosine(p[1], z[0])) / 2)
-    assert not torch.autograd.grad(found, both)[0][:2].any()  # the gradient of projections is stopped
+    value = loss("simsiam", both)
+    torch.testing.assert_close(value, (cosine(p[0], z[1]) + cosine(p[1], z[0])) / 2)
+    assert not torch.autograd.grad(value, both)[0][:2].any()  # the gradient of projections is stopped
 
 
 def test_barlow_is_lightlys_and_0_at_the_identity():
@@ -172,8 +172,8 @@ def test_swav_is_lightlys(queue):
     past = 2 * torch.rand(2, 9, 6, dtype=torch.float64) - 1
     lightlys = lightly.loss.SwaVLoss(temperature=0.1, sinkhorn_iterations=3, sinkhorn_epsilon=0.05)
     expected = lightlys([*z[..., DIM:]], [], [*past] if queue else None)
-    found = loss("swav", z, context(given={"past": past} if queue else {}))
-    torch.testing.assert_close(found, expected[0])
+    value = loss("swav", z, context(given={"past": past} if queue else {}))
+    torch.testing.assert_close(value, expected[0])
 
 
 def test_sinkhorn_balances_and_takes_a_small_epsilon():
@@ -188,12 +188,12 @@ def test_sinkhorn_balances_and_takes_a_small_epsilon():
 def test_swav_hard_weighs_the_other_prototypes():
     """Every prototype's share against the sum over the others, written out."""
     t, tau, b = 0.1, 0.05, 1.5
-    found: list[Any] = [
+    methods: list[Any] = [
         build(config(name, **how))
         for name, how in (("swav+hard", {"tau_plus": tau, "hard_beta": b}),
                           ("swav+hard", {"tau_plus": 0.0, "hard_beta": 0.0}), ("swav", {}))
     ]  # fmt: skip
-    method, without, swav = found
+    method, without, swav = methods
     cosines = 2 * torch.rand(BATCH, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
     shares = method.log_shares((1 + cosines) / t)
     for row, scores in enumerate(torch.exp(cosines / t)):
@@ -216,9 +216,9 @@ def test_nnclr_is_cross_entropy_from_the_nearest_past_feature():
         near = torch.stack([max(support[first], key=lambda entry, x=x: float(entry @ x)) for x in z[first]])
         terms.append(F.cross_entropy(near @ both[2 + second].T / 0.1, torch.arange(BATCH)))
     expected = torch.stack(terms).mean()
-    found = loss("nnclr", both, context(given={"support": support}))
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(x, both)[0] for x in (found, expected)))
+    value = loss("nnclr", both, context(given={"support": support}))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, both)[0] for x in (value, expected)))
 
 
 def test_oucl_takes_the_pairs_of_the_method():
@@ -227,8 +227,8 @@ def test_oucl_takes_the_pairs_of_the_method():
     d = [(1 + near[v] @ p[1 - v].T) / 2 for v in range(2)]
     positives = torch.cat([x.diagonal() for x in d])[:, None]
     negatives = torch.cat([x[~torch.eye(BATCH, dtype=torch.bool)].view(BATCH, -1) for x in d])
-    found = loss("nnclr+oucl", torch.cat([z, p]), context(given={"support": support}), beta=8.0)
-    torch.testing.assert_close(found, losses.oucl(positives, negatives, 8.0, 0.4))
+    value = loss("nnclr+oucl", torch.cat([z, p]), context(given={"support": support}), beta=8.0)
+    torch.testing.assert_close(value, losses.oucl(positives, negatives, 8.0, 0.4))
 
 
 def test_dacl_mixes_each_view_with_another_image():
@@ -432,10 +432,8 @@ def test_settings_that_make_no_sense_are_one_sentence(name, changes, why):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_methods_file_is_short_and_knows_no_data_set(file):
+def test_a_methods_file_knows_no_data_set(file):
     text = file.read_text(encoding="utf-8").lower()
-    if file.stem not in ("__init__", "base"):
-        assert len(text.splitlines()) <= 120
     code = re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
     for name in DATASETS:
         assert not re.search(rf"[\"']{re.escape(name)}[\"']", code), name

@@ -10,7 +10,7 @@ from torch import nn
 
 from metaug_core import DATASETS, ENCODERS, METHODS, VIEWS, Config, ConfigError, MetaugError, evaluate, fit, with_mag
 from metaug_core.methods import CMC, OUCL, Context, MetAug, Method, build
-from metaug_core.methods.metaug import augmented_sets
+from metaug_core.methods.metaug import build_augmented_sets
 from metaug_core.objectives.losses import alignment, nt_xent, uniformity
 from metaug_core.objectives.similarity import Pairs, other_views
 from metaug_core.runs.store import read_tensors
@@ -236,7 +236,7 @@ def test_losses_of_the_same_negatives_share_what_eq_10_asks_of_them():
     together = torch.stack(
         [*method.terms(z, Context(rows, rows, shared=pairs), lambda z: 2 * other - z).values()]
     ).sum()
-    assert [name for name, *_ in pairs.found].count("log_sum_exp_square") == 2
+    assert [name for name, *_ in pairs.computed].count("log_sum_exp_square") == 2
     apart, both = Context(rows, rows, negatives=negatives), torch.cat([z, 2 * other - z])
     wanted = method.base.loss(z, apart) + 0.3 * method.base.loss(both, apart)
     torch.testing.assert_close(together, wanted)
@@ -250,13 +250,13 @@ def test_losses_of_the_same_negatives_share_what_eq_10_asks_of_them():
 
 def test_swapped_sets_are_each_view_in_turn_then_all():
     z, other = unit(3, 4, 8), unit(3, 4, 8, seed=1)
-    sets = augmented_sets(z, other, "swapped", Pairs(3))
+    sets = build_augmented_sets(z, other, "swapped", Pairs(3))
     assert len(sets) == 4
     for number, mixed in enumerate(sets[:3]):
         for view in range(3):
             assert torch.equal(mixed[view], other[view] if view == number else z[view])
     assert torch.equal(sets[3], other)
-    (joint,) = augmented_sets(z, other, "joint", Pairs(3))
+    (joint,) = build_augmented_sets(z, other, "joint", Pairs(3))
     assert torch.equal(joint, torch.cat([z, other]))
 
 

@@ -18,15 +18,15 @@ from metaug_core.data import datasets
 from metaug_core.methods import Context, build
 from metaug_core.methods.base import initial_networks
 from metaug_core.methods.baselines.bigan import Game
-from metaug_core.methods.baselines.cpc import SCALE, predictive
-from metaug_core.methods.baselines.dim import jensen_shannon
-from metaug_core.methods.baselines.infomin import shuffled
+from metaug_core.methods.baselines.cpc import LEAST_SIDE, SCALE, cut_patches, predictive_loss
+from metaug_core.methods.baselines.dim import capture_outputs, find_last_map, jensen_shannon
+from metaug_core.methods.baselines.infomin import shuffle_pieces
 from metaug_core.methods.baselines.looc import HELD
 from metaug_core.methods.baselines.nat import best_match
-from metaug_core.methods.baselines.splitbrain import quantised
-from metaug_core.methods.baselines.wmse import whitened
+from metaug_core.methods.baselines.splitbrain import quantise
+from metaug_core.methods.baselines.wmse import whiten
 from metaug_core.methods.metaug import MetAug
-from metaug_core.networks.encoders import LEAST, Encoders, last_map, outputs, patches
+from metaug_core.networks.encoders import Encoders
 from metaug_core.runs.store import read_tensors
 from metaug_core.training import checkpoint, state
 from metaug_core.training.step import train_step
@@ -76,8 +76,8 @@ def steps(s: Any, numbers: range) -> None:
 
 
 def everything(s: Any) -> dict[str, torch.Tensor]:
-    found = {f"networks.{name}": t.clone() for name, t in s.networks.state_dict().items()}
-    return found | ({f"memory.{name}": t.clone() for name, t in s.memory.state_dict().items()} if s.memory else {})
+    tensors = {f"networks.{name}": t.clone() for name, t in s.networks.state_dict().items()}
+    return tensors | ({f"memory.{name}": t.clone() for name, t in s.memory.state_dict().items()} if s.memory else {})
 
 
 @pytest.mark.parametrize(("method", "precision"), [*zip(NAMES, ["float32", "bf16"] * 4, strict=True)])
@@ -191,7 +191,7 @@ def test_nat_swaps_within_the_minibatch_in_every_third_pass():
 
 def test_whitening_gives_mean_0_and_the_identity_as_covariance():
     z = normal(2, 20, 4) @ normal(4, 4, seed=1) + 3
-    w = whitened(z)
+    w = whiten(z)
     for part in w:
         torch.testing.assert_close(part.mean(0), torch.zeros(4, dtype=z.dtype), atol=1e-9, rtol=0)
         torch.testing.assert_close(part.T.cov(), torch.eye(4, dtype=z.dtype), atol=1e-4, rtol=0)
@@ -199,7 +199,7 @@ def test_whitening_gives_mean_0_and_the_identity_as_covariance():
 
 def test_wmse_is_its_formula():
     method, z = build(settings("wmse", whitening_size=8, feature_dim=3)), normal(2, 16, 3)
-    found = []
+    distances = []
     for rows in (slice(0, 8), slice(8, 16)):
         white = []
         for view in z.numpy():
@@ -207,9 +207,9 @@ def test_wmse_is_its_formula():
             lower = np.linalg.cholesky(np.cov(x.T))
             w = x @ np.linalg.inv(lower).T
             white.append(w / np.linalg.norm(w, axis=1, keepdims=True))
-        found += [float(((a - b) ** 2).sum()) for a, b in zip(*white, strict=True)]
-    assert float(method.loss(z, of(16))) == pytest.approx(np.mean(found), rel=1e-4)
-    assert float(method.loss(5 * z - 2, of(16))) == pytest.approx(np.mean(found), rel=1e-4)
+        distances += [float(((a - b) ** 2).sum()) for a, b in zip(*white, strict=True)]
+    assert float(method.loss(z, of(16))) == pytest.approx(np.mean(distances), rel=1e-4)
+    assert float(method.loss(5 * z - 2, of(16))) == pytest.approx(np.mean(distances), rel=1e-4)
     assert float(method.loss(z[:1].repeat(2, 1, 1), of(16))) == 0
 
 
@@ -285,13 +285,13 @@ def test_dim_takes_the_last_map_of_enough_places():
 def test_last_map_of_encoders_and_of_one_that_has_none():
     for encoder, side, places in (("fc", 32, 49), ("resnet18", 32, 16), ("resnet18", 24, 36)):
         config = settings("dim", encoder=encoder, image_size=side, width=0.05 if encoder == "fc" else 1)
-        assert last_map(Encoders(config).nets["RGB"], 3, config, 4)[2] == places
+        assert find_last_map(Encoders(config).nets["RGB"], 3, config, 4)[2] == places
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
     with pytest.raises(MetaugError, match="^encoder 'conv' has no feature map of 4 x 4 places at 16 px images$"):
-        last_map(flat, 3, settings("dim"), 4)
-    with outputs({"a": flat[1]}) as found:
+        find_last_map(flat, 3, settings("dim"), 4)
+    with capture_outputs({"a": flat[1]}) as captured:
         given = flat(torch.ones(2, 3, 16, 16))
-    assert torch.equal(found["a"], given)
+    assert torch.equal(captured["a"], given)
     assert not flat[1]._forward_hooks
 
 
@@ -311,7 +311,7 @@ def test_cpc_is_its_formula():
                 terms.append(math.log(sum(map(math.exp, scores.values()))) - scores[b, i + k, j])
             row += 1
         per_distance.append(np.mean(terms))
-    assert float(predictive(z, grid, distances)) == pytest.approx(np.mean(per_distance))
+    assert float(predictive_loss(z, grid, distances)) == pytest.approx(np.mean(per_distance))
 
 
 def test_cpc_predicts_from_above_alone():
@@ -332,10 +332,10 @@ def test_cpc_cuts_patches_that_overlap_by_half():
     config = settings("cpc", image_size=17)  # 4 px steps, one px is left over
     networks: Any = initial_networks(build(config), 4, 0)[0].eval()
     image = torch.rand(2, 3, 17, 17, generator=seeded())
-    cut = patches(image, 3)
+    cut = cut_patches(image, 3)
     assert torch.equal(cut.unflatten(0, (2, 3, 3))[:, 1, 2], image[:, :, 4:12, 8:16])
-    grid = networks.encoders.of_patches([cut])[0]
-    patch = F.interpolate(image[:, :, 4:12, 8:16], (LEAST, LEAST), mode="bilinear")
+    grid = networks.encoders.encode_patches([cut])[0]
+    patch = F.interpolate(image[:, :, 4:12, 8:16], (LEAST_SIDE, LEAST_SIDE), mode="bilinear")
     torch.testing.assert_close(grid[:, 1, 2], networks.encoders.inner([patch])[0])
     torch.testing.assert_close(networks.encoders([image])[0], grid.mean((1, 2)))
     z = networks([cut])
@@ -356,7 +356,7 @@ def test_each_patch_of_cpc_changes_its_colours_by_itself():
     assert len(cut.mean((2, 3)).round(decimals=3).unique(dim=0)) == 9
     plain = build(settings("cpc", jitter=0, grey=0, crop_scale=(1, 1), flip=0))
     (cut,) = plain.views(pixels(), seeded())
-    torch.testing.assert_close(cut, patches(pixels() / 127.5 - 1, 3))
+    torch.testing.assert_close(cut, cut_patches(pixels() / 127.5 - 1, 3))
 
 
 # --- SplitBrain
@@ -364,12 +364,12 @@ def test_each_patch_of_cpc_changes_its_colours_by_itself():
 
 def test_colours_fall_into_bins():
     grey = torch.tensor([-1.0, -0.981, -0.979, 0.0, 0.999, 1.0])[:, None, None, None].expand(6, 1, 24, 24)
-    assert quantised(grey)[0].tolist() == [0, 0, 1, 50, 99, 99]
+    assert quantise(grey)[0].tolist() == [0, 0, 1, 50, 99, 99]
     a, b = torch.tensor([-1.0, -1.0, 0.99, 0.0]), torch.tensor([-1.0, -0.8, 0.99, -1.0])
     both = torch.stack([a, b], 1)[:, :, None, None].expand(4, 2, 12, 12)
-    assert quantised(both)[7].tolist() == [0, 1, 255, 128]
+    assert quantise(both)[7].tolist() == [0, 1, 255, 128]
     ramp = torch.linspace(-1, 1, 24)[None, None, :, None].expand(1, 1, 24, 24)  # places go row by row
-    assert quantised(ramp)[:, 0].view(12, 12)[:, 3].tolist() == sorted(set(quantised(ramp)[:, 0].tolist()))
+    assert quantise(ramp)[:, 0].view(12, 12)[:, 3].tolist() == sorted(set(quantise(ramp)[:, 0].tolist()))
 
 
 def test_splitbrain_is_cross_entropy_both_ways():
@@ -383,7 +383,7 @@ def test_splitbrain_is_cross_entropy_both_ways():
     right: list[list[float]] = [[], []]
     for place, b in itertools.product(range(144), range(3)):
         for side, (logits, target) in enumerate(((z[place, b, :256], views[1]), (z[place, b, 256:], views[0]))):
-            number = int(quantised(target)[place, b])
+            number = int(quantise(target)[place, b])
             right[side].append(-float(logits.log_softmax(0)[number]))
     assert float(method.loss(z, context)) == pytest.approx(np.mean(right[0]) + np.mean(right[1]))
 
@@ -403,12 +403,12 @@ def test_splitbrain_decodes_each_view_from_the_other():
 
 def one_by_one(judge: Any, image: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     """|| dD / d(image, code) ||^2 of each pair, from the pair alone."""
-    found = []
+    slopes = []
     for x, c in zip(image.detach().split(1), code.detach().split(1), strict=True):
         x, c = x.requires_grad_(), c.requires_grad_()
         by_image, by_code = torch.autograd.grad(judge(x, c).squeeze(), (x, c), create_graph=True)
-        found.append((by_image**2).sum() + (by_code**2).sum())
-    return torch.stack(found)
+        slopes.append((by_image**2).sum() + (by_code**2).sum())
+    return torch.stack(slopes)
 
 
 def test_each_player_of_bigan_descends_on_its_own_goal():
@@ -468,7 +468,7 @@ def test_adam_has_the_betas_of_the_method(tmp_path):
 
 def test_jigsaw_moves_whole_pieces_of_each_image_by_itself():
     x = torch.arange(9.0).view(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)  # each piece is of one number
-    mixed = shuffled(x.expand(8, 2, 6, 6), 3, seeded())
+    mixed = shuffle_pieces(x.expand(8, 2, 6, 6), 3, seeded())
     small = mixed[:, :, ::2, ::2]
     assert torch.equal(small.repeat_interleave(2, 2).repeat_interleave(2, 3), mixed)
     assert torch.equal(small[:, 0], small[:, 1])
@@ -476,11 +476,11 @@ def test_jigsaw_moves_whole_pieces_of_each_image_by_itself():
     assert all(sorted(order) == list(range(9)) for order in orders)
     assert len(orders) == 8
     inside = torch.arange(36.0).view(1, 1, 6, 6)  # within a piece nothing moves
-    pieces = shuffled(inside, 2, seeded()).unfold(2, 3, 3).unfold(3, 3, 3).flatten(2, 3)[0, 0]
+    pieces = shuffle_pieces(inside, 2, seeded()).unfold(2, 3, 3).unfold(3, 3, 3).flatten(2, 3)[0, 0]
     assert sorted(p.tolist() for p in pieces) == sorted(
         inside.unfold(2, 3, 3).unfold(3, 3, 3).flatten(2, 3)[0, 0].tolist()
     )
-    assert shuffled(torch.rand(2, 1, 16, 16), 3, seeded()).shape == (2, 1, 16, 16)
+    assert shuffle_pieces(torch.rand(2, 1, 16, 16), 3, seeded()).shape == (2, 1, 16, 16)
 
 
 def contrasted(q: torch.Tensor, positive: torch.Tensor, negatives: Iterable[torch.Tensor], temperature: float) -> float:
@@ -497,8 +497,8 @@ def test_infomin_is_its_formula_and_moco_without_the_jigsaw():
     t = 0.15
     rows = [np.mean([contrasted(z[r, b], keys[1 - r % 2, b], queue[1 - r % 2], t) for b in range(3)]) for r in range(4)]
     for weight in (0.0, 0.3, 1.0):
-        found = build(settings("infomin", jigsaw_weight=weight)).loss(z, context)
-        assert float(found) == pytest.approx((1 - weight) * np.mean(rows[:2]) + weight * np.mean(rows[2:]))
+        value = build(settings("infomin", jigsaw_weight=weight)).loss(z, context)
+        assert float(value) == pytest.approx((1 - weight) * np.mean(rows[:2]) + weight * np.mean(rows[2:]))
     plain = build(settings("moco", temperature=t)).loss(z[:2], context)
     torch.testing.assert_close(build(settings("infomin", jigsaw_weight=0)).loss(z, context), plain)
 
@@ -527,8 +527,8 @@ def test_looc_is_its_formula_and_head_0_plain_infonce():
     for i, b in itertools.product(range(3), range(4)):
         others = [keys[j, i, b] for j in range(3) if j != i] if i else []
         terms.append(contrasted(z[i, b], keys[i, i, b], [*queue[i], *others], method.config.temperature))
-    found = method.loss(z, of(4, {"keys": keys, "queue": queue}))
-    assert float(found) == pytest.approx(np.mean(terms))
+    value = method.loss(z, of(4, {"keys": keys, "queue": queue}))
+    assert float(value) == pytest.approx(np.mean(terms))
     alone = method.loss(z[:1], of(4, {"keys": keys[:1, :1], "queue": queue[:1]}))
     assert float(alone) == pytest.approx(np.mean(terms[:4]))
 

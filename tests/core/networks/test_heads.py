@@ -11,7 +11,7 @@ from torch import nn
 
 from metaug_core import Config
 from metaug_core.methods.baselines import barlow, byol, nnclr, simsiam, swav
-from metaug_core.networks import encoders
+from metaug_core.networks import heads
 
 INPUTS, HIDDEN, OUTPUTS, NARROW = 24, 16, 10, 6
 
@@ -21,7 +21,7 @@ def settings(method: str) -> Config:
 
 
 def simclrs() -> nn.Module:
-    return encoders.head(INPUTS, Config(feature_dim=OUTPUTS, head="mlp-bn"))
+    return heads.head(INPUTS, Config(feature_dim=OUTPUTS, head="mlp-bn"))
 
 
 def swavs() -> nn.Module:

@@ -32,15 +32,15 @@ def test_shared_and_per_anchor_draws_agree_in_expectation():
     generator = torch.Generator().manual_seed(3)
     exact = (z[0] @ bank.entries[1, 4:].T / 0.5).exp().mean(1)  # over every image outside the minibatch
     for per_anchor in (False, True):
-        found = []
+        estimates = []
         for _ in range(300):
             drawn = bank.draw(indices, 64, generator, per_anchor)
             past = other_views(bank.entries if per_anchor else bank.entries[:, drawn])
             _, similarities = Pairs(2, past, drawn if per_anchor else None)(z, z)
-            found.append(((2 * similarities[:4] - 1) / 0.5).exp().mean(1))
-        found = torch.stack(found)
-        error = found.std(0) / 300**0.5
-        assert ((found.mean(0) - exact).abs() < 4 * error).all()
+            estimates.append(((2 * similarities[:4] - 1) / 0.5).exp().mean(1))
+        estimates = torch.stack(estimates)
+        error = estimates.std(0) / 300**0.5
+        assert ((estimates.mean(0) - exact).abs() < 4 * error).all()
 
 
 def test_write_by_hand():

@@ -1,4 +1,15 @@
-"""Objectives against literal sums in float64, hand-computed values and exact special cases."""
+"""What the objectives are claimed to be, each claim proved by a test of its name.
+
+- eq. 1: by hand; each positive is a term of its own. NT-Xent is the literal loop of SimCLR, and for W > 2 a loop over pairs.
+- eq. 7: by hand; it is the limit of eq. 8 for one pair only. For several pairs eq. 8 tends to the hinge on the hardest pair.
+- eq. 8, 9 and 10 are the literal double sums over pairs, in values and gradients (float64).
+- eq. 8 with one positive and lambda = 0 is InfoNCE at temperature 1 / beta, divided by beta.
+- eq. 9 with O+ = 1 + gamma, O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma is eq. 10.
+- eq. 10 has the first and second derivatives of the plain formula. R_sigma (eq. 5): by hand.
+- eq. 8, 9 and 10 stay finite in float32 at beta 256 and agree with float64.
+- OUCL does not depend on the order of pairs, is not negative, and falls as pairs improve.
+- Alignment, uniformity and effective rank: by hand.
+"""
 
 import math
 
@@ -70,15 +81,21 @@ def test_eq9_equals_the_literal_double_sum(attenuate, detached, phi_dec):
 
 
 @pytest.mark.parametrize("gamma", [0.1, 0.4])
-def test_eq9_with_the_papers_constants_is_eq10(gamma):
+def test_eq9_at_these_margins_is_eq10(gamma):
     p, n = similarities(seed=3)
     value = losses.oucl_weighted(p, n, 16.0, (1 + gamma, -gamma), (1 - gamma, gamma))
     assert_same(value, losses.oucl(p, n, 16.0, gamma), p, n, 1e-12)
 
 
+@pytest.mark.parametrize("beta", [1.0, 16.0])
+def test_eq8_with_one_positive_is_info_nce_over_beta(beta):
+    p, n = similarities(positives=1, seed=7)
+    assert_same(losses.oucl_plain(p, n, beta, 0.0), losses.info_nce(p, n, 1 / beta) / beta, p, n, 1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.5, 16.0])
-def test_eq10_has_torchs_first_and_second_derivatives(beta):
-    """Against autograd through the plain formula, in float64, along a direction that mixes anchors and both inputs."""
+def test_eq10_has_the_first_and_second_derivatives_of_the_plain_formula(beta):
+    """By autograd in float64, along a direction that mixes anchors and both inputs."""
     generator = torch.Generator().manual_seed(0)
     p, n = (torch.rand(4, k, generator=generator, dtype=torch.float64) for k in (3, 7))
 
@@ -86,13 +103,13 @@ def test_eq10_has_torchs_first_and_second_derivatives(beta):
         exponent = torch.logsumexp(beta * n**2, -1) + torch.logsumexp(beta * (p - 1) ** 2, -1) - 2 * beta * 0.16
         return torch.nn.functional.softplus(exponent).mean() / beta
 
-    found = []
+    derivatives = []
     for loss in (lambda p, n: losses.oucl(p, n, beta, 0.4), plain):
         leaves = [x.clone().requires_grad_() for x in (p, n)]
         first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
         along = sum((g**2 * torch.arange(1, g.numel() + 1).view_as(g)).sum() for g in first)
-        found.append([*first, *torch.autograd.grad(along, leaves)])
-    for got, wanted in zip(*found, strict=True):
+        derivatives.append([*first, *torch.autograd.grad(along, leaves)])
+    for got, wanted in zip(*derivatives, strict=True):
         assert wanted.abs().max() > 1e-5
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
 
@@ -108,7 +125,7 @@ def test_eq8_tends_to_the_hinge_on_the_hardest_pair(margin):
     assert abs(sums - hardest) > 0.1  # the paper's claim, eq. 7, is another number as soon as there are several pairs
 
 
-def test_eq7_and_its_one_pair_limit():
+def test_eq7_by_hand_is_the_limit_of_eq8_for_one_pair():
     p, n = torch.tensor([[0.9, 0.4]]), torch.tensor([[0.3, 0.2, 0.5]])
     assert losses.oucl_sum_hinge(p, n, 0.5).item() == pytest.approx(0.2)  # 1.0 - 1.3 + 0.5
     assert losses.oucl_sum_hinge(p, n, 0.1).item() == 0
@@ -140,7 +157,7 @@ def test_nt_xent_equals_the_literal_loop():
     assert losses.nt_xent(z, 0.5).item() == pytest.approx(total / (2 * batch), abs=1e-12)
 
 
-def test_supcon_oracle_for_more_than_two_features():
+def test_nt_xent_of_three_features_equals_the_literal_loop():
     """With W features an image every ordered pair is a term; its denominator holds that positive and the other images."""
     z = torch.nn.functional.normalize(torch.randn(3, 4, 6, dtype=torch.float64), dim=-1)
     total, count = 0.0, 0
@@ -173,7 +190,7 @@ def test_float32_does_not_overflow_and_agrees_with_float64(beta, loss):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.floats(1, 256), st.floats(0, 1))
-def test_oucl_is_invariant_to_the_order_of_pairs_and_falls_as_pairs_improve(seed, beta, gamma):
+def test_oucl_ignores_the_order_of_pairs_and_falls_as_pairs_improve(seed, beta, gamma):
     p, n = (x.detach() for x in similarities(3, 4, 6, seed))
     value = losses.oucl(p, n, beta, gamma)
     shuffled = losses.oucl(p[:, torch.randperm(4)], n[:, torch.randperm(6)], beta, gamma)
@@ -191,7 +208,7 @@ def test_r_sigma_by_hand():
     assert value.item() == pytest.approx(0.5 / 3)
 
 
-def test_feature_diagnostics_by_hand():
+def test_alignment_uniformity_and_rank_by_hand():
     eye = torch.eye(4)
     assert losses.alignment(eye, eye).item() == 0
     assert losses.alignment(eye, -eye).item() == pytest.approx(4)

@@ -1,4 +1,10 @@
-"""Who is paired with whom, against a literal loop over features."""
+"""What pairs and their similarities are claimed to be, each claim proved by a test of its name.
+
+- Positives and negatives of every anchor are those of a literal loop over features, for each source of negatives.
+- Mixed pairs join one original and one augmented feature.
+- Sets that were stacked by `Pairs.stack` give the same similarities, and no block is computed twice.
+- d = (1 + cos) / 2 lies in [0, 1].
+"""
 
 import pytest
 import torch
@@ -13,17 +19,17 @@ def unit(*shape, seed=0):
 
 def literal(anchors, targets, views, past, by_view):
     """Sorted positives and negatives of each anchor, from loops. past(v, u, b): the negatives image b of view v meets in u."""
-    found = {}
+    pairs = {}
     for w in range(len(anchors)):
         for b in range(anchors.shape[1]):
             for u in range(views):
                 if u == w % views:
                     continue
                 key = (w, b, u) if by_view else (w, b)
-                entry = found.setdefault(key, ([], []))
+                entry = pairs.setdefault(key, ([], []))
                 entry[0].extend(0.5 + float(anchors[w, b] @ t[b]) / 2 for t in targets[u::views])
                 entry[1].extend(0.5 + float(anchors[w, b] @ n) / 2 for n in past(u, b))
-    return found
+    return pairs
 
 
 def as_multiset(positives, negatives):
@@ -37,7 +43,7 @@ def as_multiset(positives, negatives):
 @pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("sets", [1, 2])
 @pytest.mark.parametrize("source", ["shared", "per-anchor", "batch"])
-def test_equals_the_literal_loop(source, sets, views, by_view):
+def test_pairs_equal_the_literal_loop(source, sets, views, by_view):
     batch, dim, bank = 4, 5, unit(views, 9, 5, seed=1)
     z = unit(sets * views, batch, dim)
     drawn = torch.tensor([[0, 3], [4, 4], [8, 1], [2, 7]])
@@ -77,7 +83,7 @@ def test_a_known_stack_gives_the_same_and_computes_no_block_twice(source):
     for anchors, targets in ((joint, joint), (z, z), (augmented, z)):
         for got, wanted in zip(shared(anchors, targets), fresh(anchors.clone(), targets.clone()), strict=True):
             assert torch.equal(got, wanted)
-    negatives = [name for name, *_ in shared.found if name in ("_past", "_others")]
+    negatives = [name for name, *_ in shared.computed if name in ("_past", "_others")]
     assert len(negatives) == (2 if source == "bank" else 4)  # z and z~; or each of them against each
 
 

@@ -23,7 +23,7 @@ from metaug_core.views.color import rgb_to_lab, rgb_to_sobel, rgb_to_ydbdr
 
 OFF = {"crop_scale": (1, 1), "flip": 0, "views": ("RGB",), "image_size": 16}
 EVERYTHING = {"rotation": 20, "jitter": 1, "grey": 0.5, "mixup": 0.4, "randaugment": 15}
-KINDS = [*augmentation.GEOMETRIC, *augmentation.RECOLOUR, "identity"]
+KINDS = [*augmentation.GEOMETRIC, *augmentation.COLOR_OPERATIONS, "identity"]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -193,7 +193,7 @@ def test_equalize_agrees_with_torchvision(size):
 
 @pytest.mark.parametrize("magnitude", [1, 4, 12, 20, 30])
 @pytest.mark.parametrize("sign", [0.25, 0.75])
-@pytest.mark.parametrize("kind", list(augmentation.RECOLOUR))
+@pytest.mark.parametrize("kind", list(augmentation.COLOR_OPERATIONS))
 def test_randaugment_colours_agree_with_torchvision(kind, sign, magnitude):
     images, direction = photos(), -1 if sign < 0.5 else 1
     theirs = {"saturation": "Color", "autocontrast": "AutoContrast"}
@@ -382,11 +382,13 @@ def test_mixup_adds_a_share_of_a_partner_drawn_as_a_permutation():
 
 def test_randaugment_draws_its_operations_and_signs_evenly():
     draws = draw(28000, seeded())
-    kind, amount = augmentation.operation(draws, 1, 15)
+    kind, amount = augmentation.choose_operation(draws, 1, 15)
     assert kind.flatten().long().bincount().div(2000).tolist() == pytest.approx([1] * 14, abs=0.1)
     assert amount.abs().unique().tolist() == [0.5]
     assert amount.mean().item() == pytest.approx(0, abs=0.01)
-    assert (kind == augmentation.operation(draws, 2, 15)[0]).float().mean().item() == pytest.approx(1 / 14, abs=0.01)
+    assert (kind == augmentation.choose_operation(draws, 2, 15)[0]).float().mean().item() == pytest.approx(
+        1 / 14, abs=0.01
+    )
 
 
 def test_randaugments_second_turn_comes_after_the_first():

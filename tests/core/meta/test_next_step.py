@@ -1,10 +1,9 @@
-"""The rule of an optimiser's next step, against the optimiser."""
+"""The rule `next_step` is the step that the optimiser takes: Adam and SGD, before and after steps, with weight decay."""
 
 import pytest
 import torch
 
-from metaug_core.meta.descent import next_step
-from metaug_core.meta.meta_gradient import step
+from metaug_core.meta.meta_gradient import next_step, step
 
 MAKE = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.95)),
@@ -32,10 +31,10 @@ def test_next_step_is_the_optimisers(name, steps_before):
     theta, generator = problem()
     optimiser = MAKE[name]([*theta.values()])
     for number in range(steps_before + 1):
-        found = gradients(theta, generator)
-        ahead = step(theta, found, next_step(optimiser, theta, 0.03))
+        gradient = gradients(theta, generator)
+        ahead = step(theta, gradient, next_step(optimiser, theta, 0.03))
         for key, p in theta.items():
-            p.grad = found[key].clone()
+            p.grad = gradient[key].clone()
         if number == steps_before:
             before = {key: p.detach().clone() for key, p in theta.items()}
         optimiser.step()
@@ -54,7 +53,7 @@ def test_next_step_changes_nothing(name):
 
 def test_next_step_at_another_rate_is_longer_in_proportion():
     theta, generator = problem()
-    optimiser, found = MAKE["adam"]([*theta.values()]), gradients(theta, generator)
-    one, three = (step(theta, found, next_step(optimiser, theta, lr)) for lr in (0.01, 0.03))
+    optimiser, gradient = MAKE["adam"]([*theta.values()]), gradients(theta, generator)
+    one, three = (step(theta, gradient, next_step(optimiser, theta, lr)) for lr in (0.01, 0.03))
     for name, p in theta.items():
         torch.testing.assert_close(three[name] - p, 3 * (one[name] - p))
