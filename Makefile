@@ -114,7 +114,7 @@ benchmarks: $(STAMP) ## every benchmark, one after the other
 
 gpu: $(STAMP) ## on a CUDA machine: the tests that need one, then the engine measured on it
 	@$(PY) -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "There is no CUDA device here.")'
-	$(PY) -m pytest -m gpu tests
+	$(PY) -m pytest tests/gpu
 	$(PY) benchmarks/engine.py
 
 # Keeps the pins that still hold; UPGRADE=--upgrade takes the newest. Only the ordinary index may answer: a local wheel

@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaug_core import DATASETS, Run
+from metaug_core import DATASETS, Config, Run
+from metaug_core.data import datasets
 from metaug_core.runs.store import read_tensors
+from metaug_core.training import state
+from metaug_core.training.cuda_graphs import Batch
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 CLASSES, SIDE = 4, 16
@@ -43,3 +46,20 @@ def saved(run: Run) -> dict[str, Tensor]:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two checkpoints hold the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def start_state(device: str = "cpu", **changes: Any) -> state.TrainState:
+    """A tiny run before its first step."""
+    config = Config(**{**TINY, "device": device, **changes})
+    return state.create(config, datasets.load(config, device), device)
+
+
+def run_steps(step: Any, s: state.TrainState, count: int) -> list[dict[str, Any]]:
+    """So many steps of a stepper on the run alone -> the metrics of each."""
+    metrics_of_steps = []
+    for number in range(count):
+        rows = (torch.arange(16) + 16 * (number % 5)).to(s.device)
+        (metrics,) = step({0: Batch(s.images.pixels[rows], rows, number % 3 == 2)}).values()
+        metrics_of_steps.append({name: value.tolist() for name, value in metrics.items()})
+        s.step, s.position = s.step + 1, s.position + 1
+    return metrics_of_steps

@@ -157,7 +157,9 @@ def detach_leaf(z: Tensor) -> Tensor:
 
 def vjp(z: Tensor, theta: Params, feature_gradient: Tensor, **options) -> Params:
     """grad_theta of the loss whose dL/dz over the whole minibatch is feature_gradient: one backward through the encoders."""
-    return distributed.sum_gradients(gradients(z, theta, grad_outputs=distributed.own(feature_gradient.detach(), 1), **options))
+    return distributed.sum_gradients(
+        gradients(z, theta, grad_outputs=distributed.own(feature_gradient.detach(), 1), **options)
+    )
 
 
 def _leaves(params: Params) -> Params:

@@ -807,19 +807,6 @@ def test_auto_storage(mine: Callable, monkeypatch: pytest.MonkeyPatch):
     assert isinstance(load(config(dataset="mine", storage="device")).test, Images)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("storage", ["device", "stream"])
-def test_on_the_gpu(tmp_path: Path, storage: str):
-    written = image_folder(tmp_path, ("train", "test"), {"cat": 15, "dog": 12})
-    splits = load(config(dataset="folder", data_dir=tmp_path, storage=storage), "cuda")
-    rows = torch.randperm(27, device="cuda").view(9, 3)
-    for row, pixels in zip(rows, splits.train.batches(rows), strict=True):
-        assert pixels.is_cuda
-        np.testing.assert_array_equal(pixels.cpu().numpy(), stacked(written, "train")[row.cpu().numpy()])
-    assert splits.train.take(rows[0]).labels.is_cuda
-
-
 # --- shapes, downloads, the real thing
 
 

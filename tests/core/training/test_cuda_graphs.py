@@ -3,20 +3,16 @@
 import platform
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import TINY
+from tiny import run_steps, start_state
 
-from metaug_core import Config, fit, fit_trials
-from metaug_core.data import datasets
+from metaug_core import fit, fit_trials
 from metaug_core.runs import store
-from metaug_core.runs.store import read_tensors
-from metaug_core.runtime.device import side_by_side
-from metaug_core.training import cuda_graphs, state
-from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
+from metaug_core.training import cuda_graphs
+from metaug_core.training.cuda_graphs import EAGER_STEPS, Stepper
 from metaug_core.training.step import descend, train_step
 from metaug_workbook.cli import main
 from metaug_workbook.results import tables
@@ -25,23 +21,8 @@ gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def started(device="cpu", **changes):
-    config = Config(**{**TINY, "device": device, **changes})
-    return state.create(config, datasets.load(config, device), device)
-
-
-def run_steps(step, s, count):
-    metrics_of_steps = []
-    for number in range(count):
-        rows = (torch.arange(16) + 16 * (number % 5)).to(s.device)
-        (metrics,) = step({0: Batch(s.images.pixels[rows], rows, number % 3 == 2)}).values()
-        metrics_of_steps.append({name: value.tolist() for name, value in metrics.items()})
-        s.step, s.position = s.step + 1, s.position + 1
-    return metrics_of_steps
-
-
 def test_on_a_cpu_steps_are_eager_and_say_why():
-    s, other = started(), started()
+    s, other = start_state(), start_state()
     step = Stepper([s])
     assert step.reason == "device cpu has no CUDA graphs"
     metrics = run_steps(step, s, 3)
@@ -56,7 +37,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a mac
 @without_cuda
 def test_where_a_capture_fails_the_step_is_eager_and_says_why():
     """The capture is real, and so is the error of torch: there is no device."""
-    s, other = started(jitter=0.5), started(jitter=0.5)
+    s, other = start_state(jitter=0.5), start_state(jitter=0.5)
     step, eager = Stepper([s]), Stepper([other])
     step.reason = None
     metrics = run_steps(step, s, EAGER_STEPS + 3)
@@ -85,89 +66,12 @@ def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_pat
     assert f"steps      not captured as CUDA graphs: {session['eager_because']}" in report
 
 
-@gpu
-@needs_cuda
-@pytest.mark.parametrize(
-    ("changes", "tolerance"),
-    [({}, 1e-4), ({"schedule": "epoch"}, 1e-4), ({"look_ahead": "fresh"}, 1e-4), ({"method": "simclr"}, 1e-4),
-     ({"graphs": "forked"}, 1e-4), ({"graphs": "forked", "views": ("L", "ab", "RGB"), "encoder": "resnet18", "width": 1}, 1e-3),
-     ({"precision": "bf16"}, 3e-2)],
-)  # fmt: skip
-def test_captured_steps_are_the_eager_ones(changes, tolerance):
-    changes = {
-        "optimiser": "sgd",
-        "mag_optimiser": "sgd",
-        "lr": 0.02,
-        "views": ("L", "ab"),
-        "graphs": "auto",
-        **changes,
-    }
-    states = [started("cuda", **{**changes, **other}) for other in ({}, {"graphs": "off"})]
-    steps = [Stepper([s]) for s in states]
-    metrics = [run_steps(step, s, 12) for step, s in zip(steps, states, strict=True)]
-    assert steps[0].reason is None
-    assert steps[0].replays
-    assert steps[1].reason == "graphs is off"
-    for captured, eager in zip(*metrics, strict=True):
-        assert captured.keys() == eager.keys()
-        for name, value in captured.items():
-            assert value == pytest.approx(eager[name], rel=10 * tolerance, abs=tolerance), name
-    for (name, a), b in zip(
-        states[0].networks.state_dict().items(), states[1].networks.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
-
-
 def test_forked_encoders_are_the_same_run_where_nothing_is_captured():
     metrics = []
     for graphs in ("auto", "forked"):
-        s = started(graphs=graphs)
+        s = start_state(graphs=graphs)
         metrics.append(run_steps(Stepper([s]), s, 3))
     assert metrics[0] == metrics[1]
-
-
-@gpu
-@needs_cuda
-def test_branches_run_side_by_side_and_no_branch_of_a_branch_does():
-    x = [torch.zeros(1000, device="cuda") for _ in range(4)]
-    graph, streams_of_branches = torch.cuda.CUDAGraph(), []
-
-    def within():
-        return torch.cuda.current_stream()
-
-    def branch(t):
-        for _ in range(100):
-            t = t + 1
-        streams_of_branches.append([torch.cuda.current_stream(), *side_by_side([within, within], forked=True)])
-        return t
-
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        out = side_by_side([partial(branch, t) for t in x], forked=True)
-        total = torch.stack(out).sum(0)
-    for start in (0, 5):
-        for t in x:
-            t.fill_(start)
-        graph.replay()
-        assert torch.equal(total, torch.full_like(total, 4 * (start + 100)))
-    assert len({streams[0] for streams in streams_of_branches}) == 4
-    assert all(len(set(streams)) == 1 for streams in streams_of_branches)
-
-
-@gpu
-@needs_cuda
-def test_captured_trials_are_their_single_runs(tmp_path):
-    configs = [
-        Config(**{**TINY, "device": "cuda", "optimiser": "sgd", "seed": seed, "runs_dir": tmp_path})
-        for seed in (0, 1, 2)
-    ]
-    assert 5 * configs[0].epochs > EAGER_STEPS
-    for run, config in zip(fit_trials(configs, lambda _: None), configs, strict=True):
-        alone = fit(config.replace(runs_dir=tmp_path / "alone"), lambda _: None)
-        for a, b in zip(
-            read_tensors(run.checkpoint)[0].values(), read_tensors(alone.checkpoint)[0].values(), strict=True
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])

@@ -90,24 +90,6 @@ def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monke
         assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("graphs", ["auto", "off"])
-def test_what_trials_draw_on_cuda_is_their_own(tiny, dropping, tmp_path, graphs):
-    """The generators end where those of the single runs do, to the bit; captured and eager."""
-    settings = {"encoder": "dropping", "look_ahead": "fresh", "device": "cuda", "graphs": graphs, "optimiser": "sgd"}
-    configs = [tiny(**settings, seed=seed, epochs=2 + seed) for seed in (0, 1)]
-    ends = []
-    for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
-        together, alone = saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet))
-        for name in ("generator.global", "generator.device"):
-            assert torch.equal(together[name], alone[name]), name
-        for name, value in together.items():
-            torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4, msg=name)
-        ends.append(together["generator.device"])
-    assert not torch.equal(*ends)
-
-
 def damaged(tiny, seed):
     """A request whose checkpoint is torn."""
     config = tiny(seed=seed)
