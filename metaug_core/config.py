@@ -151,8 +151,8 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events (needs the tensorboard package)."""
 
-    _preset: Mapping[str, Any] = PrivateAttr(default_factory=dict)  # under the method's defaults
-    _given: Mapping[str, Any] = PrivateAttr(default_factory=dict)  # above them
+    _preset: Mapping[str, Any] = PrivateAttr(default_factory=dict)  # the method's defaults go over these
+    _given: Mapping[str, Any] = PrivateAttr(default_factory=dict)  # these go over the method's defaults
 
     def __init__(self, /, **values: Any):
         try:
@@ -218,7 +218,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         return f"{name} changes nothing without {needed}"
 
     def chosen(self) -> dict[str, Any]:
-        """The settings that are not as the method has them by default, and the method."""
+        """The settings that differ from the method's defaults, and the method."""
         usual = {name: field.default for name, field in type(self).model_fields.items()}
         usual = to_jsonable_python(usual | dict(method_defaults(self.method)))
         values = self.model_dump(mode="json")

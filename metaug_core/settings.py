@@ -93,9 +93,9 @@ class MagSettings(Settings):
     schedule: Literal["alternate", "epoch"] = "alternate"
     """MAG step after each regular one on the same minibatch, or a pass of each in turn (Algorithm 1)."""
     look_ahead: Literal["shared", "fresh"] = "shared"
-    """alternate: theta' leaves from the theta of the regular gradient, shared exactly, or from the updated theta."""
+    """alternate: theta' starts from theta before the regular update, whose gradient it shares, or from theta after it."""
     look_ahead_update: Literal["sgd", "optimiser"] = "sgd"
-    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`meta.next_step`)."""
+    """theta' is theta - l gradient (eq. 3), or what the encoders' optimiser is about to make of theta (`next_step`)."""
     inner_lr: Rate | None = None
     """l of eq. 3, the look-ahead's learning rate; None: that of the encoders."""
     look_ahead_loss: Literal["whole", "original"] = "whole"

@@ -216,7 +216,7 @@ def draw_figure(name: str, table: Table, runs: Table | None, publish: bool, colu
 
 
 def describe_this_machine() -> pd.DataFrame:
-    """Provenance of what was measured here and now, as a row of `results.table`."""
+    """Provenance of what was measured here and now, as a row of `tables.read_table`."""
     session = environment(loop.pick_device("auto"))
     machine = {key: session[key] for key in ("device", "commit", "uncommitted_changes")}
     return pd.DataFrame(
@@ -235,7 +235,8 @@ def summarise_percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
 def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFrame:
     """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
 
-    Rows as `figures.binned`, with margin, delta, alpha and features (augmented or original). images: how many of the test split.
+    Rows as `features.bin_similarities`, with margin, delta, alpha and features (augmented or original). images: how many of the
+    test split.
     """
     histograms, splits = [], None
     for run in map(tables.find_run, requests):

@@ -1,4 +1,4 @@
-"""The seam: a contrastive method is a loss that is pure in the features, and what that loss needs beside them.
+"""What methods and engine agree on: a method is a loss that is pure in the features, and what that loss needs beside them.
 
     images -> networks -> z (V, B, d)          depends on theta
     loss(z, context) -> scalar                 pure in z; context has no gradient
@@ -127,7 +127,7 @@ class Method(ABC):
         return make_views(pixels, self.config, generator)
 
     def part(self, z: Tensor, number: int) -> Tensor:
-        """One part of every set in z (k parts V, B, d), which is k sets of features and what follows them: (k V, B, d)."""
+        """The rows of one part (0: features, 1: predictions) of z, which has k * parts * V rows (B, d): (k * V, B, d)."""
         return z.unflatten(0, (-1, self.description.parts, len(self.config.views)))[:, number].flatten(0, 1)
 
     def across(self, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:

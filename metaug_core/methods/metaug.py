@@ -1,4 +1,4 @@
-"""MetAug: any method of the seam (`base`) on meta augmented features as well (Li et al., ICML 2022, sections 3.2 and 3.4).
+"""MetAug: any method (`base.Method`) on meta augmented features as well (Li et al., ICML 2022, sections 3.2 and 3.4).
 
 Algorithm 1, as `training.step` runs it:
 

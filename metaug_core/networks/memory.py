@@ -26,7 +26,9 @@ class Bank(nn.Module):
 
     def draw(self, indices: Tensor, count: int, generator: torch.Generator, per_anchor: bool = False) -> Tensor:
         """Image numbers (count,), or (B, count) with per_anchor, uniform with replacement over all images that are not
-        in the minibatch `indices` (B, distinct). A draw from N - B numbers is shifted past those left out; none is rejected.
+        in the minibatch. indices (B, distinct): the whole minibatch's, of all processes.
+
+        A number is drawn from N - B and shifted past those left out, so nothing is drawn twice to be thrown away.
         """
         left_out = indices.sort().values
         shape = (len(indices), count) if per_anchor else (count,)

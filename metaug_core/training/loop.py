@@ -30,7 +30,7 @@ from metaug_core.training.step import lr_factor
 
 SHARED = (*datasets.IMAGES, "storage", "device")  # settings: which images there are, and where they are kept
 TOGETHER = (*SHARED, "precision")  # what trials side by side must agree on: torch's switches hold for the whole process
-LOOK_SECONDS = 0.5  # between two looks for it
+LOOK_SECONDS = 0.5  # between two looks for `stop.request`
 REPORT_SECONDS = 0.5  # between two reports
 
 

@@ -23,7 +23,7 @@ import torch
 from metaug_core import extensions
 from metaug_core.config import Config
 from metaug_core.data import datasets
-from metaug_core.errors import MetaugError, Paused
+from metaug_core.errors import MetaugError
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import MEASURES
 from metaug_core.runs import store
@@ -38,8 +38,8 @@ WORKER_BYTES = 2 * 2**30  # that must be free for each process: torch and its li
 POLL_SECONDS, WAIT_SECONDS = 0.5, 1.0
 STEPS = ("epochs", "batch_size")  # equal in runs side by side, so that none waits for another
 
-# Of a run of a job: why it is not done. No sentence: another process has it.
-DONE, BUSY, UNKNOWN, STOPPED = "done", "busy", "unknown", "stopped"
+# What became of a run: done (or failed: then with a sentence), held by another process, or not readable by the worker.
+DONE, BUSY, UNKNOWN = "done", "busy", "unknown"
 OnDone = Callable[[Run, str | None], None]  # hears of each run that is done, with the sentence of one that failed
 
 
@@ -104,7 +104,7 @@ EVALUATING = threading.Lock()
 # --- one job
 def execute(job: Job, report: Callable[[Progress], None] = lambda at: None) -> dict[str, tuple[str, str | None]]:
     """Train the runs of a job that are not finished, side by side, and evaluate what is missing -> by run name, what became of it:
-    DONE, with the sentence of a failure or None, BUSY or STOPPED. Raises KeyboardInterrupt once everything is saved."""
+    DONE, with the sentence of a failure or None, or BUSY. Raises KeyboardInterrupt once everything is saved."""
     outcomes: dict[str, tuple[str, str | None]] = {}
     with ExitStack() as locks:
         own: list[Run] = []
@@ -119,8 +119,6 @@ def execute(job: Job, report: Callable[[Progress], None] = lambda at: None) -> d
         diverged = {run.path.name: run.failure for run in own}
         try:
             failures = train_and_evaluate(job, [run for run in own if not run.failure and job.lacks(run)], report)
-        except Paused as error:
-            return outcomes | {run.path.name: (STOPPED, str(error)) for run in own if not run.finished}
         except MetaugError as error:  # of data that are missing: everyone's
             failures = {run.path.name: error for run in own}
     sentences = diverged | {name: str(error) for name, error in failures.items()}

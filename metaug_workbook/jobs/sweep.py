@@ -1,7 +1,7 @@
 """Sweeps: a grid of settings, one run a cell; what was finished stays, and the same call does the rest.
 
     runs/sweeps/NAME/sweep.json      the grid, and of each cell: run, settings, state, error, executed notebook
-    runs/sweeps/NAME/table.parquet   the `results.table` of its runs, and table.csv
+    runs/sweeps/NAME/table.parquet   the table of its runs (`results.tables`), and table.csv
     runs/sweeps/NAME/submit.sh       with --slurm: a job array of `metaug work`
 
 The runs are trained and evaluated first (`runner.run_jobs`). Then each finished run's notebook is executed, which finds the run: a

@@ -1,7 +1,8 @@
 """The paper's figures and tables, and the workbook's own figures: for each one function and, above it, its registry entry.
 
-Whoever wants another axis for Figure 3 changes `draw_accuracy_over_attenuation` here and nothing else. What several figures share
-is at the end of the file; the paper's numbers are in `results.paper_values`.
+Whoever wants another axis for Figure 3 changes `draw_accuracy_over_attenuation` here. If its table lacks that setting, notebook
+04 names it in the grid and in `draw_figure(columns=)`. What several figures share is at the end of the file; the paper's numbers
+are in `results.paper_values`.
 
 A table has a row for each run (`results.tables`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which
 `untrained` is that of the same encoder before training and `measure` says which protocol it is (`select_measure`). Accuracies are

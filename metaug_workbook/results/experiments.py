@@ -66,7 +66,7 @@ def keep_trainable(configs: Sequence[Config]) -> list[Config]:
 
 
 def select_floors(configs: Sequence[Config]) -> list[Config]:
-    """One config for each floor, so that none is measured twice."""
+    """One config for each distinct untrained encoder, whose accuracy is the floor of trained ones: none is measured twice."""
     return list({identify_floor(c): c for c in reversed(configs)}.values())
 
 

@@ -35,8 +35,8 @@ MACHINE = ["seconds", "images_per_second", *SESSION, "uncommitted_changes", "ses
 def read_row(run: Run, split: str = "test") -> dict[str, Any]:
     """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
 
-    Settings: all that decide a result, of this method's or of another's, under their names; a list as text, `L,ab`. Accuracies in
-    [0, 1] as far as they are evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn
+    Every setting that can decide a result is a column, also one that this method does not use; a list as text, `L,ab`. Accuracies
+    in [0, 1] as far as they are evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn
     (pixels), augmented_knn (z and z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original,
     knn_val): means over the last epoch's logged steps. The machine: see `read_machine`.
     """
