@@ -54,13 +54,15 @@ def hold(folder: Path) -> Iterator[bool]:
     with system_lock:
         token = take_ownership(folder)
         over = threading.Event()
-        threading.Thread(target=beat, args=(folder / OWNER, over), daemon=True).start()
+        heart = threading.Thread(target=beat, args=(folder / OWNER, over), daemon=True)
+        heart.start()
         folders.add(key)
         try:
             yield True
         finally:
             folders.discard(key)
             over.set()
+            heart.join()
             if read_owner(folder).get("token") == token:
                 (folder / OWNER).unlink(missing_ok=True)
 

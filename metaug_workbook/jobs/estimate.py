@@ -48,7 +48,7 @@ def estimate_seconds(configs: Sequence[Config], processes: int = 1) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // processes))
     try:
-        timed = experiments.estimate_seconds([config for config in configs if shape_of(config) not in epochs])
+        timed = experiments.estimate_by_steps([config for config in configs if shape_of(config) not in epochs])
     finally:
         torch.set_num_threads(threads)
     return (sum(known) + timed) / processes

@@ -1,7 +1,7 @@
 """The grid of runs that a figure of the paper needs, and what they will cost on this machine before any of them starts.
 
 configs = make_grid({"preset": "sketch"}, seeds=3, method=["metaug-only-oucl"], oucl=["eq9"], phi_dec=[1, 2, 4, 6, 8])
-estimate_seconds(configs)
+estimate_by_steps(configs)
 """
 
 import hashlib
@@ -111,7 +111,7 @@ def time_step(config: Config) -> float:
     return total * config.batch_size / batch
 
 
-def estimate_seconds(configs: Sequence[Config]) -> float:
+def estimate_by_steps(configs: Sequence[Config]) -> float:
     """About how long these runs will train and be evaluated here, one after another; within a factor of two on a busy machine.
 
     Not counted: the probes themselves, and reading the data.

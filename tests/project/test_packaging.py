@@ -23,7 +23,12 @@ CONDA_TO_PIP = {"pytorch": "torch"}
 IMPORT_NAME = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 RUNTIME = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
-EXTRAS = [Requirement(line) for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
+EXTRAS = [
+    Requirement(line)
+    for extra in PROJECT["project"]["optional-dependencies"].values()
+    for line in extra
+    if not line.startswith("metaug-workbook[")
+]  # an extra that contains another
 PYTHON = SpecifierSet(PROJECT["project"]["requires-python"])
 
 # The machines the lock must serve. Intel Macs are not among them: torch has no wheels for them any more.

@@ -105,8 +105,10 @@ def test_the_cost_is_counted_in_passes_images_and_kinds_of_steps(monkeypatch):
     monkeypatch.setattr(experiments, "time_step", lambda config: {"metaug": 2.0, "cmc": 1.0}[config.method])
     settings = {"train_images": 640, "val_fraction": 0.0, "epochs": 3, "batch_size": 64, "keep_last": 1}
     metaug, cmc = experiments.make_grid(settings, 1, method=["metaug", "cmc"])
-    assert experiments.estimate_seconds([metaug]) == pytest.approx(2.0 * 10 * (3 + 0.5))  # evaluation: half a pass more
-    assert experiments.estimate_seconds([metaug, cmc, cmc]) == pytest.approx(4.0 * 10 * (3 + 0.5))
+    assert experiments.estimate_by_steps([metaug]) == pytest.approx(
+        2.0 * 10 * (3 + 0.5)
+    )  # evaluation: half a pass more
+    assert experiments.estimate_by_steps([metaug, cmc, cmc]) == pytest.approx(4.0 * 10 * (3 + 0.5))
 
 
 def test_a_real_step_is_timed_and_counted(tiny):

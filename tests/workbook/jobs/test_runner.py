@@ -255,7 +255,7 @@ def test_what_a_call_raises_its_future_raises_as_a_sentence(tmp_path):
     executor = LocalProcesses(1, tmp_path / "log")
     with pytest.raises(MetaugError, match="there is no notebook 'nowhere'"):
         executor.submit(papermill_runner.find_notebook, "nowhere").result(timeout=DEADLINE)
-    with pytest.raises(MetaugError, match="ZeroDivisionError: division by zero"):
+    with pytest.raises(MetaugError, match="ZeroDivisionError: "):
         executor.submit(divmod, 1, 0).result(timeout=DEADLINE)
     assert executor.submit(divmod, 7, 2).result(timeout=DEADLINE) == [3, 1]  # the worker goes on
     executor.shutdown()

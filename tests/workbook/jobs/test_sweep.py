@@ -138,7 +138,9 @@ def test_the_cost_of_a_run_is_that_of_finished_ones_of_its_shape(tiny, monkeypat
     run = fit(tiny(epochs=1), lambda _: None)
     store.write(run.path / "timing.jsonl", b'{"step": 5, "steps": 5, "seconds": 60, "images_per_second": 1}\n')
     timed = []
-    monkeypatch.setattr(estimate.experiments, "seconds", lambda configs: timed.extend(configs) or 30.0 * len(configs))
+    monkeypatch.setattr(
+        estimate.experiments, "estimate_by_steps", lambda configs: timed.extend(configs) or 30.0 * len(configs)
+    )
     configs = [tiny(epochs=3, seed=1), tiny(epochs=2, lr=0.5), other := tiny(epochs=2, width=0.1)]
     assert estimate.estimate_seconds(configs) == 60 * 3 + 60 * 2 + 30
     assert timed == [other]  # of no finished run's shape

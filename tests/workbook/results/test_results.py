@@ -13,13 +13,15 @@ from metaug_core.runs import store
 from metaug_core.runs.store import StoreError
 from metaug_core.training.progress import silent
 from metaug_workbook import notebook
-from metaug_workbook.jobs import making
+from metaug_workbook.jobs import runner
 from metaug_workbook.results import tables
 
 
 def quick(configs, **options):
     """`made` with the cheap measure only, without a bar."""
-    return making.made(configs, **{"measures": ("knn",), "representations": ("trained",), "view": silent} | options)
+    return runner.make_table(
+        configs, **{"measures": ("knn",), "representations": ("trained",), "view": silent} | options
+    )
 
 
 # --- rows
