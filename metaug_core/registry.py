@@ -69,7 +69,8 @@ class Registry(dict[Any, Any]):
 
     def added(self, name: str) -> list[object]:
         """What the user has entered under this name; nothing if the entry is the package's own."""
-        return [] if self.own.get(name) is self[name] else [self[name]]
+        entry = self[name]  # first: it fills the table
+        return [] if self.own.get(name) is entry else [entry]
 
     def refusal(self, name: object) -> str | None:
         """Why there is nothing of this name, in one sentence, or None."""

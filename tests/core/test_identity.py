@@ -359,6 +359,13 @@ def test_comments_layout_and_what_is_not_used_do_not_matter(named, old, new):
     assert named(MINE.replace(old, new)) == named(MINE)
 
 
+def test_a_run_of_the_package_has_its_name_before_anything_else_is_imported():
+    """The registries are filled when they are first read: what fills them must not look like a user's entry."""
+    words = "from metaug_core import Config; print(Config(method='simclr', views=('RGB', 'RGB')).name())"
+    printed = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == Config(method="simclr", views=("RGB", "RGB")).name()
+
+
 def test_names_are_the_same_in_every_process(named, tmp_path):
     file = tmp_path / "theirs.py"
     file.write_text(MINE.replace("{z[0]}", "z[0]"))

@@ -18,7 +18,7 @@ from metaug_workbook.results import tables
 
 
 def quick(configs, **options):
-    """`made` with the cheap measure only, without a bar."""
+    """`make_table` with the cheap measure only, without a bar."""
     return runner.make_table(
         configs, **{"measures": ("knn",), "representations": ("trained",), "view": silent} | options
     )
@@ -73,7 +73,7 @@ def test_a_table_has_a_row_for_each_request_in_order(tiny):
 
 
 # --- what is missing is made, once
-def test_made_trains_evaluates_and_then_only_reads(tiny):
+def test_make_table_trains_evaluates_and_then_only_reads(tiny):
     configs = [tiny(seed=seed, epochs=1) for seed in (0, 1)]
     told = []
     table = quick(configs, view=lambda runs: lambda done, at: told.append((runs, done)))
@@ -217,7 +217,7 @@ def test_the_notebooks_line_says_how_many_runs_are_made(tiny, monkeypatch):
 
     monkeypatch.setattr("metaug_workbook.widgets.live.display", lambda *_, **__: Handle())
     monkeypatch.setattr("metaug_core.training.loop.REPORT_SECONDS", 0.0)
-    notebook.made([tiny(seed=seed, epochs=1) for seed in (0, 1)], measures=("knn",), representations=("trained",))
+    notebook.make_table([tiny(seed=seed, epochs=1) for seed in (0, 1)], measures=("knn",), representations=("trained",))
     assert any(
         re.fullmatch(r"1 of 2 runs made, .+ left; tiny-metaug-conv-s1-\w+: step 3 of 5, loss [\d.]+", s) for s in shown
     )
