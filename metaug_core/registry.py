@@ -85,9 +85,8 @@ class Methods(Registry):
     """Methods by name, and those that a name composes: `cmc+hard+mag` is `cmc` with the modifiers `hard` and `mag` on it."""
 
     def __missing__(self, name: object):
-        self.fill()
         base, *parts = str(name).split("+")
-        if not parts:
+        if not parts or self.filled_by is not None:
             return super().__missing__(name)
         method = self[base]
         for number, part in enumerate(parts):
