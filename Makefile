@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env run lab notebooks figures site test check benchmarks gpu lock clean FORCE
+.PHONY: help env run lab notebooks figures site test test-fast check benchmarks gpu lock clean FORCE
 
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -102,6 +102,11 @@ test: $(STAMP) ## the tests, then every notebook
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile tests || failed="$$failed tests"; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 notebooks || failed="$$failed notebooks"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
+
+# What a change needs while it is written: no slow tests, no browser, no notebooks.
+test-fast: $(STAMP) ## the quick tests only
+	@METAUG_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg \
+	  $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" tests
 
 check: $(STAMP) ## ruff, pyright and the contracts of the layers
 	$(PY) -m ruff check .
