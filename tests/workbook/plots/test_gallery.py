@@ -85,6 +85,7 @@ def test_a_published_figure_has_files_provenance_and_its_place_on_the_page(entry
 
 
 def test_figures_come_again_from_their_tables_alone(entry, tmp_path):
+    open_before = plt.get_fignums()
     gallery.publish("a-line", TABLE, RUNS, tmp_path)
     svg = (tmp_path / "a-line.svg").read_bytes()
     for kind in ("png", "svg"):
@@ -95,7 +96,7 @@ def test_figures_come_again_from_their_tables_alone(entry, tmp_path):
     assert "drawn: architecture, a-line;" in told.output
     assert (tmp_path / "a-line.svg").read_bytes() == svg
     assert "a-line.png" in (tmp_path / "README.md").read_text()
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
 
 
 def test_a_figure_of_a_run_says_which_run(entry, tmp_path, tiny):
