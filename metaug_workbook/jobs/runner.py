@@ -87,14 +87,14 @@ class LastImages:
     """The images of the run asked for last: runs of the same data set come one after another."""
 
     def __init__(self) -> None:
-        self.key: Any = None
-        self.splits: datasets.Splits | None = None
+        self.last: tuple[Any, datasets.Splits] | None = None
 
     def load(self, config: Config, device: str) -> datasets.Splits:
         key = tuple(getattr(config, name) for name in loop.SHARED)
-        if self.splits is None or self.key != key:
-            self.key, self.splits = key, datasets.load(config, device)
-        return self.splits
+        last = self.last  # read once: a Dask worker may have several threads
+        if last is None or last[0] != key:
+            self.last = last = key, datasets.load(config, device)
+        return last[1]
 
 
 IMAGES = LastImages()  # of this process
