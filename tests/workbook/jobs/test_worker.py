@@ -84,6 +84,22 @@ def test_two_workers_do_a_sweep_once_though_one_of_them_is_killed(tmp_path):
     assert result.output.count("finished") == 4
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the script is one of bash")
+def test_the_script_hands_slurms_warning_on_so_that_the_run_is_saved(tmp_path):
+    runs = write_sweep(tmp_path, "--set", "epochs=5000", "--name", "mine")
+    (folder,) = [run.path for job in worker.read_jobs(runs) for run in job.runs]
+    script = subprocess.Popen(["bash", runs / "sweeps" / "mine" / "submit.sh"], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + DEADLINE
+    while not (folder / "timing.jsonl").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    script.terminate()  # Slurm signals the batch shell alone (--signal=B:TERM)
+    _, errors = script.communicate(timeout=DEADLINE)
+    assert "metaug: interrupted and saved; the same command goes on" in errors
+    assert (folder / "checkpoint.safetensors").exists()
+
+
 def test_runs_that_living_workers_have_are_left_to_them(tiny, monkeypatch):
     said: list[str] = []
     job = worker.Job((tiny(),))
