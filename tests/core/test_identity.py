@@ -366,6 +366,7 @@ def test_a_run_of_the_package_has_its_name_before_anything_else_is_imported():
     assert printed == Config(method="simclr", views=("RGB", "RGB")).name()
 
 
+@pytest.mark.slow
 def test_names_are_the_same_in_every_process(named, tmp_path):
     file = tmp_path / "theirs.py"
     file.write_text(MINE.replace("{z[0]}", "z[0]"))

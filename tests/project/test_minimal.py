@@ -94,6 +94,7 @@ def test_minimal_is_short_and_needs_torch_alone():
     assert set(imports) == {"torch"}
 
 
+@pytest.mark.slow
 def test_minimal_learns(minimal):
     torch.manual_seed(0)
     networks = minimal.PerView([minimal.encoder(c) for c in minimal.CHANNELS.values()])

@@ -359,6 +359,7 @@ def test_embeddings_are_the_unit_features_of_z_then_of_the_mag(run):
     torch.testing.assert_close(both.norm(dim=-1), torch.ones(4, 60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["epoch", "alternate"])
 def test_z_tilde_at_evaluation_is_the_function_that_was_trained(tiny, monkeypatch, schedule):
     """What `evaluate` measures: beside it the MAG with the statistics of the minibatch, on the same z of evaluation mode."""
@@ -413,6 +414,7 @@ def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny
     assert monitored == knn(train, splits.train.labels, val, splits.val.labels, 4)
 
 
+@pytest.mark.slow
 def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):
     """Over several seeds: with unset statistics some of so few validation images fall to another class."""
     readings, floors = [], []

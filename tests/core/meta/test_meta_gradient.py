@@ -87,6 +87,7 @@ OPTIMISERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIMISERS)
 @pytest.mark.parametrize("encoder", ["conv", "fc", "resnet18"])
 def test_the_optimisers_own_step_equals_double_backward(encoder, kind):

@@ -322,6 +322,7 @@ def together(tmp_path_factory):
     return dict(zip(names, fit_trials([config(name, runs_dir=folder) for name in names], quiet), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", dict.fromkeys([*METHODS, *COMPOSED]))
 def test_killed_and_resumed_alone_is_the_trial_bit_for_bit(together, tmp_path, monkeypatch, name):
     """A run that is interrupted in its second pass and goes on in a new state, against the same run among trials."""

@@ -127,6 +127,7 @@ def test_a_users_data_set_with_unlabelled_images(tiny, monkeypatch):
     assert max(fit(tiny(dataset="half", method="supervised", epochs=1), quiet).metrics["step"]) == 2
 
 
+@pytest.mark.slow
 def test_every_encoder_of_a_table_trains(tiny):
     for encoder, width in (("fc", 0.02), ("resnet18", 1)):
         run = fit(tiny(encoder=encoder, width=width, epochs=1, train_images=18, batch_size=8), quiet)

@@ -75,6 +75,7 @@ def test_swavs_head_is_lightlys_whose_weights_it_takes():
     torch.testing.assert_close(own(x), reference(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_no_room_needs_lightly():
     hidden = (
         "import importlib, pkgutil, sys; sys.modules['lightly'] = None; import metaug_core; "

@@ -181,6 +181,7 @@ def assert_same(one: Run, other: Run) -> None:
         assert len(rows(run.path / "metrics.jsonl")) > 5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_everything(whole):
     names = set(read_tensors(whole("metaug").checkpoint)[0])
     first = {name.split(".")[0] for name in names}
@@ -208,6 +209,7 @@ def test_a_checkpoint_only_when_it_is_due_and_at_the_end(tmp_path, monkeypatch):
         assert read_tensors(run.checkpoint)[1]["step"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "rarely"])
 def test_killed_again_and_again(driver, whole, tmp_path, name):
     """SIGKILL before a random access to the files: of configs, rows, checkpoints being written, encoders."""
@@ -220,6 +222,7 @@ def test_killed_again_and_again(driver, whole, tmp_path, name):
     assert_same(whole(name), request(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_killed_with_no_checkpoint_but_those_of_interrupts(driver, whole, tmp_path, seed):
     """SIGTERM and SIGKILL in turn, before random accesses: what is killed goes on from the last interrupt, passes back."""
@@ -239,6 +242,7 @@ def test_killed_with_no_checkpoint_but_those_of_interrupts(driver, whole, tmp_pa
     assert_same(whole("rarely"), run)
 
 
+@pytest.mark.slow
 def test_interrupted_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
     """The checkpoint that ends a pass is made after its monitor reading, which has the same step; nothing is lost or doubled."""
     ends_of_pass = set()
@@ -257,6 +261,7 @@ def test_interrupted_at_every_access_around_the_end_of_a_pass(driver, whole, tmp
     assert {position for epoch, position, _ in ends_of_pass if epoch == 0} >= {4}, ends_of_pass
 
 
+@pytest.mark.slow
 def test_killed_at_every_access_around_the_end_of_a_pass(driver, whole, tmp_path):
     """One kill each, before every single access to the files from the last checkpoint within a pass to the first of the next."""
     ends_of_pass = set()
@@ -356,6 +361,7 @@ def test_an_interrupt_while_files_are_written(driver, whole, tmp_path, moment):
     assert_same(whole("authors"), request(config))
 
 
+@pytest.mark.slow
 def test_a_stop_request_of_another_process_saves_and_stops_the_run(driver, tmp_path):
     config, untouched = (settings("rarely", tmp_path / name).replace(epochs=40) for name in ("stopped", "untouched"))
     run = request(config)

@@ -29,6 +29,7 @@ def configs(tiny):
     return [tiny(seed=0), tiny(seed=1), tiny(seed=0, alpha=0.5), tiny(seed=0, lr=0.02), tiny(method="cmc", epochs=1)]
 
 
+@pytest.mark.slow
 def test_each_trial_is_its_own_single_run(configs, tmp_path):
     together = fit_trials(configs, quiet)
     assert [run.config.name() for run in together] == [config.name() for config in configs]
@@ -75,6 +76,7 @@ def dropping(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monkeypatch, tmp_path):
     configs = [tiny(encoder="dropping", look_ahead="fresh", seed=seed, epochs=2 + seed) for seed in (0, 1)]
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
@@ -131,6 +133,7 @@ def test_trials_of_different_images_are_refused(tiny, change):
         fit_trials([tiny(), tiny(**change)], quiet)
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_every_trial_and_they_go_on(tiny, tmp_path, monkeypatch):
     configs = [tiny(seed=seed, epochs=4) for seed in (0, 1)]
 

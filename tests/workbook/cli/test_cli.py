@@ -236,6 +236,7 @@ def test_papermill_alone_cannot_pass_a_misspelt_name(tmp_path):
     assert caught.value.evalue == "'sede' is not a parameter of this notebook; did you mean 'seed'?"
 
 
+@pytest.mark.slow
 def test_any_setting_reaches_a_notebook_and_its_config(tmp_path):
     source = write_notebook(
         tmp_path / "settings.ipynb",

@@ -109,6 +109,7 @@ def when_training(configs, act: Callable[[dict[str, int]], None], steps: int = 1
     return view
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_table_as_one_process(config, tmp_path):
     configs = [config(seed=seed) for seed in (0, 1, 2)] + [config(lr=1e30, optimiser="sgd"), config(method="cmc")]
     seen: dict[str, int] = {}
@@ -151,6 +152,7 @@ def test_one_that_cannot_be_evaluated_leaves_the_others_evaluated(config):
     assert table["knn"][1] > 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_leaves_is_made(config):
     configs = [config(seed=seed, epochs=20) for seed in (0, 1, 2)]
     killed: dict[str, int] = {}
@@ -167,6 +169,7 @@ def test_what_a_killed_worker_leaves_is_made(config):
     assert set(begun.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_job_whose_workers_die_again_and_again_is_a_failure_and_the_others_go_on(config, monkeypatch):
     monkeypatch.setattr(processes, "LOSSES", 1)
     configs = [config(seed=seed, epochs=40 if seed == 0 else 1) for seed in (0, 1, 2)]
@@ -187,6 +190,7 @@ def test_a_job_whose_workers_die_again_and_again_is_a_failure_and_the_others_go_
     assert len(deaths) == 2
 
 
+@pytest.mark.slow
 def test_interrupted_everyone_saves_and_the_same_call_goes_on(config):
     configs = [config(seed=seed, epochs=40) for seed in (0, 1)]
     workers: list[int] = []
@@ -210,6 +214,7 @@ def test_interrupted_everyone_saves_and_the_same_call_goes_on(config):
     assert [[row["from_step"] > 0 for row in sessions(one)] for one in begun] == [[False, True]] * len(begun)
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_a_killed_owner(config, tmp_path):
     configs = [config(seed=seed, epochs=3000) for seed in (0, 1)]
     script = textwrap.dedent("""
@@ -233,6 +238,7 @@ def test_a_worker_does_not_outlive_a_killed_owner(config, tmp_path):
         assert store.open_run(name, tmp_path / "runs").checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_else_stops_is_a_failure_of_this_call_and_saved(config):
     configs = [config(seed=seed, epochs=400 if seed == 0 else 1) for seed in (0, 1)]
     stopped = store.request(configs[0])
@@ -251,6 +257,7 @@ def test_the_owner_does_not_wait_until_its_calls_are_read(tmp_path):
     executor.shutdown()
 
 
+@pytest.mark.slow
 def test_what_a_call_raises_its_future_raises_as_a_sentence(tmp_path):
     executor = LocalProcesses(1, tmp_path / "log")
     with pytest.raises(MetaugError, match="there is no notebook 'nowhere'"):
@@ -261,6 +268,7 @@ def test_what_a_call_raises_its_future_raises_as_a_sentence(tmp_path):
     executor.shutdown()
 
 
+@pytest.mark.slow
 def test_a_method_of_the_notebook_alone_is_left_to_it(config, monkeypatch):
     own = type("Own", (METHODS["cmc"],), {})
     monkeypatch.setitem(METHODS, "own", own)
@@ -271,6 +279,7 @@ def test_a_method_of_the_notebook_alone_is_left_to_it(config, monkeypatch):
     assert seen.keys() <= {one.name() for one in configs[2:]}
 
 
+@pytest.mark.slow
 def test_what_another_process_does_is_waited_for_and_not_done_again(config):
     configs, said = [config(seed=seed, epochs=1) for seed in (0, 1)], []
     run, held, let_go = store.request(configs[0]), threading.Event(), threading.Event()

@@ -242,6 +242,7 @@ def shows(where, png, text, seconds=60):
     wait(right, f"the picture of {text!r} does not appear", seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", CALLS)
 def test_a_key_moves_the_explorer_to_the_right_picture(explorers, title, screenshots):
     label, keys, values = MOVES[title]
@@ -348,6 +349,7 @@ def steps(run):
     return found[-1]["step"] if found else 0
 
 
+@pytest.mark.slow
 def test_a_run_is_started_watched_paused_resumed_outlives_its_kernel_and_is_stopped(
     page, lab, config, place, screenshots
 ):
