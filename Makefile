@@ -95,18 +95,20 @@ notebooks: $(STAMP) ## execute every notebook in place, each from a clean kernel
 	  --ExecutePreprocessor.record_timing=False "$$n" || exit 1; done
 
 # One thread per worker: two workers on two cores. Runs go to a folder that is thrown away, never to the user's.
+APART = tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+  export METAUG_RUNS="$$tmp/runs" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
+
 # The notebooks are tested even when the tests fail, and either failing fails.
 test: $(STAMP) ## the tests, then every notebook
-	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
-	export METAUG_RUNS="$$tmp/runs" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg; failed=; \
+	@$(APART); failed=; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile tests || failed="$$failed tests"; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 notebooks || failed="$$failed notebooks"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi
 
 # What a change needs while it is written: no slow tests, no browser, no notebooks.
 test-fast: $(STAMP) ## the quick tests only
-	@METAUG_RUNS=$$(mktemp -d) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg \
-	  $(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" tests
+	@$(APART); \
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" tests
 
 check: $(STAMP) ## ruff, pyright and the contracts of the layers
 	$(PY) -m ruff check .

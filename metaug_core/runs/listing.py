@@ -1,6 +1,5 @@
 """What is in a folder of runs, read without torch and without knowing the runs' methods: each folder is listed as what it is."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaug_core.config import PROTOCOL_VERSION
+from metaug_core.runs import store
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def state_of(path: Path, config: dict[str, Any]) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; {} if it is missing, torn or something else."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = store.read_json(path)
+    except store.StoreError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -75,9 +75,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def last_epoch(path: Path) -> float:
     """The epoch of the last whole row of metrics; 0 if there is none."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-        return float(json.loads(lines[-1])["epoch"]) if lines else 0.0
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(store.last_row(path)["epoch"])
+    except (ValueError, KeyError, TypeError):
         return 0.0
 
 

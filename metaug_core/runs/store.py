@@ -133,6 +133,10 @@ class Run:
         file = self.path / "failed.json"
         return read_json(file)["error"] if file.exists() else None
 
+    def clear_failure(self) -> None:
+        """Forget that training diverged, so that it is tried again."""
+        (self.path / "failed.json").unlink(missing_ok=True)
+
     @property
     def metrics(self) -> "pd.DataFrame":
         """One row per logged step and per monitor reading; columns are the metrics, NaN where a row has none."""
@@ -218,6 +222,17 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return table
 
 
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole line of a JSON-lines file; {} if there is none. Reads only the end of the file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
     """Add rows to a JSON-lines file. StoreError if the disk is full."""
     try:
@@ -231,6 +246,11 @@ def keep_rows(path: Path, last_step: int) -> None:
     """Drop the rows after last_step: a resumed run writes them again."""
     kept = [row for row in rows(path) if row["step"] <= last_step]
     write(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def is_newer(file: Path, other: Path) -> bool:
+    """Whether a file is there and was not written before the other, which is there."""
+    return file.exists() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def request(config: Config) -> Run:
@@ -301,7 +321,7 @@ def begin(run: Run, step: int, device: str, eager_because: str | None = None) ->
     """
     from metaug_core.runs.environment import environment
 
-    (run.path / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
+    run.clear_failure()  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     sessions = run.sessions if step > 0 else []
     write_json(

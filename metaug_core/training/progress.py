@@ -1,11 +1,7 @@
 """How far training is, and bars on a terminal that show it. A live view in a notebook is another `Reporter`."""
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -43,17 +39,6 @@ class TerminalBar:
         self.bar.set_postfix_str(f"epoch {progress.epoch}, loss {progress.loss:.4f}, {images_per_second:,.0f} images/s")
         if step == steps:
             self.bar.close()
-
-
-def last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSON-lines file; {} if there is none. Reads only the end of the file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def position(progress: Progress | None) -> tuple[float, str]:

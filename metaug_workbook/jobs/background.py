@@ -64,14 +64,10 @@ def state(run: Run) -> str:
             return "saving"
         log, timing = run.path / LOG, run.path / "timing.jsonl"
         begun = timing.exists() and timing.stat().st_size
-        return "training" if begun and not is_newer(log, timing) else "starting"
+        return "training" if begun and not store.is_newer(log, timing) else "starting"
     if last_words(run) and not last_words(run).startswith(PAUSED):
         return "failed"
     return "paused" if run.checkpoint.exists() else "new"
-
-
-def is_newer(log: Path, timing: Path) -> bool:
-    return log.exists() and log.stat().st_mtime_ns >= timing.stat().st_mtime_ns
 
 
 def last_words(run: Run) -> str:

@@ -31,7 +31,6 @@ from tqdm import tqdm
 from metaug_core.config import HOME, Config, ConfigError
 from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
-from metaug_core.training.progress import last_row
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build_config, parse_setting
 from metaug_workbook.jobs.runner import how_to_continue
@@ -125,7 +124,7 @@ class Watch:
         self.before = self.last_row()
 
     def last_row(self) -> dict[str, Any]:
-        return last_row(self.run.path / "timing.jsonl") if self.run is not None else {}
+        return store.last_row(self.run.path / "timing.jsonl") if self.run is not None else {}
 
     def state(self) -> tuple[float, str]:
         """How much is done, in [0, 1], and the same in words."""

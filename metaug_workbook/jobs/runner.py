@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from metaug_core.runs import store
 from metaug_core.runs.store import BusyError, Run
 from metaug_core.runtime import distributed
 from metaug_core.training import loop
-from metaug_core.training.progress import Progress, RunsBar, RunsReporter, last_row
+from metaug_core.training.progress import Progress, RunsBar, RunsReporter
 from metaug_workbook.jobs.processes import SAVE_SECONDS, LocalProcesses
 from metaug_workbook.results.tables import DEFAULT, Wanted, list_missing, read_table
 
@@ -50,11 +51,14 @@ class Job:
     configs: tuple[Config, ...]
     wanted: Wanted | None = None
 
-    @property
+    @cached_property
     def runs(self) -> list[Run]:
         return [store.request(config) for config in self.configs]
 
     def lacks(self, run: Run) -> bool:
+        """Whether something is still to be done for a run of the job. Nothing is for one that diverged."""
+        if run.failure is not None:
+            return False
         return not run.finished if self.wanted is None else self.wanted.is_lacking(run)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def execute(job: Job, report: Callable[[Progress], None] = lambda at: None) -> d
                 outcomes[run.path.name] = DONE, str(error)
         diverged = {run.path.name: run.failure for run in own}
         try:
-            failures = train_and_evaluate(job, [run for run in own if not run.failure and job.lacks(run)], report)
+            failures = train_and_evaluate(job, [run for run in own if job.lacks(run)], report)
         except MetaugError as error:  # of data that are missing: everyone's
             failures = {run.path.name: error for run in own}
     sentences = diverged | {name: str(error) for name, error in failures.items()}
@@ -159,15 +163,12 @@ class Watch:
         self.report = view(self.total)
 
     def tell(self, at: Progress | None = None) -> None:
-        self.lacking = [(job, run) for job, run in self.lacking if not self.failed_or_done(job, run)]
+        self.lacking = [(job, run) for job, run in self.lacking if run.path.name not in self.failed and job.lacks(run)]
         self.report(self.total - len(self.lacking), at or self.newest())
-
-    def failed_or_done(self, job: Job, run: Run) -> bool:
-        return run.path.name in self.failed or run.failure is not None or not job.lacks(run)
 
     def newest(self) -> Progress | None:
         """Where the run stands that was trained last."""
-        rows = [(run, last_row(run.path / "timing.jsonl")) for _, run in self.lacking if not run.finished]
+        rows = [(run, store.last_row(run.path / "timing.jsonl")) for _, run in self.lacking if not run.finished]
         begun = [(run, row) for run, row in rows if row]
         if not begun:
             return None
@@ -295,7 +296,7 @@ def make_table(
     if not todo:
         return read_table(configs, split)
     for run in todo:  # those asked for again: whoever comes to it sees what happened this time
-        (run.path / "failed.json").unlink(missing_ok=True)
+        run.clear_failure()
     jobs = [Job(group, wanted) for group in group_configs([run.config for run in todo], together)]
     count = count_processes(todo) if processes is None else processes
     workers = start_processes(count, todo[0].config.runs_dir / "workers.log") if count > 1 else nullcontext()

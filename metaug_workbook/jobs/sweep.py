@@ -11,6 +11,7 @@ figure that fails costs no result. Two processes may do one sweep at the same ti
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,8 @@ class Sweep:
     def read_cell(self, number: int, before: Mapping[str, Any], retry: bool) -> dict[str, Any]:
         """The cell as the run's folder and the record say. notebook_error: why the notebook of a finished run failed."""
         run, settings = self.runs[number], {n: self.plan.given[number][n] for n in self.plan.varying}
-        executed = self.notebook(run)
-        cell = {"run": run.path.name, "settings": settings, "error": None, "state": "missing", "notebook": None}
-        cell["notebook_error"] = None if retry else before.get("notebook_error")
-        if executed.exists():  # as it is recorded: from the folder of all runs, which may move
-            cell["notebook"] = str(executed.relative_to(run.config.runs_dir))
+        cell = {"run": run.path.name, "settings": settings, "error": None, "state": "missing"}
+        cell |= {"notebook": self.executed(run), "notebook_error": None if retry else before.get("notebook_error")}
         if run.finished and not self.plan.wanted.is_lacking(run):
             return cell | {"state": "finished"}
         error = run.failure or before.get("error")
@@ -127,6 +125,11 @@ class Sweep:
     def notebook(self, run: store.Run) -> Path:
         """Where the executed notebook of a run is or will be."""
         return run.path / papermill_runner.find_notebook(self.plan.notebook).name
+
+    def executed(self, run: store.Run) -> str | None:
+        """The executed notebook as it is recorded: from the folder of all runs, which may move. None: there is none."""
+        notebook = self.notebook(run)
+        return str(notebook.relative_to(run.config.runs_dir)) if notebook.exists() else None
 
     def count(self, state: str) -> int:
         return sum(cell["state"] == state for cell in self.cells)
@@ -140,7 +143,9 @@ class Sweep:
         return [
             number
             for number, (cell, run) in enumerate(zip(self.cells, self.runs, strict=True))
-            if cell["state"] == "finished" and not cell["notebook_error"] and not is_newer(self.notebook(run), run)
+            if cell["state"] == "finished"
+            and not cell["notebook_error"]
+            and not store.is_newer(self.notebook(run), run.path / "finished.json")
         ]
 
     def jobs(self, together: int = 1) -> list[Job]:
@@ -162,11 +167,16 @@ class Sweep:
         task = {"notebook": plan.notebook, "given": plan.given[number], "imports": list(plan.imports)}
         return task | {"runs_dir": str(plan.configs[number].runs_dir)}
 
-    def record(self) -> None:
+    @cached_property
+    def header(self) -> dict[str, Any]:
+        """What sweep.json holds beside the cells: the same at every record. jobs: for `metaug work`."""
         plan = self.plan
         header = {"notebook": plan.notebook, "imports": list(plan.imports), "evaluate": asdict(plan.wanted)}
-        jobs = [Job((config,), plan.wanted).to_json() for config in plan.configs]  # for `metaug work`
-        store.write_json(self.file, header | {"varying": list(plan.varying), "cells": self.cells, "jobs": jobs})
+        jobs = [Job((config,), plan.wanted).to_json() for config in plan.configs]
+        return header | {"varying": list(plan.varying), "jobs": jobs}
+
+    def record(self) -> None:
+        store.write_json(self.file, self.header | {"cells": self.cells})
 
     def table(self) -> pd.DataFrame:
         failures = {cell["run"]: cell["error"] for cell in self.cells if cell["state"] == "failed"}
@@ -176,12 +186,6 @@ class Sweep:
     def save(self) -> None:
         self.record()
         tables.save(self.table(), self.plan.folder / "table")
-
-
-def is_newer(notebook: Path, run: store.Run) -> bool:
-    """Whether a notebook was executed after its run was finished."""
-    finished = run.path / "finished.json"
-    return notebook.exists() and notebook.stat().st_mtime_ns >= finished.stat().st_mtime_ns
 
 
 def run_sweep(
@@ -203,7 +207,7 @@ def run_sweep(
 
     sweep.record()
     for number in sweep.missing():  # with retry: whoever comes to it sees what happened this time
-        (sweep.runs[number].path / "failed.json").unlink(missing_ok=True)
+        sweep.runs[number].clear_failure()
     try:
         if jobs := sweep.jobs(together):
             run_jobs(jobs, executor, view, settle)
@@ -224,10 +228,7 @@ def execute_notebooks(sweep: Sweep, executor: Executor | None, say: Callable[[st
         futures = {executor.submit(execute_notebook, task): number for number, task in todo.items()}
         errors = ((futures[future], error_of(future)) for future in as_completed(futures))
     for number, error in errors:
-        cell, run = sweep.cells[number], sweep.runs[number]
-        cell["notebook_error"] = error
-        if sweep.notebook(run).exists():
-            cell["notebook"] = str(sweep.notebook(run).relative_to(run.config.runs_dir))
+        sweep.cells[number] |= {"notebook": sweep.executed(sweep.runs[number]), "notebook_error": error}
         sweep.record()
         if error:
             say(f"the notebook failed: {sweep.plan.words(number)}: {error}")

@@ -4,7 +4,6 @@ Workers share nothing but the folder of runs. Each takes the next unfinished job
 run, goes on with a run whose worker has died, and ends when nothing is left that it could do.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Callable
@@ -54,7 +53,7 @@ def read_jobs(runs_dir: Path, names: tuple[str, ...] = ()) -> list[Job]:
         for values in store.read_json(file)["jobs"]:
             for settings in values["configs"]:
                 settings["runs_dir"] = str(runs_dir)  # the folder may be mounted elsewhere here
-            jobs.append(Job.from_json(json.loads(json.dumps(values))))
+            jobs.append(Job.from_json(values))
     return jobs
 
 
@@ -63,7 +62,7 @@ def work(jobs: list[Job], say: Callable[[str], None]) -> None:
     Raises KeyboardInterrupt once the run under way is saved."""
     failed: set[str] = set()
     waits_until = time.monotonic() + STALE_SECONDS
-    while left := [job for job in jobs if any(lacks_work(job, run, failed) for run in job.runs)]:
+    while left := [job for job in jobs if any(run.path.name not in failed and job.lacks(run) for run in job.runs)]:
         outcomes = {name: outcome for job in left for name, outcome in do(job, say).items()}
         failed |= {name for name, (state, sentence) in outcomes.items() if state != BUSY and sentence}
         if any(state != BUSY for state, _ in outcomes.values()):
@@ -74,10 +73,6 @@ def work(jobs: list[Job], say: Callable[[str], None]) -> None:
         else:
             time.sleep(WAIT_SECONDS)
     say("nothing is left to be done")
-
-
-def lacks_work(job: Job, run: store.Run, failed: set[str]) -> bool:
-    return run.path.name not in failed and run.failure is None and job.lacks(run)
 
 
 def do(job: Job, say: Callable[[str], None]) -> dict[str, tuple[str, str | None]]:

@@ -11,13 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from tiny import TINY, run_steps, saved, start_state
-from torch import nn
 from torch.nn import functional as F
 
 from metaug_core import Config, fit, fit_trials
 from metaug_core.data import datasets
-from metaug_core.networks.encoders import conv
-from metaug_core.registry import ENCODERS
 from metaug_core.runs.store import read_tensors
 from metaug_core.runtime.device import arithmetic, side_by_side, unit_roundoff
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Stepper
@@ -28,14 +25,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def quiet(progress):
     pass
-
-
-@pytest.fixture
-def dropping(monkeypatch):
-    """An encoder of a user, which draws from torch's global generator."""
-    monkeypatch.setitem(
-        ENCODERS, "dropping", lambda channels, config: nn.Sequential(conv(channels, config), nn.Dropout())
-    )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import subprocess
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from click.testing import Result
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
 PARAMETERS = """\
 preset: str = "quick"  # a preset
@@ -58,3 +60,14 @@ def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Pat
         new_notebook(cells=parts, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}), path
     )
     return path
+
+
+def write_noise_images(root: Path) -> None:
+    """A data set of image files, which another process can load: two classes of noise, 16 pixels a side."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", 24), ("test", 4)):
+        for name in "ab":
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(random.randint(0, 255, (16, 16, 3)).astype("uint8")).save(folder / f"{number}.png")

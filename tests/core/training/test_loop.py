@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY
+from tiny import TINY, same
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -54,10 +54,6 @@ def steps(s: Any, count: int, log: bool = False) -> list[dict[str, torch.Tensor]
 def weights(module: nn.Module | None) -> dict[str, torch.Tensor]:
     assert module is not None
     return {name: p.detach().clone() for name, p in module.named_parameters()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def of(run: Run, prefix: str) -> dict[str, torch.Tensor]:

@@ -68,14 +68,6 @@ def test_what_an_encoder_draws_is_each_trials_own(tiny, monkeypatch, tmp_path):
         assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
 
 
-@pytest.fixture
-def dropping(monkeypatch):
-    """An encoder of a user, which draws from torch's global generator."""
-    monkeypatch.setitem(
-        ENCODERS, "dropping", lambda channels, config: nn.Sequential(conv(channels, config), nn.Dropout())
-    )
-
-
 @pytest.mark.slow
 def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monkeypatch, tmp_path):
     configs = [tiny(encoder="dropping", look_ahead="fresh", seed=seed, epochs=2 + seed) for seed in (0, 1)]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import ROOT, TINY
+from tiny import ROOT, TINY, same, saved
 from workbooks import sentence, write_notebook
 
 from metaug_core import fit
@@ -22,7 +22,7 @@ from metaug_core.config import Config
 from metaug_core.runs import store
 from metaug_core.runs.lock import read_owner
 from metaug_core.runs.store import read_tensors
-from metaug_core.training.progress import last_row, silent
+from metaug_core.training.progress import silent
 from metaug_workbook.cli import main
 from metaug_workbook.jobs import estimate, grid, runner
 from metaug_workbook.results import tables
@@ -334,11 +334,6 @@ def alone(configs: list[Config], place: Path) -> list[store.Run]:
         torch.set_num_threads(before)
 
 
-def the_same(a: store.Run, b: store.Run) -> bool:
-    one, other = (read_tensors(run.checkpoint)[0] for run in (a, b))
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
@@ -355,7 +350,7 @@ def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
     found = [store.request(config) for config in configs]
     for run, other in zip(found, alone(configs, tmp_path / "alone"), strict=True):
         assert len(store.read_json(run.path / "environment.json")) == 1  # the notebook found a finished run
-        assert the_same(run, other)
+        assert same(saved(run), saved(other))
         finished, executed = ((run.path / name).stat().st_mtime_ns for name in ("finished.json", "cell.ipynb"))
         assert finished < executed
     wanted = tables.Wanted(("knn",), ("trained",), False, "test")
@@ -378,7 +373,7 @@ def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
     def trains(sessions: int) -> bool:
         files = [run.path / "environment.json" for run in found]
         return all(f.exists() and len(store.read_json(f)) == sessions for f in files) and all(
-            last_row(run.path / "timing.jsonl") for run in found
+            store.last_row(run.path / "timing.jsonl") for run in found
         )
 
     process = started(words)
@@ -399,4 +394,4 @@ def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
         assert begun == sorted(set(begun))
         assert len(begun) == 3
         assert begun[1] > 0
-        assert the_same(run, other)
+        assert same(saved(run), saved(other))

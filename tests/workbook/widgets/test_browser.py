@@ -18,9 +18,8 @@ from contextlib import closing
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-from PIL import Image
+from workbooks import write_noise_images
 
 from metaug_core.presets import preset
 from metaug_core.runs.store import append, request, rows, write, write_json
@@ -312,13 +311,7 @@ def test_the_saved_notebook_holds_static_pictures(explorers, place):
 @pytest.fixture(scope="module")
 def config(place):
     """A run of a minute and more, on image files."""
-    random = np.random.RandomState(0)
-    for split, count in (("train", 24), ("test", 4)):
-        for name in "ab":
-            folder = place / "images" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(random.randint(0, 255, (16, 16, 3)).astype("uint8")).save(folder / f"{number}.png")
+    write_noise_images(place / "images")
     found = preset(
         "quick", dataset="folder", data_dir=place / "images", runs_dir=place / "runs", image_size=16, width=0.05,
         feature_dim=8, mag_hidden=16, batch_size=8, epochs=5000, train_images=None, log_every=2, workers=0, device="cpu",

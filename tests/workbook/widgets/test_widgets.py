@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from workbooks import write_noise_images
 
 from metaug_core import Config, MetaugError, preset
 from metaug_core.data import shapes
@@ -244,13 +245,7 @@ def test_arrows_of_the_stage_and_buttons_forward_and_back():
 @pytest.fixture
 def background_config(tmp_path):
     """A run on image files, which another process can load: the tiny data set is known to this one only."""
-    random = np.random.RandomState(0)
-    for split, count in (("train", 24), ("test", 4)):
-        for name in "ab":
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(random.randint(0, 255, (16, 16, 3)).astype("uint8")).save(folder / f"{number}.png")
+    write_noise_images(tmp_path / "images")
     return preset(
         "quick", dataset="folder", data_dir=tmp_path / "images", runs_dir=tmp_path / "runs", image_size=16, width=0.05,
         feature_dim=8, mag_hidden=16, batch_size=8, epochs=400, train_images=None, log_every=2, workers=0, device="cpu",
