@@ -7,7 +7,7 @@ A named set of settings (`quick`, `paper`, `authors`) comes from `presets.preset
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from metaug_core import registry, sources
 from metaug_core.contradictions import contradictions, one_sentence, surprise
 from metaug_core.errors import MetaugError
+from metaug_core.recipes import uniform
 from metaug_core.settings import (
     ONLY_WITH,
     OPTIONAL,
@@ -35,12 +36,14 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
 # Raised when the same settings give other numbers, or when a default is another (tests/core/test_identity.py).
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 # Raised when the same features would get other accuracies; those of another version are measured again.
 PROTOCOL_VERSION = 1
-# Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name.
+# Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name. Of a
+# protocol, the settings that it brings do.
 NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every",
-                "monitor_every"}  # fmt: skip
+                "monitor_every", "protocol"}  # fmt: skip
+RECIPE_NEEDS = ("epochs", "batch_size", "image_size")  # to scale a recipe
 IN_EVERY_NAME = {"dataset", "method", "encoder", "seed"}
 
 
@@ -78,18 +81,30 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     """Each view has its own random augmentation (SimCLR); else all are colour splits of one augmented image (CMC)."""
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """Area of the random resized crop as a share of the image; (1, 1): no crop."""
+    crop_ratio: Annotated[float, Field(ge=1, le=4)] = 4 / 3
+    """Largest ratio of the crop's sides, either way, as far as the image allows; 1: as the image."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Random rotation, uniform in +-this, degrees."""
     jitter: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Strength of brightness, contrast and saturation jitter +-0.8 x this and hue +-0.2 x this (SimCLR); 0: none."""
+    """Strength of colour jitter, which multiplies jitter_ranges; 0: none."""
+    jitter_ranges: tuple[Rate, Rate, Rate, Rate] = (0.8, 0.8, 0.8, 0.2)
+    """Jitter of brightness, contrast, saturation and hue (turns), +- this x jitter (SimCLR), in random order."""
+    jitter_probability: Share = 0.8
+    """Probability that an image's colours are jittered."""
     grey: Share = 0.0
     """Probability of turning an image grey."""
+    blur: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
+    """Probability of a Gaussian blur, one for all views, or with `independent` one for each (BYOL 1.0, 0.1)."""
+    solarise: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
+    """Probability of inverting the bright half of each channel, as `blur` (BYOL 0, 0.2)."""
     mixup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Mixup noise (DACL): x + share of another image, share uniform in [0, this); 0: none."""
     randaugment: Annotated[float, Field(ge=0, le=30)] = 0.0
     """Magnitude of RandAugment (0 to 30, two operations an image); 0: none."""
+    randaugment_probability: Share = 0.5
+    """Probability of each of the two operations (InfoMin Aug.)."""
 
     # --- networks
     encoder: str = "conv"
@@ -97,11 +112,20 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     stem: Literal["auto", "paper", "small"] = "auto"
     """First layer: the paper's 11x11/4 (needs >= 64 px), or a small one for small images; auto: paper from 128 px."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper."""
+    """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper, 2: the whole one."""
+    encoder_norm: Literal["joint", "apart"] = "joint"
+    """BatchNorm statistics of two crops through one encoder: of both together, or of each crop."""
+    head_norm: Literal["joint", "apart"] = "apart"
+    """The same for projection and prediction heads."""
+    zero_init_residual: bool = False
+    """ResNets start with the last BatchNorm of each residual block at weight 0."""
 
     # --- objective: settings that only some methods use are in the groups of `settings`
     method: str = "metaug"
     """A name in METHODS: metaug, metaug-only-oucl, metaug-only-mag, cmc, simclr, supervised, or a registered one."""
+    protocol: Literal["own", "uniform"] | None = None
+    """What surrounds the method's loss (`recipes`). own: its authors' augmentation, optimiser and BatchNorm; uniform: the same for
+    every method, as in section 4.1 of the paper; None: the method's own views and augmentation, the preset's optimiser."""
     loss_scale: Size = 1.0
     """The loss is multiplied by this constant (the authors' code has one)."""
 
@@ -110,14 +134,16 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per step."""
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimiser: Literal["adam", "sgd", "lars"] = "adam"
     """For encoders and heads."""
     lr: Size = 1e-3
     """l, learning rate of encoders and heads."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """Of SGD and LARS."""
     weight_decay: Rate = 0.0
     """L2 penalty on encoders and heads."""
+    decay_norm_and_bias: bool = True
+    """Biases and BatchNorm weights take part in weight decay and in LARS' adaptation of the rate."""
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
     """How both learning rates change over the epochs."""
     lr_steps: tuple[Positive, ...] = ()
@@ -163,9 +189,9 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
 
     @classmethod
     def over(cls, preset: Mapping[str, Any], given: Mapping[str, Any]) -> "Config":
-        """What is given on top of the method's defaults, and these on top of a preset's values."""
-        name = given.get("method", cls.model_fields["method"].default)
-        config = cls(**{**preset, **method_defaults(name), **given})
+        """What is given on top of what method and protocol bring, and these on top of a preset's values."""
+        brought = settings_brought({**preset, **given}, preset.get("width", cls.model_fields["width"].default))
+        config = cls(**{**preset, **brought, **given})
         config._preset, config._given = preset, given
         return config
 
@@ -175,9 +201,9 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
 
     @model_validator(mode="before")
     @classmethod
-    def _method_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """A method's own defaults stand where the user said nothing (SimCLR: two independent RGB crops)."""
-        return {**method_defaults(values.get("method", cls.model_fields["method"].default)), **values}
+    def _brought(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What method and protocol bring stands where the user said nothing (SimCLR: two independent RGB crops)."""
+        return {**settings_brought(values, cls.model_fields["width"].default), **values}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -218,17 +244,25 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         return f"{name} changes nothing without {needed}"
 
     def chosen(self) -> dict[str, Any]:
-        """The settings that differ from the method's defaults, and the method."""
+        """The settings that differ from the method's defaults, and the method. With a protocol also all that it brings or takes
+        away, so that the run stays what it is when a recipe is mended."""
+        kept = (
+            settings_brought(dict(self), 1.0).keys() | method_defaults(self.method).keys() if self.protocol else set()
+        )
+        return self._unusual({"method"} | kept)
+
+    def _unusual(self, kept: Set[str]) -> dict[str, Any]:
+        """The settings that differ from the method's defaults, and those to be kept in any case, JSON-ready."""
         usual = {name: field.default for name, field in type(self).model_fields.items()}
         usual = to_jsonable_python(usual | dict(method_defaults(self.method)))
         values = self.model_dump(mode="json")
-        return {name: value for name, value in values.items() if name == "method" or value != usual[name]}
+        return {name: value for name, value in values.items() if name in kept or value != usual[name]}
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, JSON-ready: the engine's version, the settings that can change it and are not as the method has
         them by default, and a hash of the source of a data set, views, encoder or method of the user's own."""
-        chosen = self.chosen().items()
-        settings = {name: value for name, value in chosen if name not in NOT_IDENTITY and not self.idle(name)}
+        unusual = self._unusual({"method"}).items()
+        settings = {name: value for name, value in unusual if name not in NOT_IDENTITY and not self.idle(name)}
         settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}
         if self.dataset == "folder":
             settings["data_dir"] = str(self.data_dir.resolve())
@@ -244,6 +278,29 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
 
 
 def method_defaults(name: object) -> Mapping[str, Any]:
-    """The settings that a method brings; none for a name that is not known."""
+    """The settings that a method brings without a protocol; none for a name that is not known."""
     method = registry.METHODS.get(name) if isinstance(name, str) else None
     return method.description.defaults if method else {}
+
+
+def settings_brought(values: Mapping[str, Any], width: float) -> Mapping[str, Any]:
+    """The settings that method and protocol bring to a run of these values, some of which may be missing or wrong.
+
+    width: the preset's, on which the protocol `uniform` builds.
+    """
+    fields = Config.model_fields
+    name, protocol, *rest = (values.get(one, fields[one].default) for one in ("method", "protocol", *RECIPE_NEEDS))
+    method = registry.METHODS.get(name) if isinstance(name, str) else None
+    if method is None:
+        return {}
+    description = method.description
+    if protocol == "uniform":
+        encoder = values.get("encoder", fields["encoder"].default)
+        return uniform(description.defaults, description.uniform, description.split, encoder, width)
+    if protocol != "own" or description.recipe is None:
+        return description.defaults
+    try:
+        sizes = [int(size) for size in rest]
+    except (TypeError, ValueError):  # Config says what is wrong with it
+        return description.defaults
+    return {**description.defaults, **description.recipe.scaled(*sizes)}

@@ -65,6 +65,10 @@ def _views_and_memory(config: Any) -> Iterator[str]:
         yield f"crop_scale: needs 0 < low <= high, got {config.crop_scale}"
     if config.stem == "paper" and config.image_size < 64:
         yield f"stem 'paper' needs image_size >= 64, got {config.image_size}"
+    for name in ("blur", "solarise"):
+        count = len(getattr(config, name))
+        if count > 1 and not (config.independent and count == len(config.views)):
+            yield f"{name} needs one value, or with independent one for each of {len(config.views)} views, got {count}"
     if config.negatives != "bank":
         for name, value in (("positives", "bank"), ("bank_writes", "every-pass")):
             if getattr(config, name) == value:

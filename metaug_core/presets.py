@@ -36,6 +36,7 @@ QUICK: dict[str, Any] = {
 }
 
 PAPER: dict[str, Any] = {
+    "protocol": "uniform",
     "views": ("L", "ab", "RGB"),
     "batch_size": 64,
     "bank_negatives": 4096,

@@ -137,10 +137,16 @@ class SingleSettings(Settings):
     """BatchNorm after the last layer of the projector of BYOL and SwAV, which theirs has not: it centres each view's features."""
     predictor_hidden: Positive = 512
     """Units of the hidden layer of the predictor (BYOL and NNCLR 4096, SimSiam 512)."""
+    predictor_lr_schedule: Literal["same", "constant"] = "same"
+    """The predictor's learning rate changes as the encoders', or stays (SimSiam's authors)."""
     ema_momentum: Share = 0.99
     """m of averaged networks, m old + (1 - m) new after each step (MoCo 0.999, BYOL 0.996 in runs of many more steps)."""
+    ema_schedule: Literal["constant", "cosine"] = "constant"
+    """m stays, or rises to 1 at the end of the run by half a cosine (BYOL)."""
     queue_size: Annotated[int, Field(ge=0)] = 4096
     """Past features of each view that are remembered (MoCo, NNCLR, SwAV; SwAV also 0)."""
+    shared_queue: bool = False
+    """One queue for all views, as for two crops of one kind, or one for each."""
     barlow_lambda: Rate = 0.0051
     """Weight of the off-diagonal entries of Barlow Twins' cross-correlation."""
     prototypes: Annotated[int, Field(ge=2)] = 512
@@ -185,6 +191,7 @@ ONLY_WITH: dict[str, dict[str, set[str]]] = {
     **{name: {"negatives": {"bank"}} for name in BANK - {"negatives"}},
     "gamma": {"oucl": {"eq9", "eq10"}},
     "beta": {"oucl": {"eq8", "eq9", "eq10"}},
-    "momentum": {"optimiser": {"sgd"}, "mag_optimiser": {"sgd"}},
+    "momentum": {"optimiser": {"sgd", "lars"}, "mag_optimiser": {"sgd"}},
     "lr_decay": {"lr_schedule": {"step"}},
+    "zero_init_residual": {"encoder": {"resnet18", "resnet50"}},
 }

@@ -12,7 +12,8 @@ then touches the loss and the MAG alone, never a convolution. It is a reverse-ov
 (related: Pearlmutter's R-operator, MixFlow-MG, GradCache).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from metaug_core.meta.forward_ad import Params, Recorder, tangent
+from metaug_core.optimisers import LARS, Tensors, trust_ratios
 from metaug_core.runtime import distributed
 
 Features = Callable[[Params], Tensor]  # theta -> z, any shape
 Loss = Callable[[Tensor, Params], Tensor]  # (z, omega) -> scalar
-Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch's list operations take and give them
 
 
 # --- the step from theta to theta'
@@ -64,32 +65,56 @@ def step(theta: Params, gradient: Params, update: Update) -> Params:
     return as_rule(update)(gradient).apply(theta, gradient)
 
 
-def next_step(optimiser: torch.optim.Optimizer, theta: Params, lr: float | Tensor) -> Rule:
-    """The rule of the step that optimiser (torch's Adam or SGD, of the parameters in theta) takes next, at rate lr.
+def next_step(optimiser: torch.optim.Optimizer, theta: Params, lr: float | Tensor | None = None) -> Rule:
+    """The rule of the step that optimiser (Adam, SGD or LARS, of the parameters in theta) takes next, at rate lr; None: at its own.
 
     Adam: both moments are as they will be after this gradient, but the second and its root count as constants, as if the gradient
-    moved only the first. SGD: with its momentum. Weight decay is the optimiser's own (L2). The optimiser is read, not changed.
+    moved only the first. SGD: with its momentum. LARS: its ratios count as constants. Weight decay is the optimiser's own (L2). The
+    optimiser is read, not changed.
     """
-    (group,) = optimiser.param_groups
-    compute = _next_adam if isinstance(optimiser, torch.optim.Adam) else _next_sgd
-    names = list(theta)
-    parameters = [p.detach() for p in theta.values()]
-    states = [optimiser.state.get(p, {}) for p in group["params"]]
+    rules = {torch.optim.Adam: _next_adam, torch.optim.SGD: _next_sgd, LARS: _next_lars}
+    compute = rules[type(optimiser)]
+    names = {id(p): name for name, p in theta.items()}
 
     @torch.no_grad()
     def rule(gradient: Params) -> Descent:
-        gradients = [gradient[name].detach() for name in names]
-        decay = torch._foreach_mul(parameters, group["weight_decay"]) if group["weight_decay"] else None
-        scale, shift = compute(group, states, gradients, decay, lr)
-        scale = scale if isinstance(scale, float | Tensor) else dict(zip(names, scale, strict=True))
-        return Descent(scale, dict(zip(names, shift, strict=True)) if shift is not None else None)
+        steps = []
+        for group in optimiser.param_groups:
+            own = [names[id(p)] for p in group["params"]]
+            parameters, gradients = [theta[name].detach() for name in own], [gradient[name].detach() for name in own]
+            states = [optimiser.state.get(p, {}) for p in group["params"]]
+            decay = torch._foreach_mul(parameters, group["weight_decay"]) if group["weight_decay"] else None
+            rate = group["lr"] if lr is None else lr
+            steps.append((own, *compute(group, states, parameters, gradients, decay, rate)))
+        return _join(steps, theta)
 
     return rule
 
 
-def _next_sgd(group: dict, states: list[dict], gradients: list[Tensor], decay: Tensors | None, lr: float | Tensor):
+def _join(steps: list[tuple[list[str], Any, Tensors | None]], theta: Params) -> Descent:
+    """One step of the names, scale and shift of each group."""
+    if len(steps) == 1 and isinstance(steps[0][1], float | Tensor):
+        scale = steps[0][1]
+    else:
+        scale = {name: value for names, values, _ in steps for name, value in _by_name(names, values)}
+    if all(shift is None for _, _, shift in steps):
+        return Descent(scale)
+    shifts = {
+        name: value for names, _, values in steps if values is not None for name, value in _by_name(names, values)
+    }
+    return Descent(scale, {name: shifts.get(name, torch.zeros_like(p)) for name, p in theta.items()})
+
+
+def _by_name(names: list[str], values: float | Tensor | Tensors) -> Iterator[tuple[str, Any]]:
+    """Each name with its value, or with the one of all."""
+    each: Iterable = repeat(values, len(names)) if isinstance(values, int | float | Tensor) else values
+    return zip(names, each, strict=True)
+
+
+def _next_sgd(group: dict, states: list[dict], parameters: list[Tensor], gradients: list[Tensor], decay: Tensors | None,
+              lr: float | Tensor):  # fmt: skip
     """lr * (momentum * buffer + decay + gradient)."""
-    del gradients
+    del parameters, gradients
     shift = decay
     if group["momentum"] and states[0].get("momentum_buffer") is not None:
         moments = torch._foreach_mul([s["momentum_buffer"] for s in states], group["momentum"])
@@ -97,8 +122,22 @@ def _next_sgd(group: dict, states: list[dict], gradients: list[Tensor], decay: T
     return lr, None if shift is None else torch._foreach_mul(shift, lr)
 
 
-def _next_adam(group: dict, states: list[dict], gradients: list[Tensor], decay: Tensors | None, lr: float | Tensor):
+def _next_lars(group: dict, states: list[dict], parameters: list[Tensor], gradients: list[Tensor], decay: Tensors | None,
+               lr: float | Tensor):  # fmt: skip
+    """lr * (momentum * buffer + r * (decay + gradient))."""
+    whole = gradients if decay is None else list(torch._foreach_add(gradients, decay))
+    scale = [lr * r for r in trust_ratios(group, parameters, whole)]
+    shift = None if decay is None else [d * r for d, r in zip(decay, scale, strict=True)]
+    if states[0].get("momentum_buffer") is not None:
+        moments = torch._foreach_mul(torch._foreach_mul([s["momentum_buffer"] for s in states], group["momentum"]), lr)
+        shift = moments if shift is None else torch._foreach_add(moments, shift)
+    return scale, shift
+
+
+def _next_adam(group: dict, states: list[dict], parameters: list[Tensor], gradients: list[Tensor], decay: Tensors | None,
+               lr: float | Tensor):  # fmt: skip
     """lr / (1 - b1^t) * first / (sqrt(second / (1 - b2^t)) + eps), where first = b1 * previous + (1 - b1) * (decay + gradient)."""
+    del parameters
     b1, b2 = group["betas"]
     whole = gradients if decay is None else torch._foreach_add(gradients, decay)
     step = states[0]["step"].double() + 1 if states[0] else torch.ones((), dtype=torch.float64)

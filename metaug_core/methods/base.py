@@ -33,6 +33,7 @@ from metaug_core.networks.encoders import Networks
 from metaug_core.networks.memory import Bank
 from metaug_core.objectives import losses
 from metaug_core.objectives.similarity import Pairs, other_views
+from metaug_core.recipes import Recipe
 from metaug_core.settings import OPTIONAL
 from metaug_core.views.augmentation import make_views
 
@@ -90,6 +91,11 @@ class Description:
     captured: bool = True  # a step never waits for the device, so that CUDA can capture it
     divided: bool = True  # several processes can train one run together and give the numbers of one
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's, for theta
+    recipe: Recipe | None = (
+        None  # its authors' augmentation and optimiser, for the protocol `own`; None: as without one
+    )
+    uniform: Mapping[str, Any] = field(default_factory=dict)  # what the protocol `uniform` leaves to this method alone
+    split: bool = False  # an encoder for each view of split colours, of half the width (the paper's double dagger)
 
 
 class Method(ABC):
@@ -212,10 +218,10 @@ def unified_contrast(positives: Tensor, negatives: Tensor, config: Config,
 
 def check_queue_size(config: Config) -> None:
     """Raise ConfigError if a minibatch does not fit into the queue."""
-    if config.queue_size < config.batch_size:
-        raise ConfigError(
-            f"method {config.method!r} needs queue_size >= batch_size {config.batch_size}, got {config.queue_size}"
-        )
+    written = config.batch_size * (len(config.views) if config.shared_queue else 1)
+    if config.queue_size < written:
+        what = "the features of all views, " if config.shared_queue else "batch_size "
+        raise ConfigError(f"method {config.method!r} needs queue_size >= {what}{written}, got {config.queue_size}")
 
 
 def create_bank(config: Config, images: int, generator: torch.Generator) -> Bank | None:

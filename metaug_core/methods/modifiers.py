@@ -58,7 +58,8 @@ def with_oucl(base: Base) -> Composition:
 
 
 def with_randaugment(base: Base) -> Composition:
-    """RandAugment (Cubuk et al. 2020) before the views are made, with the (2, 10) of InfoMin Aug. (Tian et al. 2020)."""
+    """RandAugment (Cubuk et al. 2020) before the views are made, as in InfoMin Aug. (Tian et al. 2020): two operations of full
+    strength, each with probability 0.5."""
 
     def modify(method: Method) -> Method:
         if not method.config.randaugment:
@@ -66,7 +67,8 @@ def with_randaugment(base: Base) -> Composition:
         return method
 
     return Composition(base, modify, "RandAugment", "Cubuk et al. 2020", "on RandAugment's pictures",
-                       defaults={"randaugment": 10.0}, uses=base.description.uses)  # fmt: skip
+                       defaults={"randaugment": 30.0}, uses=base.description.uses,
+                       uniform={**base.description.uniform, "randaugment": 30.0})  # fmt: skip
 
 
 def find_base(method: Method) -> Method:

@@ -13,6 +13,7 @@ from metaug_core.methods.base import Context, Method, create_bank, draw_from_ban
 from metaug_core.networks.memory import Bank
 from metaug_core.objectives.losses import log_sum_exp_square
 from metaug_core.objectives.similarity import Pairs
+from metaug_core.recipes import SGD, Recipe
 
 
 class MultiView(Method):
@@ -49,6 +50,12 @@ class CMC(MultiView):
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
     contrasts = True
     uses = settings.PROJECTION | settings.BANK | {"temperature"}
+    split = True
+    recipe = Recipe(  # their script
+        {**SGD, "lr": 0.03, "weight_decay": 1e-4, "lr_decay": 0.1, "head": "alexnet",
+         "negatives": "bank", "positives": "bank", "bank_draw": "per-anchor"},
+        lr_steps=(1 / 2, 2 / 3, 5 / 6),
+    )  # fmt: skip
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         _, rows = self.compare(z, context, by_view=True)
@@ -62,6 +69,7 @@ class OUCL(MultiView):
     paper = "Li et al. 2022"
     objective = "(1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2)))"
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
+    split = True
     uses = settings.PROJECTION | settings.BANK | settings.OUCL | {"scope"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:

@@ -3,7 +3,7 @@
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -61,7 +61,7 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Modul
             raise MetaugError(
                 f"width is of conv and fc; encoder {config.encoder!r} has only width 1, got {config.width:g}"
             )
-        network = build(weights=None)
+        network = build(weights=None, zero_init_residual=config.zero_init_residual)
         if config.stem == "small" or (config.stem == "auto" and config.image_size <= 64):
             network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
             network.maxpool = nn.Identity()
@@ -113,6 +113,7 @@ class Encoders(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.views = config.views
+        self.joint = config.encoder_norm == "joint"
         self.bf16 = config.precision == "bf16"
         self.forked = config.graphs == "forked"
         self.nets = nn.ModuleDict()
@@ -125,17 +126,35 @@ class Encoders(nn.Module):
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
         """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, float32. names: of the views (default: all)."""
         names = names or self.views
-        crops = {name: [x for x, of in zip(images, names, strict=True) if of == name] for name in dict.fromkeys(names)}
         forked = self.forked and images[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        encoded = side_by_side([partial(self._encode, name, x) for name, x in crops.items()], forked)
-        rows = {name: list(h.chunk(len(x))) for (name, x), h in zip(crops.items(), encoded, strict=True)}
-        return [rows[name].pop(0) for name in names]
+        encode = {name: partial(self._encode, name) for name in self.nets}
+        return apply_by_name(encode, images, names, self.joint, forked)
 
-    def _encode(self, name: str, crops: list[Tensor]) -> Tensor:
-        with torch.autocast(crops[0].device.type, torch.bfloat16, enabled=self.bf16):
-            h = self.nets[name](channels_last(torch.cat(crops) if len(crops) > 1 else crops[0]))
+    def _encode(self, name: str, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            h = self.nets[name](channels_last(images))
         # Head and loss are float32 under bf16; a float64 network (in tests) stays float64.
         return h.float() if self.bf16 else h
+
+
+def apply_by_name(networks: Mapping[str, Callable[[Tensor], Tensor]], inputs: Sequence[Tensor], names: Sequence[str],
+                  joint: bool, forked: bool = False) -> list[Tensor]:  # fmt: skip
+    """networks[name] of each input (B, ...), in the order of the inputs.
+
+    joint: inputs of one name (two crops) are one minibatch, so that BatchNorm takes its statistics over both; else each is one.
+    forked: networks of different names run side by side (`side_by_side`).
+    """
+
+    of_name = {name: [x for x, of in zip(inputs, names, strict=True) if of == name] for name in dict.fromkeys(names)}
+
+    def apply(name: str, own: list[Tensor]) -> Tensor:
+        if len(own) == 1:
+            return networks[name](own[0])
+        return networks[name](torch.cat(own)) if joint else torch.cat([networks[name](x) for x in own])
+
+    results = side_by_side([partial(apply, *item) for item in of_name.items()], forked)
+    rows = {name: list(out.chunk(len(own))) for (name, own), out in zip(of_name.items(), results, strict=True)}
+    return [rows[name].pop(0) for name in names]
 
 
 class Networks(nn.Module):
@@ -145,15 +164,16 @@ class Networks(nn.Module):
                  predictor: Callable[[Config], nn.Module] | None = None, unit: bool = True):  # fmt: skip
         super().__init__()
         self.encoders, self.unit = Encoders(config), unit
+        self.joint = config.head_norm == "joint"
         self.heads = nn.ModuleDict({name: head(dim, config) for name, dim in self.encoders.dims.items()})
         self.predictors = nn.ModuleDict({name: predictor(config) for name in self.heads}) if predictor else None
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """One (B, C_j, H, W) per view -> z (V, B, d), unit norm if `unit`; with predictors (2V, B, d): z, then q of z."""
         names = self.encoders.views
-        z = [self.heads[name](h) for name, h in zip(names, self.encoders(images), strict=True)]
+        z = apply_by_name(dict(self.heads.items()), self.encoders(images), names, self.joint)
         if self.predictors is not None:
-            z += [self.predictors[name](x) for name, x in zip(names, z, strict=True)]
+            z = z + apply_by_name(dict(self.predictors.items()), z, names, self.joint)
         return F.normalize(torch.stack(z), dim=-1) if self.unit else torch.stack(z)
 
 

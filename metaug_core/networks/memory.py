@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core.config import Config
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.runtime import distributed
 
@@ -44,19 +45,29 @@ class Bank(nn.Module):
 
 
 class Queue(nn.Module):
-    """The last K features of each view (MoCo, NNCLR, SwAV): entries (V, K, d) of unit norm, random before they are written."""
+    """The last K features of each view (MoCo, NNCLR, SwAV): entries (V, K, d) of unit norm, random before they are written.
+
+    shared: one queue for all views, whose features are written one view after the other; entries are then (1, K, d).
+    """
 
     entries: Tensor
     place: Tensor
 
-    def __init__(self, views: int, size: int, dim: int, generator: torch.Generator):
+    def __init__(self, views: int, size: int, dim: int, generator: torch.Generator, shared: bool = False):
         super().__init__()
-        entries = torch.randn(views, size, dim, generator=generator, device=generator.device)
+        self.views = views
+        entries = torch.randn(1 if shared else views, size, dim, generator=generator, device=generator.device)
         self.register_buffer("entries", F.normalize(entries, dim=-1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64, device=generator.device))  # of the next write
 
+    def of_views(self) -> Tensor:
+        """The entries for each view, (V, K, d)."""
+        return self.entries.expand(self.views, -1, -1)
+
     def write(self, z: Tensor) -> None:
-        """Replace the oldest entries by z (V, B, d), B <= K, without a wait for the device."""
+        """Replace the oldest entries by z (V, B, d), B <= K (V B <= K if shared), without a wait for the device."""
+        if len(self.entries) == 1:
+            z = z.flatten(0, 1)[None]
         rows = (self.place + torch.arange(z.shape[1], device=z.device)) % self.entries.shape[1]
         self.entries[:, rows] = z.detach().to(self.entries.dtype)
         self.place.copy_((rows[-1] + 1) % self.entries.shape[1])
@@ -65,18 +76,30 @@ class Queue(nn.Module):
 class Averaged(nn.Module):
     """The exponential moving average of a method's networks: MoCo's key encoder, BYOL's target."""
 
-    def __init__(self, networks: nn.Module):
+    steps: Tensor
+
+    def __init__(self, networks: nn.Module, config: Config, images: int):
         super().__init__()
         self.networks = deepcopy(networks).requires_grad_(False)
+        self.momentum = config.ema_momentum
+        self.total_steps = config.epochs * (images // config.batch_size) if config.ema_schedule == "cosine" else None
+        device = next(networks.parameters()).device
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """z (V, B, d) of the whole minibatch by these networks and by batch statistics, as in training; no buffer changes."""
         with torch.no_grad(), frozen_statistics(self), distributed.whole_batch():
             return distributed.gather(self.networks(views), 1)
 
-    def follow(self, networks: nn.Module, momentum: float) -> None:
-        """Update every weight that both have to m own + (1 - m) theirs; a target has no predictor."""
+    def follow(self, networks: nn.Module) -> None:
+        """Update every weight that both have to m own + (1 - m) theirs; a target has no predictor. m is constant, or rises from
+        the setting to 1 at the end of the run by half a cosine (BYOL), without a wait for the device."""
         theirs = dict(networks.named_parameters())
+        dtype = next(self.networks.parameters()).dtype
+        share = torch.full((), 1 - self.momentum, dtype=dtype, device=self.steps.device)
+        if self.total_steps is not None:
+            share = share * (1 + torch.cos(torch.pi * self.steps / self.total_steps)) / 2
         with torch.no_grad():
             for name, own in self.networks.named_parameters():
-                own.lerp_(theirs[name], 1 - momentum)
+                own.lerp_(theirs[name], share)
+        self.steps += 1

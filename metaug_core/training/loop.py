@@ -17,6 +17,7 @@ from torch import Tensor
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
+from metaug_core.optimisers import set_rate
 from metaug_core.registry import METHODS
 from metaug_core.runs import store
 from metaug_core.runtime import distributed
@@ -270,9 +271,9 @@ def minibatches(s: TrainState) -> Iterator[Batch]:
         images = s.images.batches(distributed.own(rows, 1))
         for indices, pixels in zip(rows.to(s.device), images, strict=True):
             factor = lr_factor(config, s.epochs_done)
-            state.set_rate(s.optimiser, config.lr * factor)
+            set_rate(s.optimiser, config.lr, factor)
             if s.mag_optimiser is not None:
-                state.set_rate(s.mag_optimiser, config.mag_lr * factor)
+                set_rate(s.mag_optimiser, config.mag_lr, factor)
             yield Batch(pixels, indices, (s.step + 1) % config.log_every == 0 or s.step + 1 == s.total_steps)
 
 

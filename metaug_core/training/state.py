@@ -15,6 +15,7 @@ from metaug_core.data.datasets import Images, Splits, StreamedImages
 from metaug_core.meta.forward_ad import Params
 from metaug_core.methods import Method
 from metaug_core.methods.base import initial_networks
+from metaug_core.optimisers import group_parameters, make_optimiser
 
 ROLES = ("order", "views", "draw")  # one random generator each, so that no setting of one shifts the others
 
@@ -125,7 +126,7 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
     }
     networks, mag = initial_networks(method, len(splits.train.classes), config.seed)
     networks, mag = networks.to(device), mag.to(device) if mag is not None else None
-    betas, decay = method.description.betas, config.weight_decay
+    encoders, betas = group_parameters(networks, config), method.description.betas
     return TrainState(
         config,
         method,
@@ -134,41 +135,18 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         networks,
         mag,
         memory=method.memory(networks, len(images), generators["draw"]),
-        optimiser=make_optimiser(config.optimiser, networks, config.lr, config, decay, betas),
-        mag_optimiser=make_optimiser(config.mag_optimiser, mag, config.mag_lr, config) if mag is not None else None,
+        optimiser=make_optimiser(config.optimiser, encoders, config.lr, config.momentum, betas),
+        mag_optimiser=make_mag_optimiser(mag, config) if mag is not None else None,
         generators=generators,
         random=torch.Generator().manual_seed(config.seed).get_state(),
         device_random=torch.Generator(device).manual_seed(config.seed) if device != "cpu" else None,
     )
 
 
-def make_optimiser(
-    kind: str,
-    module: nn.Module,
-    lr: float,
-    config: Config,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = Method.description.betas,
-) -> torch.optim.Optimizer:
-    """Adam, or SGD with config.momentum. Fused on CPU and CUDA; on CUDA the rate is a tensor, so that steps can be captured."""
-    parameters = list(module.parameters())
-    device = parameters[0].device.type
-    fused = device in ("cpu", "cuda")
-    rate = torch.tensor(lr, device="cuda") if device == "cuda" else lr
-    if kind == "adam":
-        return torch.optim.Adam(
-            parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=fused, capturable=device == "cuda"
-        )
-    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=weight_decay, fused=fused)
-
-
-def set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of the next step; a captured step reads it from its tensor."""
-    for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
+def make_mag_optimiser(mag: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of omega, the parameters of the MAG."""
+    group = {"params": list(mag.parameters()), "weight_decay": 0.0}
+    return make_optimiser(config.mag_optimiser, [group], config.mag_lr, config.momentum)
 
 
 @contextmanager

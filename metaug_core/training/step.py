@@ -83,8 +83,10 @@ def sum_terms(terms: dict[str, Tensor]) -> Tensor:
 
 def look_ahead_update(s: TrainState) -> float | Tensor | Rule:
     """The step of the look-ahead, for `look_ahead`: the rate l of eq. 3, or the rule of the optimiser's next step."""
-    lr = s.optimiser.param_groups[0]["lr"] if s.config.inner_lr is None else s.config.inner_lr
-    return next_step(s.optimiser, s.theta, lr) if s.config.look_ahead_update == "optimiser" else lr
+    lr = s.config.inner_lr
+    if s.config.look_ahead_update == "optimiser":
+        return next_step(s.optimiser, s.theta, lr)
+    return s.optimiser.param_groups[0]["lr"] if lr is None else lr
 
 
 def mag_step(

@@ -7,6 +7,7 @@ others as they were."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +23,7 @@ from metaug_core.views.color import (
     adjust,
     adjust_hue,
     autocontrast,
+    blur,
     equalize,
     lerp,
     mix,
@@ -31,7 +33,10 @@ from metaug_core.views.color import (
 )
 
 Draws = dict[str, Tensor]  # for each name below one number in [0, 1) per image, (B, 1, 1, 1)
-NAMES = "area ratio x y flip rotation brightness contrast saturation hue grey share partner kind1 kind2 sign1 sign2"
+FACTORS = ("brightness", "contrast", "saturation")
+BLUR_SIGMA = (0.1, 2.0)  # px, as SimCLR's
+NAMES = """area ratio x y flip rotation brightness contrast saturation hue grey share partner kind1 kind2 sign1 sign2
+    jitter order1 order2 order3 order4 blur sigma solarise use1 use2"""
 
 
 def draw(count: int, generator: Generator) -> Draws:
@@ -44,12 +49,13 @@ def draw(count: int, generator: Generator) -> Draws:
 
 
 # --- geometry: for each output pixel its input point, x right and y down, in [-1, 1] over the image
-def crop(x: Tensor, y: Tensor, draws: Draws, scale: tuple[float, float], aspect: float) -> tuple[Tensor, Tensor]:
-    """Random resized crop (Szegedy et al. 2015) of an image of W/H = `aspect`: area share uniform in `scale`,
-    log(ratio) uniform in +-log(4/3) as far as it fits, place uniform. (torchvision redraws area and ratio until they fit.)"""
-    area = lerp(*scale, draws["area"])
+def crop(x: Tensor, y: Tensor, draws: Draws, config: Config, aspect: float) -> tuple[Tensor, Tensor]:
+    """Random resized crop (Szegedy et al. 2015) of an image of W/H = `aspect`: area share uniform in crop_scale, log(ratio) uniform
+    in +-log(crop_ratio) as far as it fits, place uniform. (torchvision redraws area and ratio until they fit.)"""
+    area = lerp(*config.crop_scale, draws["area"])
     fit = -area.log()  # |log(ratio / aspect)| above this sticks out of the image
-    low, high = (torch.full_like(fit, math.log(ratio / aspect)).clamp(-fit, fit) for ratio in (3 / 4, 4 / 3))
+    widest = config.crop_ratio
+    low, high = (torch.full_like(fit, math.log(ratio / aspect)).clamp(-fit, fit) for ratio in (1 / widest, widest))
     stretch = (lerp(low, high, draws["ratio"]) / 2).exp()
     width, height = area.sqrt() * stretch, area.sqrt() / stretch  # shares of W and H
     x = lerp(width - 1, 1 - width, draws["x"]) + width * x
@@ -67,12 +73,12 @@ def compute_coordinates(draws: Draws, config: Config, aspect: float) -> Tensor:
     axis = (2 * torch.arange(config.image_size, device=draws["flip"].device) + 1) / config.image_size - 1
     x, y = axis, axis[:, None]
     for turn in (2, 1) if config.randaugment else ():  # points go through the operations in reverse
-        x, y = apply_geometric_operation(x, y, *choose_operation(draws, turn, config.randaugment))
+        x, y = apply_geometric_operation(x, y, *choose_operation(draws, turn, config))
     if config.rotation:
         x, y = rotate(x, y, lerp(-config.rotation, config.rotation, draws["rotation"]))
     x = torch.where(draws["flip"] < config.flip, -x, x)
     if config.crop_scale != (1, 1):
-        x, y = crop(x, y, draws, config.crop_scale, aspect)
+        x, y = crop(x, y, draws, config, aspect)
     return torch.stack(torch.broadcast_tensors(x, y), dim=-1)[:, 0]
 
 
@@ -92,10 +98,10 @@ def resample(images: Tensor, config: Config, draws: Draws) -> Tensor:
     return F.grid_sample(rgb, points, "bilinear", padding_mode="reflection", align_corners=False).clamp(0, 1)
 
 
-# --- RandAugment (Cubuk et al. 2020): 5 + 8 operations and identity, torchvision's magnitudes; amount in [-1, 1]
+# --- RandAugment (Cubuk et al. 2020): operations and magnitudes are torchvision's; amount in [-1, 1]
 GEOMETRIC = {"rotate": 30, "shear x": 0.3, "shear y": 0.3, "translate x": 300 / 331, "translate y": 300 / 331}
 COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{what: lambda rgb, amount, what=what: adjust(rgb, what, 1 + 0.9 * amount) for what in FADED},
+    **{what: lambda rgb, amount, what=what: adjust(rgb, 1 + 0.9 * amount, what) for what in FADED},
     "posterize": lambda rgb, a: ((rgb * 255).round().int() & -torch.exp2((4 * a.abs()).round()).int()) / 255,
     "solarize": lambda rgb, amount: torch.where(rgb >= 1 - amount.abs(), 1 - rgb, rgb),
     "autocontrast": lambda rgb, amount: autocontrast(rgb),
@@ -103,10 +109,27 @@ COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def choose_operation(draws: Draws, turn: int, magnitude: float) -> tuple[Tensor, Tensor]:
-    """Kind (0..13) and amount (+- magnitude / 30) of each image's first or second operation, turn 1 or 2."""
-    amount = torch.where(draws[f"sign{turn}"] < 0.5, -magnitude / 30, magnitude / 30)
-    return (draws[f"kind{turn}"] * (len(GEOMETRIC) + len(COLOR_OPERATIONS) + 1)).floor(), amount
+OPERATIONS = (*GEOMETRIC, *COLOR_OPERATIONS, "identity")
+# For views that are color splits InfoMin's authors leave out what changes the colors: L and ab would no longer be of one image.
+SPLIT_OPERATIONS = (*GEOMETRIC, "sharpness", "autocontrast", "identity")
+
+
+def list_operations(config: Config) -> tuple[str, ...]:
+    """The operations that RandAugment draws from."""
+    splits = not config.independent and set(config.views) != {"RGB"}
+    return SPLIT_OPERATIONS if splits else OPERATIONS
+
+
+def choose_operation(draws: Draws, turn: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Kind (its place in OPERATIONS) and amount (+- magnitude / 30) of each image's first or second operation, turn 1 or 2."""
+    largest = config.randaugment / 30
+    amount = torch.where(draws[f"sign{turn}"] < 0.5, -largest, largest)
+    operations = list_operations(config)
+    place = (draws[f"kind{turn}"] * len(operations)).floor()
+    kind = torch.full_like(place, OPERATIONS.index("identity"))
+    for number, name in enumerate(operations):
+        kind = torch.where(place == number, OPERATIONS.index(name), kind)
+    return torch.where(draws[f"use{turn}"] < config.randaugment_probability, kind, OPERATIONS.index("identity")), amount
 
 
 def apply_geometric_operation(x: Tensor, y: Tensor, kind: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,11 +140,20 @@ def apply_geometric_operation(x: Tensor, y: Tensor, kind: Tensor, amount: Tensor
 
 
 def apply_color_operation(rgb: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
-    """Apply each image's color operation. All are computed and one is kept, so that no branch waits for the device."""
-    result = rgb
+    """Apply each image's color operation."""
     for number, change in enumerate(COLOR_OPERATIONS.values(), start=len(GEOMETRIC)):
-        result = torch.where(kind == number, change(rgb, amount), result)
-    return result
+        rgb = apply_where(kind == number, change, rgb, amount)
+    return rgb
+
+
+def apply_where(chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], rgb: Tensor, parameter: Tensor) -> Tensor:
+    """change(rgb, parameter) of the chosen images, (B, 1, 1, 1) bool; the others stay.
+
+    A CPU computes these alone. Elsewhere all are computed, so that no branch waits for the device."""
+    if rgb.device.type != "cpu":
+        return torch.where(chosen, change(rgb, parameter), rgb)
+    rows = chosen.flatten().nonzero().flatten()
+    return rgb.index_copy(0, rows, change(rgb[rows], parameter[rows])) if len(rows) else rgb
 
 
 # --- from stored images, uint8 (B, 3, H, W), to augmented ones, float32 (B, 3, S, S) in [0, 1]
@@ -136,34 +168,51 @@ def plain(images: Tensor, size: int | None = None) -> Tensor:
     return F.interpolate(rgb, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def transform(images: Tensor, config: Config, draws: Draws) -> Tensor:
+def transform(images: Tensor, config: Config, draws: Draws, view: int = 0) -> Tensor:
     """`augment` with given draws."""
-    return change_colors(resample(images, config, draws), config, draws)
+    return change_colors(resample(images, config, draws), config, draws, view)
 
 
-def change_colors(rgb: Tensor, config: Config, draws: Draws) -> Tensor:
-    """Apply every change of color to rgb (B, 3, H, W) in [0, 1], in this order.
+def change_colors(rgb: Tensor, config: Config, draws: Draws, view: int = 0) -> Tensor:
+    """Apply every change of color to rgb (B, 3, H, W) in [0, 1], in this order: RandAugment, jitter, grey, blur, solarise, mixup.
 
-    Jitter is SimCLR's with s = config.jitter, on every image: factors uniform in 1 +- 0.8 s (not below 0), hue in +- 0.2 s turns.
-    Mixup noise is DACL's (Verma et al. 2021)."""
-    strength = config.jitter
+    view: number of the view, whose probabilities of blur and solarisation hold. Mixup noise is DACL's (Verma et al. 2021)."""
     for turn in (1, 2) if config.randaugment else ():
-        rgb = apply_color_operation(rgb, *choose_operation(draws, turn, config.randaugment))
-    for what in ("brightness", "contrast", "saturation") if strength else ():
-        rgb = adjust(rgb, what, lerp(max(0, 1 - 0.8 * strength), 1 + 0.8 * strength, draws[what]))
-    if strength:
-        rgb = adjust_hue(rgb, lerp(-0.2 * strength, 0.2 * strength, draws["hue"]))
+        rgb = apply_color_operation(rgb, *choose_operation(draws, turn, config))
+    if config.jitter:
+        rgb = jitter(rgb, config, draws)
     if config.grey:
         rgb = torch.where(draws["grey"] < config.grey, mix(rgb, GREY), rgb)
+    blurred, solarised = (chances[view % len(chances)] for chances in (config.blur, config.solarise))
+    if blurred:
+        rgb = apply_where(draws["blur"] < blurred, blur, rgb, lerp(*BLUR_SIGMA, draws["sigma"]))
+    if solarised:
+        rgb = torch.where((draws["solarise"] < solarised) & (rgb >= 0.5), 1 - rgb, rgb)
     if config.mixup:  # the order of random numbers is a random permutation: the partners
         partner = distributed.gather(rgb).index_select(0, distributed.own(draws["partner"].flatten().argsort()))
         rgb = lerp(rgb, partner, config.mixup * draws["share"])
     return rgb
 
 
-def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
-    """Augment each image by its own draws; `generator` lives on the images' device. Raises as `plain`."""
-    return transform(images, config, draw(len(images), generator))
+def jitter(rgb: Tensor, config: Config, draws: Draws) -> Tensor:
+    """Color jitter of SimCLR's kind, each image's four changes in an order of its own: factors of brightness, contrast and
+    saturation uniform in 1 +- jitter x jitter_ranges (not below 0), hue turned by up to +- the same."""
+    *factors, turns = (config.jitter * limit for limit in config.jitter_ranges)
+    changes: dict[str, tuple[Callable[..., Tensor], float, float]] = {
+        name: (partial(adjust, what=name), max(0, 1 - limit), 1 + limit)
+        for name, limit in zip(FACTORS, factors, strict=True)
+    }
+    changes["hue"] = (adjust_hue, -turns, turns)
+    jittered = draws["jitter"] < config.jitter_probability
+    for chosen in torch.stack([draws[f"order{turn}"] for turn in (1, 2, 3, 4)]).argsort(0):
+        for number, (name, (change, low, high)) in enumerate(changes.items()):
+            rgb = apply_where(jittered & (chosen == number), change, rgb, lerp(low, high, draws[name]))
+    return rgb
+
+
+def augment(images: Tensor, config: Config, generator: Generator, view: int = 0) -> Tensor:
+    """Augment each image by its own draws; `generator` lives on the images' device. view: as `change_colors`. Raises as `plain`."""
+    return transform(images, config, draw(len(images), generator), view)
 
 
 @dataclass(frozen=True)
@@ -210,7 +259,7 @@ def make_views(images: Tensor, config: Config, generator: Generator) -> list[Ten
     """uint8 (B, 3, H, W) -> one (B, C, S, S) per name in config.views: splits of one augmented image, or with
     config.independent each of its own augmented image. Raises as `plain`."""
     if config.independent:
-        return [split(augment(images, config, generator), [name])[0] for name in config.views]
+        return [split(augment(images, config, generator, v), [name])[0] for v, name in enumerate(config.views)]
     return split(augment(images, config, generator), config.views)
 
 

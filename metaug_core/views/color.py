@@ -30,7 +30,7 @@ FADED: dict[str, Callable[[Tensor], Tensor]] = {  # the image at factor 0; sharp
 }
 
 
-def adjust(rgb: Tensor, what: str, factor: Tensor) -> Tensor:
+def adjust(rgb: Tensor, factor: Tensor, what: str) -> Tensor:
     """Move the image away from (factor > 1) or towards (factor < 1) its version without `what`, a key of FADED."""
     return lerp(FADED[what](rgb), rgb, factor).clamp(0, 1)
 
@@ -59,6 +59,19 @@ def equalize(rgb: Tensor) -> Tensor:
     step = (levels < levels.amax(2, keepdim=True)).sum(2, keepdim=True) // 255
     table = ((counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)).clamp(0, 255)
     return torch.where(step > 0, table.gather(2, levels) / 255, rgb.flatten(2)).view_as(rgb)
+
+
+def blur(rgb: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur over a tenth of the image's side, as SimCLR's, each image with its sigma (B, 1, 1, 1) in pixels; the border is
+    reflected."""
+    radius = max(1, rgb.shape[-1] // 20)
+    distances = torch.arange(-radius, radius + 1, device=rgb.device, dtype=rgb.dtype)
+    weights = (-(distances**2) / (2 * sigma**2)).softmax(-1)  # (B, 1, 1, 2 radius + 1)
+    for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        padded, count = F.pad(rgb, padding, mode="reflect"), rgb.shape[dim]
+        shifted = [padded.narrow(dim, start, count) for start in range(2 * radius + 1)]
+        rgb = torch.stack([x * w for x, w in zip(shifted, weights.split(1, -1), strict=True)]).sum(0)
+    return rgb
 
 
 # --- spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, C, H, W) in units of the space

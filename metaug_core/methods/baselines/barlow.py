@@ -7,6 +7,7 @@ from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.heads import mlp
+from metaug_core.recipes import APART, BYOL_CROPS, LARS, Recipe
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
@@ -29,6 +30,9 @@ class BarlowTwins(Method):
     unit_features = False
     uses = {"feature_dim", "head_hidden", "barlow_lambda"}
     defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "barlow_lambda": 0.0051}
+    recipe = Recipe(
+        {**BYOL_CROPS, **LARS, **APART, "weight_decay": 1e-6, "zero_init_residual": True}, lr_at_256=0.2, warmup=0.01
+    )
 
     def networks(self, classes: int) -> nn.Module:
         return Networks(self.config, projector, unit=False)

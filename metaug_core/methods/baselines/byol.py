@@ -10,6 +10,7 @@ from metaug_core.methods.base import TWO_CROPS, Context, Method
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.heads import add_projector_norm, mlp, predictor
 from metaug_core.networks.memory import Averaged
+from metaug_core.recipes import APART, BYOL_CROPS, LARS, Recipe
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
@@ -31,14 +32,21 @@ class BYOL(Method):
     objective = "2 - 2 cos(q(z_v), z'_u), z' of averaged networks"
     remembers = "averaged networks"
     parts = 2
-    uses = {"feature_dim", "head_hidden", "projector_norm", "predictor_hidden", "ema_momentum"}
+    uses = {"feature_dim", "head_hidden", "projector_norm", "predictor_hidden", "ema_momentum", "ema_schedule",
+            "predictor_lr_schedule"}  # fmt: skip
     defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 4096, "predictor_hidden": 4096, "ema_momentum": 0.99}
+    recipe = Recipe(
+        {**BYOL_CROPS, **LARS, **APART, "weight_decay": 1e-6, "ema_schedule": "cosine"},
+        lr_at_256={100: 0.45, 300: 0.3, 1000: 0.2},
+        warmup=0.01,
+        ema_momentum={40: 0.97, 300: 0.99, 1000: 0.996},
+    )
 
     def networks(self, classes: int) -> nn.Module:
         return Networks(self.config, projector, predictor)
 
     def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
-        averaged = Averaged(networks)
+        averaged = Averaged(networks, self.config, images)
         averaged.networks.register_module("predictors", None)  # a target does not predict
         return averaged
 
@@ -46,7 +54,7 @@ class BYOL(Method):
         return Context(indices, labels, given={"targets": memory(views)})
 
     def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
-        memory.follow(networks, self.config.ema_momentum)
+        memory.follow(networks)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         pairs = self.across(self.part(z, 1), context.given["targets"])

@@ -4,6 +4,7 @@ from metaug_core import settings
 from metaug_core.config import Config, ConfigError
 from metaug_core.methods.base import Method
 from metaug_core.objectives import losses
+from metaug_core.recipes import Recipe
 
 
 class DACL(Method):
@@ -23,6 +24,8 @@ class DACL(Method):
     uses = settings.PROJECTION | {"temperature"}
     defaults = {"views": ("RGB", "RGB"), "independent": True, "mixup": 0.1, "crop_scale": (1.0, 1.0), "flip": 0.0,
                 "temperature": 0.5, "head": "mlp-bn", "negatives": "batch"}  # fmt: skip
+    recipe = Recipe({"crop_scale": (1.0, 1.0), "flip": 0.0})  # mixup alone, the paper's point
+    uniform = {"mixup": 0.1}
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -12,6 +12,7 @@ from metaug_core.config import Config
 from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method
 from metaug_core.networks.encoders import Encoders, output_dim
+from metaug_core.recipes import ADAM, Recipe
 from metaug_core.registry import VIEWS
 
 LEAST = 4  # places a side of the map that the local features come from; the paper has 8 x 8 at 32 px
@@ -79,6 +80,7 @@ class DIM(Method):
     augmentable = False
     uses = {"feature_dim", "dim_units", "dim_bound"}
     defaults = {"views": ("RGB",), "negatives": "batch"}
+    recipe = Recipe({**ADAM, "lr": 1e-4, "crop_scale": (1.0, 1.0), "flip": 0.0})  # theirs for CIFAR
 
     def networks(self, classes: int) -> nn.Module:
         return LocalAndGlobal(self.config)

@@ -13,6 +13,7 @@ from metaug_core.networks.encoders import Encoders
 from metaug_core.networks.heads import head
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import other_views
+from metaug_core.recipes import APART, JITTERED, SGD, Recipe
 from metaug_core.runtime import distributed
 from metaug_core.views.augmentation import make_views
 
@@ -51,8 +52,19 @@ class InfoMin(Method):
     remembers = "averaged networks; queue of keys (V, K, d)"
     contrasts = True
     parts = 2
-    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum", "jigsaw_grid", "jigsaw_weight"}
-    defaults = {**TWO_CROPS, "jitter": 1.0, "randaugment": 10.0, "head": "mlp", "temperature": 0.15}
+    uses = settings.PROJECTION | {
+        "temperature",
+        "queue_size",
+        "shared_queue",
+        "ema_momentum",
+        "ema_schedule",
+        "jigsaw_grid",
+        "jigsaw_weight",
+    }
+    defaults = {**TWO_CROPS, "jitter": 1.0, "randaugment": 30.0, "head": "mlp", "temperature": 0.15}
+    recipe = Recipe(
+        {**JITTERED, **SGD, **APART, "jitter": 1.0, "weight_decay": 1e-4, "shared_queue": True}, lr_at_256=0.03
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -66,16 +78,18 @@ class InfoMin(Method):
         return [*whole, *(shuffle_pieces(x, self.config.jigsaw_grid, generator) for x in more)]
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> nn.Module:
-        queue = Queue(len(self.config.views), self.config.queue_size, self.config.feature_dim, generator)
-        return nn.ModuleDict({"averaged": Averaged(networks), "queue": queue})
+        queue = Queue(
+            len(self.config.views), self.config.queue_size, self.config.feature_dim, generator, self.config.shared_queue
+        )
+        return nn.ModuleDict({"averaged": Averaged(networks, self.config, images), "queue": queue})
 
     def context(self, memory: Any, views: list[Tensor], indices, labels, generator) -> Context:
         keys = memory["averaged"](views[: len(self.config.views)])
-        return Context(indices, labels, other_views(memory["queue"].entries), positives=keys)
+        return Context(indices, labels, other_views(memory["queue"].of_views()), positives=keys)
 
     def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
         memory["queue"].write(context.positives)
-        memory["averaged"].follow(networks, self.config.ema_momentum)
+        memory["averaged"].follow(networks)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         count, weight, keys = len(self.config.views), self.config.jigsaw_weight, context.positives

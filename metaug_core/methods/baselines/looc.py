@@ -13,10 +13,11 @@ from metaug_core.networks.encoders import Encoders
 from metaug_core.networks.heads import head
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import similarity
+from metaug_core.recipes import APART, JITTERED, SGD, Recipe
 from metaug_core.views.augmentation import draw, split, transform
 
 HELD = {  # augmentation -> its draws, and the settings that switch it on
-    "colour": ("brightness contrast saturation hue grey", ("jitter", "grey")),
+    "colour": ("jitter order1 order2 order3 order4 brightness contrast saturation hue grey", ("jitter", "grey")),
     "crop": ("area ratio x y", ("crop_scale",)),
     "flip": ("flip", ("flip",)),
     "rotation": ("rotation", ("rotation",)),
@@ -56,8 +57,10 @@ class LooC(Method):
     minimum_views = 1
     unit_features = False  # rows of z are heads, not views
     augmentable = False
-    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum", "looc_held"}
+    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum", "ema_schedule", "looc_held"}
     defaults = {**TWO_CROPS, "views": ("RGB",), "rotation": 180.0, "head": "mlp", "temperature": 0.2}
+    recipe = Recipe({**JITTERED, **SGD, **APART, "weight_decay": 1e-4}, lr_at_256=0.03)  # MoCo v2's
+    uniform = {"looc_held": ("crop", "flip")}  # all that CMC's augmentation has; Table 4's set 5 is Table 1's number
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -80,7 +83,7 @@ class LooC(Method):
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> nn.Module:
         queue = Queue(len(self.config.looc_held) + 1, self.config.queue_size, self.config.feature_dim, generator)
-        return nn.ModuleDict({"averaged": Averaged(networks), "queue": queue})
+        return nn.ModuleDict({"averaged": Averaged(networks, self.config, images), "queue": queue})
 
     def context(self, memory: Any, views: list[Tensor], indices, labels, generator) -> Context:
         each = len(self.config.views)
@@ -89,7 +92,7 @@ class LooC(Method):
 
     def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
         memory["queue"].write(context.given["keys"].diagonal().movedim(-1, 0))
-        memory["averaged"].follow(networks, self.config.ema_momentum)
+        memory["averaged"].follow(networks)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         own = similarity((z * context.given["keys"]).sum(-1))  # (key, head, B)

@@ -8,6 +8,7 @@ from metaug_core import settings
 from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_size
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import other_views
+from metaug_core.recipes import APART, JITTERED, SGD, Recipe
 
 
 class MoCo(Method):
@@ -26,8 +27,12 @@ class MoCo(Method):
     objective = "-log e^(q.k/t) / (e^(q.k/t) + sum over the queue of e^(q.k'/t)), k of averaged networks"
     remembers = "averaged networks; queue of keys (V, K, d)"
     contrasts = True
-    uses = settings.PROJECTION | {"temperature", "queue_size", "ema_momentum"}
+    uses = settings.PROJECTION | {"temperature", "queue_size", "shared_queue", "ema_momentum", "ema_schedule"}
     defaults = {**TWO_CROPS, "head": "mlp", "temperature": 0.1, "ema_momentum": 0.99, "queue_size": 4096}
+    recipe = Recipe(  # their CIFAR-10 demo
+        {**JITTERED, **SGD, **APART, "crop_scale": (0.08, 1.0), "weight_decay": 5e-4, "shared_queue": True},
+        lr_at_256=0.03,
+    )
 
     def __init__(self, config):
         super().__init__(config)
@@ -35,15 +40,15 @@ class MoCo(Method):
 
     def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
         config = self.config
-        queue = Queue(len(config.views), config.queue_size, config.feature_dim, generator)
-        return nn.ModuleDict({"averaged": Averaged(networks), "queue": queue})
+        queue = Queue(len(config.views), config.queue_size, config.feature_dim, generator, config.shared_queue)
+        return nn.ModuleDict({"averaged": Averaged(networks, self.config, images), "queue": queue})
 
     def context(self, memory: Any, views, indices, labels, generator) -> Context:
-        return Context(indices, labels, other_views(memory["queue"].entries), positives=memory["averaged"](views))
+        return Context(indices, labels, other_views(memory["queue"].of_views()), positives=memory["averaged"](views))
 
     def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
         memory["queue"].write(context.positives)
-        memory["averaged"].follow(networks, self.config.ema_momentum)
+        memory["averaged"].follow(networks)
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         assert context.positives is not None

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from metaug_core.methods.base import Context, Method
 from metaug_core.networks.encoders import Joined
+from metaug_core.recipes import SGD, Recipe
 
 
 class NAT(Method):
@@ -31,6 +32,7 @@ class NAT(Method):
     captured = False  # scipy's assignment problem is solved on the host
     uses = {"feature_dim", "nat_every"}
     defaults = {"views": ("Sobel",), "negatives": "batch"}
+    recipe = Recipe({**SGD, "momentum": 0.0, "weight_decay": 0.0, "lr_schedule": "constant"}, lr_at_256=2.56)
 
     def networks(self, classes: int) -> nn.Module:
         return Joined(self.config, self.config.feature_dim, unit=True)

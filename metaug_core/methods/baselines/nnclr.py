@@ -10,6 +10,7 @@ from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_siz
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.heads import mlp, predictor
 from metaug_core.networks.memory import Queue
+from metaug_core.recipes import APART, JITTERED, LARS, Recipe
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
@@ -33,9 +34,15 @@ class NNCLR(Method):
     remembers = "queue of features (V, K, d)"
     parts = 2
     contrasts = True
-    uses = {"feature_dim", "head_hidden", "predictor_hidden", "temperature", "queue_size"}
+    uses = {"feature_dim", "head_hidden", "predictor_hidden", "temperature", "queue_size", "shared_queue",
+            "predictor_lr_schedule"}  # fmt: skip
     defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 2048, "predictor_hidden": 4096, "temperature": 0.1,
                 "queue_size": 4096}  # fmt: skip
+    recipe = Recipe(  # optimiser and temperature of solo-learn for CIFAR, in the place of the authors' code
+        {**JITTERED, **LARS, **APART, "weight_decay": 1e-5, "shared_queue": True, "temperature": 0.2},
+        lr_at_256=0.4,
+        warmup=0.01,
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -45,14 +52,18 @@ class NNCLR(Method):
         return Networks(self.config, projector, predictor)
 
     def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
-        return Queue(len(self.config.views), self.config.queue_size, self.config.feature_dim, generator)
+        return Queue(
+            len(self.config.views), self.config.queue_size, self.config.feature_dim, generator, self.config.shared_queue
+        )
 
     def context(self, memory: Any, views, indices, labels, generator) -> Context:
         # A copy: `remember` writes to the queue while this step's look-ahead may still ask for neighbours.
-        return Context(indices, labels, given={"support": memory.entries.clone()})
+        return Context(indices, labels, given={"support": memory.of_views().clone()})
 
     def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
-        memory.write(z[: len(self.config.views)])
+        memory.write(
+            z[: 1 if self.config.shared_queue else len(self.config.views)]
+        )  # one queue: of view 1 alone, as theirs
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         support, features = context.given["support"], self.part(z, 0).detach()

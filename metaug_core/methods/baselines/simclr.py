@@ -3,6 +3,7 @@
 from metaug_core import settings
 from metaug_core.methods.base import Method
 from metaug_core.objectives import losses
+from metaug_core.recipes import JITTERED, JOINT, LARS, Recipe
 
 
 class SimCLR(Method):
@@ -27,6 +28,9 @@ class SimCLR(Method):
         "head": "mlp-bn",
         "negatives": "batch",
     }
+    recipe = Recipe(  # their CIFAR-10 command
+        {**JITTERED, **LARS, **JOINT, "crop_scale": (0.08, 1.0), "weight_decay": 1e-4}, lr_at_256=1.0, warmup=0.01
+    )
 
     def loss(self, z, context):
         return self.contrast(*losses.compare_in_batch(z))

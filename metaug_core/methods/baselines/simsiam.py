@@ -7,6 +7,7 @@ from metaug_core.config import Config
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.heads import mlp, predictor
+from metaug_core.recipes import APART, JITTERED, SGD, Recipe
 
 
 def projector(inputs: int, config: Config) -> nn.Module:
@@ -28,8 +29,19 @@ class SimSiam(Method):
     paper = "Chen and He 2021"
     objective = "-cos(q(z_v), stopgrad(z_u))"
     parts = 2
-    uses = {"feature_dim", "head_hidden", "predictor_hidden"}
+    uses = {"feature_dim", "head_hidden", "predictor_hidden", "predictor_lr_schedule"}
     defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "predictor_hidden": 512}
+    recipe = Recipe(  # of the paper for CIFAR-10
+        {
+            **JITTERED,
+            **SGD,
+            **APART,
+            "weight_decay": 5e-4,
+            "predictor_lr_schedule": "constant",
+            "zero_init_residual": True,
+        },
+        lr_at_256=0.03,
+    )
 
     def networks(self, classes: int) -> nn.Module:
         return Networks(self.config, projector, predictor)

@@ -61,6 +61,7 @@ class SplitBrain(Method):
     objective = "CE(F1(L), bins of ab) + CE(F2(ab), bins of L) at 12 x 12 places"
     unit_features = False
     augmentable = False
+    split = True
     uses = frozenset()
     defaults = {"views": ("L", "ab"), "negatives": "batch"}
 

@@ -16,6 +16,7 @@ class Supervised(Method):
     augmentable = False
     uses = frozenset()
     defaults = {"negatives": "batch"}
+    uniform = {"views": ("RGB",)}  # the whole AlexNet of the paper sees the whole image
     labelled = True
     minimum_views = 1
     unit_features = False

@@ -12,6 +12,7 @@ from metaug_core.networks.encoders import Networks
 from metaug_core.networks.heads import add_projector_norm, mlp
 from metaug_core.networks.memory import Queue
 from metaug_core.objectives.losses import debias, harden, logsumexp_others
+from metaug_core.recipes import JITTERED, JOINT, LARS, Recipe
 
 
 class Clustered(nn.Module):
@@ -54,6 +55,18 @@ class SwAV(Method):
     uses = {"feature_dim", "head_hidden", "projector_norm", "temperature", "prototypes", "sinkhorn_epsilon", "sinkhorn_steps",
             "queue_size"}  # fmt: skip
     defaults = {**TWO_CROPS, "temperature": 0.1, "head_hidden": 2048, "queue_size": 0}
+    recipe = Recipe(  # their script for minibatches of 256; LARC adapts every weight
+        {
+            **JITTERED,
+            **LARS,
+            **JOINT,
+            "jitter": 1.0,
+            "crop_scale": (0.14, 1.0),
+            "weight_decay": 1e-6,
+            "decay_norm_and_bias": True,
+        },
+        lr_at_256=0.6,
+    )
 
     def __init__(self, config: Config):
         super().__init__(config)

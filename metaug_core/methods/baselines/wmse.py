@@ -9,6 +9,7 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.methods.base import TWO_CROPS, Context, Method
 from metaug_core.networks.encoders import Networks
 from metaug_core.objectives.losses import alignment
+from metaug_core.recipes import JITTERED, Recipe
 
 
 class WMSE(Method):
@@ -29,6 +30,11 @@ class WMSE(Method):
     augmentable = False
     uses = settings.PROJECTION | {"whitening_size"}
     defaults = {**TWO_CROPS, "head": "mlp-bn", "feature_dim": 32}
+    recipe = Recipe(
+        {**JITTERED, "grey": 0.1, "blur": (0.0,), "optimiser": "adam", "lr": 1e-3, "weight_decay": 1e-6, "lr_decay": 0.2,
+         "encoder_norm": "apart", "head_norm": "joint"},
+        warmup=0.005, lr_steps=(0.95, 0.975),
+    )  # fmt: skip
 
     def __init__(self, config: Config):
         super().__init__(config)

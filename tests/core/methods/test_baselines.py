@@ -268,12 +268,12 @@ def test_a_queue_goes_round():
 def test_averaged_networks_follow_and_leave_every_buffer_alone():
     settings = config("moco")
     networks = Networks(settings)
-    averaged = Averaged(networks)
+    averaged = Averaged(networks, Config(ema_momentum=0.9), 64)
     start = {name: p.clone() for name, p in averaged.named_parameters()}
     with torch.no_grad():
         for p in networks.parameters():
             p.add_(torch.randn_like(p))
-    averaged.follow(networks, 0.9)
+    averaged.follow(networks)
     for name, p in averaged.named_parameters():
         moved = dict(networks.named_parameters())[name.removeprefix("networks.")]
         torch.testing.assert_close(p, 0.9 * start[name] + 0.1 * moved)
