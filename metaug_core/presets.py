@@ -42,6 +42,7 @@ PAPER: dict[str, Any] = {
     "bank_negatives": 4096,
     "optimiser": "adam",
     "lr": 3e-4,  # not stated in the paper; ten times more and a short run escapes its own bank (LOG.md)
+    # Weight decay is one for all methods in the paper (section 4.1), of unstated size: none here, 1e-4 in the authors' code.
     "mag_optimiser": "adam",
     "mag_lr": 3e-4,  # not stated in the paper
     "head": "alexnet",  # conv and fc are layers of one network (Appendix B.1)
@@ -52,7 +53,7 @@ PAPER: dict[str, Any] = {
     "delta": 1e-5,  # Table 5's row 1e-5 reads 87.87, and 87.87 is Table 1's number of MetAug on CIFAR-10
     "alpha": 1e-13,  # Figure 6 holds alpha there; that the tables use it is nowhere said
     "margin": "large",
-    "schedule": "epoch",
+    "schedule": "epoch",  # Algorithm 1 has two loops inside a repeat, of unstated length: a pass of each is the usual reading
     "epochs": 200,  # not stated in the paper
     "val_fraction": 0.0,
     "keep_last": 20,

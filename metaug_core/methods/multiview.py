@@ -1,4 +1,5 @@
-"""CMC and OUCL: contrast between the views of an image, against a memory bank. They differ in the objective alone."""
+"""CMC and OUCL: contrast between the views of an image, against a memory bank. They differ in the objective alone, and with one
+positive and lambda 0 eq. 8 is InfoNCE at t = 2 / beta, divided by beta: there they differ in nothing but temperature."""
 
 from abc import abstractmethod
 from functools import partial

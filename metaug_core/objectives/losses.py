@@ -23,6 +23,7 @@ def info_nce(
     positives: Tensor, negatives: Tensor, temperature: float, tau_plus: float = 0.0, hard_beta: float = 0.0
 ) -> Tensor:
     """Eq. 1: mean of -log(e^{p/t} / (e^{p/t} + G)), G = sum_k e^{n_k/t}. Each positive of an anchor is a term of its own.
+    The exponential and t are the usual reading: eq. 1 has a discriminating function, and no temperature.
 
     positives (A, P) and negatives (A, N) are similarities in [0, 1]; with tau_plus = 0 any real numbers do. Hard (Robinson et al.
     2021) and Debiased (Chuang et al. 2020) change G: `harden`, `debias`.

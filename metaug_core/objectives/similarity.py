@@ -1,8 +1,8 @@
 """From features to the similarities of pairs: which features are positives and which negatives of an anchor.
 
 A set of features is (V, B, d), a row for each view; z and z~ stacked are two sets, (2V, B, d). A pair joins features of two
-DIFFERENT views: a positive if they are of the same image, else a negative. Section 3.1 does not say whether the two views may be
-the same; this is our reading.
+DIFFERENT views: a positive if they are of the same image, else a negative. This is our reading: section 3.1 lets j and j' run over
+all views and does not say whether they may be equal, neither for positives nor for negatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,9 @@ from torch import Tensor
 
 
 def similarity(cosines: Tensor) -> Tensor:
-    """d = (1 + cos) / 2, in [0, 1]: the optimum of a positive is 1 and of a negative 0 (section 3.3)."""
+    """d = (1 + cos) / 2, in [0, 1]: the optimum of a positive is 1 and of a negative 0 (section 3.3).
+
+    A reading, which the authors' code shares: section 3.3 speaks of normalised features alone, whose product lies in [-1, 1]."""
     return (1 + cosines) / 2
 
 

@@ -147,7 +147,7 @@ for suffix, dataset, options in (
     )(draw_similarities)
     register(
         f"03-similarities{suffix}-paper-weights",
-        f"The same on {dataset} with the paper's weights, delta = 1e-5 and alpha = 1e-13.",
+        f"The same on {dataset} with delta = 1e-5, that of the paper's tables, and alpha = 1e-13, which its Figure 6 holds.",
         publish_by("03_similarity_histograms", options),
     )(draw_similarities)
 
@@ -199,16 +199,18 @@ def draw_accuracy_over_batch_size(table: Table) -> Figure:
     "06-margins", "Figure 5: accuracy by margin and loss, and what each margin adds to none.", publish_by("06_margins")
 )
 def draw_margins(table: Table) -> Figure:
-    """Figure 5. table: margin, method (metaug: OUCL, metaug-only-mag: contrastive), seed, accuracy."""
+    """Figure 5. table: margin, method (metaug: OUCL; metaug-only-mag: contrastive, also as `experiments.name_matched` has
+    it), seed, accuracy."""
     figure, (left, right) = make_panels(2, 4.6, 3.4)
-    losses = table["method"].map({"metaug": "OUCL", "metaug-only-mag": "contrastive"})
+    names = {"metaug": "OUCL", "metaug-only-mag": "contrastive"}
+    losses = [paper_values.print_name(method, names).replace(" at ", "\nat ") for method in table["method"]]
     means = summarize(table.assign(loss=losses), ["margin", "loss"], "accuracy")
     draw_heatmap(means, left, "margin", "loss", "Accuracy by margin and loss", ("margin", ""))
-    names = {place: name for place, name in enumerate(("small", "medium", "large"))}
+    margins = dict(enumerate(("small", "medium", "large")))
     by_method = table.groupby("method", sort=False)
     gains: Table = pd.concat([compare_to(rows, "margin", "none").assign(method=method) for method, rows in by_method])
-    gains = gains.assign(place=gains["margin"].map({name: place for place, name in names.items()}))
-    draw_differences(gains, right, "place", title="Less no margin, same seeds", x="margin", names=names)
+    gains = gains.assign(place=gains["margin"].map({name: place for place, name in margins.items()}))
+    draw_differences(gains, right, "place", title="Less no margin, same seeds", x="margin", names=margins)
     return figure
 
 
@@ -258,8 +260,8 @@ def draw_augmentation_sets(table: Table) -> Figure:
 # --- Tables 1, 2, 3 and 6
 @register("09-benchmarks", "Table 1: every method, ours and the paper's.", publish_by("09_benchmarks"))
 def draw_benchmarks(table: Table) -> Figure:
-    """Table 1 as rows. table: method, dataset, encoder, seed, accuracy; beside it the paper's column of that data set, or of
-    CIFAR-10."""
+    """Table 1 as rows. table: method (also as `experiments.name_matched` has it), dataset, encoder, seed, accuracy;
+    beside it the paper's column of that data set, or of CIFAR-10."""
     dataset, encoder = table["dataset"].iloc[0], table["encoder"].iloc[0]
     first = paper_values.TABLES[1]
     order = list(dict.fromkeys([*first["method"], *table["method"]]))
@@ -281,7 +283,7 @@ def select_papers(methods: list[str], dataset: str, encoder: str) -> pd.DataFram
 
 def compare_methods(number: int, seeds: int) -> pd.DataFrame:
     """Table 1, 2 or 3 of the paper (top-1): a row for each method, a column for each data set and encoder, each cell `ours / paper`
-    over seeds 0 to seeds - 1 of the preset `paper`; empty where the paper has none."""
+    over seeds 0 to seeds - 1 of the preset `paper`; empty where the paper has none. Table 1 keeps its double dagger."""
     rows = paper_values.TABLES[number].query("top == 1")
     texts = []
     for method, dataset, encoder, value in rows[["method", "dataset", "encoder", "accuracy"]].itertuples(index=False):
@@ -289,7 +291,8 @@ def compare_methods(number: int, seeds: int) -> pd.DataFrame:
         texts.append(compare_cell(experiments.make_grid(shared, seeds, method=[method]), value))
     wide = rows.assign(text=texts).pivot(index="method", columns=["dataset", "encoder"], values="text")
     wide = wide.reindex(index=list(rows["method"].unique()), columns=list(dict.fromkeys(wide.columns)))
-    return wide.fillna("").rename(index=paper_values.NAMES)
+    marked = paper_values.SPLIT_ENCODERS if number == 1 else ()
+    return wide.fillna("").rename(index=lambda name: paper_values.print_name(name) + "‡" * (name in marked))
 
 
 def compare_views(seeds: int) -> pd.DataFrame:

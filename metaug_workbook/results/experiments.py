@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+import numpy as np
+import pandas as pd
 import safetensors.torch
 
 from metaug_core import methods
@@ -30,6 +32,7 @@ KIND = ("method", "encoder", "views", "image_size", "batch_size", "width", "mag_
         "schedule", "precision", "randaugment", "device")  # fmt: skip
 TIMED_PIXELS = 64 * 64 * 64  # a minibatch is timed whole up to this many pixels, else a part of it
 TIMED_STEPS = 3
+CONTRASTIVE = ("cmc", "metaug-only-mag")  # InfoNCE where `metaug-only-oucl` and `metaug` have OUCL, all else alike
 EVALUATION = 1 / 3  # of the time of a training step on as many images: forward without backward
 
 
@@ -48,6 +51,26 @@ def make_grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]
         if chosen.get("method", "metaug") in METHODS:
             configs += [preset(name, **chosen, seed=seed) for seed in range(seeds)]
     return configs
+
+
+def match_temperature(configs: Sequence[Config]) -> list[Config]:
+    """The contrastive ones of these configs again, at the temperature that OUCL has with their beta: the control without
+    which a table of both losses compares temperatures first of all.
+
+    Eq. 8 with one positive and lambda 0 is InfoNCE divided by beta at t = 1 / beta in d, that is 2 / beta in cosines;
+    phi_dec divides beta (section 4.4). A config that has this temperature already is not repeated.
+    """
+    contrastive = [config for config in configs if config.method in CONTRASTIVE]
+    matched = [config.replace(temperature=2 * config.phi_dec / config.beta) for config in contrastive]
+    return [new for new, old in zip(matched, contrastive, strict=True) if new.temperature != old.temperature]
+
+
+def name_matched(table: Any) -> pd.DataFrame:
+    """A table of runs (`tables.read_table`) in which those of `match_temperature` have a method name of their own,
+    `cmc at t = 0.125`: they are rows of their own wherever a table or figure goes by method."""
+    is_matched = np.isclose(table["temperature"], 2 * table["phi_dec"] / table["beta"])
+    names = table["method"] + " at t = " + table["temperature"].map("{:g}".format)
+    return table.assign(method=names.where(is_matched & table["method"].isin(CONTRASTIVE), table["method"]))
 
 
 def list_unregistered(names: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ Table 4: `AUGMENTATION_SETS` says what is stated and what is a reading.
 """
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -45,6 +46,10 @@ NAMES = {  # a method's name in METHODS -> as the paper prints it
     "metaug+randaugment": "MetAug + RandAugment",
     "metaug-nnclr": "MetAug*",
 }
+
+# Table 1's double dagger, "reduced learnable parameters": a split AlexNet for each view (Appendix B.1). The other rows
+# have the whole AlexNet, twice as wide.
+SPLIT_ENCODERS = ("splitbrain", "cmc", "cmc+debiased", "cmc+hard", "metaug-only-oucl", "metaug")
 
 FIGURE_3 = {"without": 41.16, 6: 42.02}  # Tiny ImageNet, conv, only OUCL; the other phi_dec are in the picture alone
 
@@ -168,9 +173,12 @@ TABLE_6 = pd.DataFrame(
 )
 
 
-def print_name(method: str) -> str:
-    """A method as the paper prints it; its own name if the paper has none."""
-    return NAMES.get(method, method)
+def print_name(method: str, names: Mapping[str, str] = NAMES) -> str:
+    """A method as the paper prints it; its own name if the paper has none. names: others than the paper's.
+
+    `cmc at t = 0.125` (`experiments.name_matched`) keeps what follows the name."""
+    name, at, temperature = method.partition(" at ")
+    return names.get(name, name) + at + temperature
 
 
 def _parse(text: str) -> pd.DataFrame:

@@ -46,6 +46,27 @@ def test_what_a_method_refuses_is_left_out():
     assert [config.method for config in experiments.keep_trainable(looc)] == ["metaug"]
 
 
+@pytest.mark.parametrize(("changes", "temperature"), [({}, 0.125), ({"beta": 4}, 0.5), ({"preset": "paper"}, 0.75)])
+def test_match_temperature_repeats_contrastive_configs_at_the_temperature_of_oucl(changes, temperature):
+    """2 / beta in cosines (beta 16); the preset `paper` has phi_dec 6, so beta 16 / 6."""
+    methods = ["simclr", "cmc", "metaug-only-oucl", "metaug-only-mag", "metaug"]
+    configs = experiments.make_grid({"preset": "sketch"} | changes, 2, method=methods)
+    matched = experiments.match_temperature(configs)
+    assert [(c.method, c.seed) for c in matched] == [(m, s) for m in ("cmc", "metaug-only-mag") for s in (0, 1)]
+    assert {c.temperature for c in matched} == {temperature}
+    assert [c.replace(temperature=0.07) for c in matched] == [*configs[2:4], *configs[6:8]]
+    assert experiments.match_temperature(matched) == []
+
+
+def test_runs_of_a_matched_temperature_are_rows_of_their_own():
+    configs = experiments.make_grid({"preset": "sketch"}, 1, method=["cmc", "simclr", "metaug"])
+    configs += experiments.match_temperature(configs)
+    configs += experiments.make_grid({"preset": "sketch"}, 1, method=["simclr"], temperature=[0.125])
+    table = experiments.name_matched(pd.DataFrame([config.model_dump() for config in configs]))
+    assert table["method"].tolist() == ["cmc", "simclr", "metaug", "cmc at t = 0.125", "simclr"]
+    assert paper_values.print_name("cmc at t = 0.125") == "CMC at t = 0.125"
+
+
 def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):
     monkeypatch.setattr("metaug_workbook.notebook.read_injected", lambda known: ({"lr": 0.5}, []))
     assert notebook.plan_runs({"seeds": 2}, preset="sketch", epochs=None) == {
@@ -197,5 +218,7 @@ def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_f
     first = paper_figures.compare_methods(2, 1)
     assert first.shape == (12, 2)
     assert first.loc["MetAug", ("cifar10", "resnet50")].endswith("/ 91.09")
+    marked = [name for name in paper_figures.compare_methods(1, 1).index if name.endswith("‡")]
+    assert marked == ["SplitBrain‡", "CMC‡", "CMC + Debiased‡", "CMC + Hard‡", "MetAug (only OUCL)‡", "MetAug‡"]
     assert len(paper_figures.list_commands(20)) == 12
     assert paper_figures.compare_cell([], 87.87) == "– / 87.87"

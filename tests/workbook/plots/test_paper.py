@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from test_figures import caption, line
 
+from metaug_core.presets import preset
 from metaug_workbook.plots import features, gallery, paper_figures, style
 from metaug_workbook.results import paper_values
 
@@ -72,6 +73,13 @@ def test_tables_4_to_6_and_figure_3():
     best = paper_values.TABLE_6.query("method == 'metaug+randaugment'")
     assert best[["views", "top1", "top5"]].to_numpy().tolist() == [["Y,DbDr", 66.7, 87.5]]
     assert paper_values.FIGURE_3 == {"without": 41.16, 6: 42.02}
+
+
+def test_the_rows_with_the_double_dagger_are_those_whose_encoders_share_out_the_channels():
+    """A split AlexNet for each of several kinds of views; the others have one kind. `supervised` takes what it is given."""
+    for method in set(paper_values.TABLES[1]["method"]) - {"supervised"}:
+        kinds = set(preset("paper", method=method).views)
+        assert (len(kinds) > 1) == (method in paper_values.SPLIT_ENCODERS), method
 
 
 def test_every_method_of_the_tables_has_a_name_and_a_colour_of_its_own():
@@ -238,6 +246,30 @@ def test_the_gain_by_attenuation_is_paired_with_the_loss_without_gamma():
     right = figure.axes[1]
     assert right.containers[0].lines[0].get_ydata() == pytest.approx([10, 20])
     assert line(right, "paper, Tiny ImageNet").get_ydata() == pytest.approx([0.86])
+    plt.close(figure)
+
+
+def test_the_contrastive_loss_at_the_temperature_of_oucl_is_a_row_and_a_method_of_its_own():
+    methods = ("metaug-only-mag", "metaug-only-mag at t = 0.125", "metaug")
+    gains = zip(methods, (0.0, 0.05, 0.2), strict=True)
+    table = pd.concat([runs("margin", ["none", "large"], method, gain=gain) for method, gain in gains])
+    figure = paper_figures.draw_margins(table)
+    left, right = figure.axes[:2]
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["contrastive", "contrastive\nat t = 0.125", "OUCL"]
+    cells = left.collections[0].get_array()  # seeds 0 and 1 are 0.02 apart: the mean lies 1 point above the first
+    assert cells[:, 0].tolist() == pytest.approx([51, 56, 71])
+    assert [c.get_label() for c in right.containers] == [
+        "MetAug (only MAG)", "MetAug (only MAG) at t = 0.125", "MetAug"
+    ]  # fmt: skip
+    plt.close(figure)
+    benchmark = pd.concat([runs("delta", [1e-5], method, gain=gain) for method, gain in (("cmc", 0), ("metaug", 0.1))])
+    benchmark = pd.concat([benchmark, runs("delta", [1e-5], "cmc at t = 0.125", gain=0.2)])
+    figure = paper_figures.draw_benchmarks(benchmark)
+    left, right = figure.axes
+    assert left.get_yticklabels()[-1].get_text() == "CMC at t = 0.125"
+    places = {c.lines[0].get_ydata()[0]: c.lines[0].get_xdata()[0] for c in left.containers}
+    assert places[len(left.get_yticklabels()) - 1] == pytest.approx(71)
+    assert len(right.containers) == 19  # the paper's rows: it has no such control
     plt.close(figure)
 
 
