@@ -1,6 +1,7 @@
 """Every registered method at one small budget, beside its encoder untrained: on `shapes`, or on an image folder.
 
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
+    python benchmarks/all_methods.py RUNS --protocol own|uniform --folder FOLDER [--seeds 3] ...
     python benchmarks/all_methods.py RUNS --choose wmse [--times 1,2,3]
 
 RUNS keeps the runs: the same command finds the finished ones and goes on, as many at a time as there are cores, each on one thread,
@@ -11,6 +12,9 @@ On `shapes` methods see L and ab, which share only the object, but for the few o
 row learns if its probe on the test split is LEARNS points above the same encoder untrained in every seed. Each method has settings
 of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about this budget, and its
 column `epochs` who was given more, on `shapes` only.
+
+--protocol: nothing is chosen; each method has its authors' augmentation and optimiser (own), or all have the same (uniform:
+section 4.1 of the paper), see `metaug_core.recipes`.
 
 --choose says how many times the epochs a method needs on `shapes`, for `LONGER`: it trains with seeds of its own (`CHOICE_SEEDS`,
 none of which is reported) on as many images as a run of the table, measures on as many validation images, and takes the fewest
@@ -69,6 +73,10 @@ CHOICE_SEEDS = range(20, 25)  # for choosing only
 def config_of(method: str, seed: int, args: argparse.Namespace, **changes: Any) -> Config:
     """The run of one method and seed, with changes. On `shapes` views and augmentation are shared, unless a method has its own."""
     base = method.split("+")[0]
+    if args.protocol:
+        values = {"dataset": "folder", "data_dir": args.folder, "train_images": args.images, "epochs": args.epochs}
+        return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), protocol=args.protocol,
+                      monitor_every=10_000, **{**values, **changes})  # fmt: skip
     views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
     epochs = args.epochs * (1 if args.folder else LONGER.get(base, 1))
     return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(),
@@ -162,16 +170,22 @@ def figure_table(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.filter(items=["method", "seed", "epochs", "measure", "split", "accuracy", "untrained"])
 
 
+def kind_of(args: argparse.Namespace) -> str:
+    """The name of a table: of its images, and of the protocol if there is one."""
+    return "-".join(filter(None, ("folder" if args.folder else "shapes", args.protocol)))
+
+
 def keep(rows: list[dict[str, Any]], methods: list[str], args: argparse.Namespace) -> None:
     """Write the rows, and the stored ones of other methods with the commands and machines that made them."""
-    kind = "folder" if args.folder else "shapes"  # where images and runs lie is nobody else's business
+    kind = kind_of(args)
     file, others = FOLDER / f"all_methods-{kind}.json", []
     if set(methods) != set(METHODS):
         stored = json.loads(file.read_text())
         rows = [row for row in stored["rows"] if row["method"] not in methods] + rows
         others = [{name: stored[name] for name in ("command", "machine")}, *stored.get("others", [])]
     asked = {name: vars(args)[name] for name in ("seeds", "methods", "images", "epochs")}
-    script = "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder)
+    script = "all_methods.py RUNS" + " --folder FOLDER" * bool(args.folder)  # where they lie is nobody else's business
+    asked |= {"protocol": args.protocol} if args.protocol else {}
     write(file.stem, script, asked, "cpu", rows=rows, **({"others": others} if others else {}))
 
 
@@ -195,6 +209,9 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--images", type=int, default=2200)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument(
+        "--protocol", choices=["own", "uniform"], help="what surrounds each method's loss; needs --folder"
+    )
     parser.add_argument("--choose", metavar="METHOD", help="choose its epochs on validation images of `shapes`")
     parser.add_argument("--times", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 3],
                         help="the epochs to choose from, as multiples of --epochs")  # fmt: skip
@@ -203,6 +220,8 @@ def main() -> None:
     if args.runs is None:  # as `make benchmarks` calls it
         print("skipped: name a folder for the runs")
         return
+    if args.protocol and not args.folder:
+        parser.error("--protocol needs --folder")
     if args.choose:
         choose(args.choose, args)
         return
@@ -224,7 +243,7 @@ def main() -> None:
     if args.publish or set(methods) == set(METHODS):
         keep(rows, methods, args)
     if args.publish:
-        publish(small, runs, methods, "folder" if args.folder else "shapes")
+        publish(small, runs, methods, kind_of(args))
 
 
 if __name__ == "__main__":

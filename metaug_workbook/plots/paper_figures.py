@@ -380,6 +380,22 @@ for kind, what, options in (
     )(draw_all_methods)
 
 
+CIFAR_RUNS = "CIFAR-10, JPEG re-encoded, 10,000 images, 2 epochs, three seeds"
+for protocol, words in (
+    (
+        "uniform",
+        "under the paper's protocol (section 4.1: CMC's crop and flip, one optimiser and minibatch size for all)",
+    ),
+    ("own", "with the augmentation, optimiser and BatchNorm of its authors, scaled to this length and minibatch"),
+):
+    register(
+        f"09-all-methods-folder-{protocol}",
+        f"Every method {words}, from the untrained encoder to the trained one ({CIFAR_RUNS}). Nothing was chosen for this budget.",
+        f"python benchmarks/all_methods.py RUNS --protocol {protocol} --folder DIR --images 10000 --epochs 2 --publish",
+        summarize=count_learners,
+    )(draw_all_methods)
+
+
 def draw_gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
     """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its color), with
     the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider

@@ -41,12 +41,15 @@ def describe_draws(seed: int, values: Mapping[str, float]) -> str:
     draws = {name: float(x) for name, x in augmentation.draw(1, torch.Generator().manual_seed(seed)).items()}
     crop, rotation, randaugment, jitter = (values[name] for name in ("crop", "rotation", "randaugment", "jitter"))
     area = 100 * (crop + draws["area"] * (1 - crop))
+    usual = Config()
+    operations = sum(draws[f"use{turn}"] < usual.randaugment_probability for turn in (1, 2))
+    jittered = draws["jitter"] < usual.jitter_probability
     parts = [
         f"cropped to {area:.0f} % of its area" if crop < 1 else "not cropped",
         "flipped" if draws["flip"] < values["flip"] else "not flipped",
         f"turned by {rotation * (2 * draws['rotation'] - 1):+.0f}°" if rotation else "",
-        f"two operations of RandAugment at magnitude {randaugment:g}" if randaugment else "",
-        f"colours jittered with strength {jitter:g}" if jitter else "",
+        f"{operations} of two operations of RandAugment at magnitude {randaugment:g}" if randaugment else "",
+        (f"colours jittered with strength {jitter:g}" if jittered else "colours not jittered") if jitter else "",
         "made grey" if draws["grey"] < values["grey"] else "left in colour",
     ]
     return ", ".join(filter(None, parts))
@@ -94,8 +97,10 @@ def augmentation_viewer(
     """An image through crop, flip, rotation, RandAugment, jitter and grey, one stage after the other, and its views.
 
     images: uint8 (N, 3, H, W); None: shapes of 64 px. crop: least area that is kept, 1 keeps all; flip and grey: probabilities;
-    rotation: at most so many degrees either way; jitter: strength as SimCLR's; randaugment: magnitude, 0 to 30. seed: of the
-    chance in all of them. Raises MetaugError for images of another type or shape.
+    rotation: at most so many degrees either way; jitter: strength as SimCLR's, of four images in five; randaugment: magnitude, 0
+    to 30, without its changes of colour, as for colour splits. seed: of the chance in all of them.
+
+    Raises MetaugError for images of another type or shape.
     """
     plot = AugmentationPlot(shapes.make(*SAMPLE, SIDE)[0] if images is None else images)
     last = max(len(plot.images) - 1, 1)
@@ -105,7 +110,7 @@ def augmentation_viewer(
         "crop": slider("crop: least area (share)", crop, 0.08, 1.0, 0.02, "1: no crop; the paper crops from 0.2"),
         "flip": slider("flip (probability)", flip, 0.0, 1.0, 0.1, "horizontal"),
         "rotation": slider("rotation (degrees, ±)", rotation, 0.0, 180.0, 5.0, "uniform in ± this"),
-        "randaugment": slider("RandAugment (0 to 30)", randaugment, 0.0, 30.0, 1.0, "magnitude of two random operations"),
+        "randaugment": slider("RandAugment (0 to 30)", randaugment, 0.0, 30.0, 1.0, "magnitude; two operations, each by chance"),
         "jitter": slider("jitter (strength)", jitter, 0.0, 1.0, 0.1, "brightness, contrast, saturation and hue; 0: none"),
         "grey": slider("grey (probability)", grey, 0.0, 1.0, 0.1, "of losing all colour"),
     }  # fmt: skip
