@@ -212,8 +212,3 @@ def make_views(images: Tensor, config: Config, generator: Generator) -> list[Ten
     if config.independent:
         return [split(augment(images, config, generator), [name])[0] for name in config.views]
     return split(augment(images, config, generator), config.views)
-
-
-def evaluation_views(images: Tensor, config: Config) -> list[Tensor]:
-    """Splits of `plain` images, one (B, C, S, S) per distinct name in config.views. Raises as `plain`."""
-    return split(plain(images, config.image_size), list(dict.fromkeys(config.views)))
