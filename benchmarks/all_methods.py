@@ -9,9 +9,9 @@ so a run's seconds are those beside another. The table goes into benchmarks/resu
 figure. With --methods a part of it is shown; with --publish its rows then take the place of the stored ones of these methods.
 
 On `shapes` methods see L and ab, which share only the object, but for the few of `ON_SHAPES`; on a folder each has its own views. A
-row learns if its probe on the test split is LEARNS points above the same encoder untrained in every seed. Each method has settings
-of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at about this budget, and its
-column `epochs` who was given more, on `shapes` only.
+row learns if its linear probe on plain images, of the test split, is LEARNS points above the same encoder untrained in every seed.
+Each method has settings of its own, chosen on validation images of `shapes` (LOG.md): the table says what a method can learn at
+about this budget, and its column `epochs` who was given more, on `shapes` only.
 
 --protocol: nothing is chosen; each method has its authors' augmentation and optimiser (own), or all have the same (uniform:
 section 4.1 of the paper), see `metaug_core.recipes`.
@@ -37,7 +37,7 @@ from metaug_workbook.plots import gallery, paper_figures
 from metaug_workbook.plots.paper_figures import LEARNS
 from metaug_workbook.results import tables
 
-MEASURES = ("probe_paper", "knn")
+MEASURES = ("probe_plain", "knn")
 BUDGET: dict[str, Any] = {"feature_dim": 128, "head_hidden": 256, "predictor_hidden": 128, "queue_size": 512, "prototypes": 64,
                           "ema_momentum": 0.97, "dim_units": 256, "monitor_every": 2, "lr": 1e-3}  # fmt: skip
 SHARED: dict[str, Any] = {
@@ -117,8 +117,8 @@ def choose(method: str, args: argparse.Namespace) -> None:
         "seed",
         "split",
         "n_eval",
-        "probe_paper",
-        "untrained_probe_paper",
+        "probe_plain",
+        "untrained_probe_plain",
         "knn",
         "untrained_knn",
         "gain",
@@ -156,10 +156,10 @@ def table(rows: pd.DataFrame) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, group in rows.groupby("method", sort=False):
         by = {name: part.set_index("seed") for name, part in group.groupby("representation")}
-        gains = 100 * (by["trained"].probe_paper - by["untrained"].probe_paper)
+        gains = 100 * (by["trained"].probe_plain - by["untrained"].probe_plain)
         first, seconds = group.iloc[0], group.seconds_per_epoch.median()
         cells = [METHODS[method].description.title, first.views, first.epochs, f"{seconds:.1f}"]
-        cells += [shown(by[name].probe_paper) for name in ("untrained", "trained")]
+        cells += [shown(by[name].probe_plain) for name in ("untrained", "trained")]
         cells += [", ".join(f"{g:.1f}" for g in gains), shown(by["untrained"].knn), shown(by["trained"].knn)]
         lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if gains.min() >= LEARNS else 'no'} |")
     return "\n".join(lines)

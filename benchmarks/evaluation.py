@@ -1,4 +1,5 @@
-"""What it takes to evaluate: frozen features of all images, both linear probes (one over six learning rates), kNN.
+"""What it takes to evaluate: frozen features of all images, both linear probes on plain images (one over six
+learning rates), kNN.
 
     python benchmarks/evaluation.py [--images 60000] [--width 1] [--size 32] [--rounds 2] [--device auto]
 
@@ -15,7 +16,7 @@ from _measure import default, seconds
 from _results import table, write
 
 from metaug_core import Config
-from metaug_core.evaluation.probes import PROBES, Labelled, knn, probe_accuracy
+from metaug_core.evaluation.probes import PLAIN_PROBES, Labelled, knn, probe_accuracy
 from metaug_core.evaluation.representations import features, load_networks
 from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
@@ -35,8 +36,8 @@ def measure(config: Config, count: int, rounds: int, device: str) -> tuple[list[
             took = {"features": seconds(lambda found=found: found.append(features(networks, images, config)), device)}
             labels = torch.arange(count, device=device) % CLASSES
             test, train = (Labelled(found[0][part], labels[part]) for part in (slice(held), slice(held, None)))
-            for name, probe in PROBES.items():
-                what = f"probe {name}: {len(probe.lrs)} learning rate(s), {probe.epochs} epochs"
+            for name, probe in PLAIN_PROBES.items():
+                what = f"{name}: {len(probe.lrs)} learning rate(s), {probe.epochs} epochs"
                 took[what] = seconds(lambda p=probe, a=train, b=test: probe_accuracy(p, a, b, None, CLASSES), device)
             took["kNN"] = seconds(lambda a=train, b=test: knn(a.x, a.y, b.x, b.y, CLASSES), device)
             for part, value in took.items():

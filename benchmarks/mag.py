@@ -82,7 +82,7 @@ LAST = ("augmented_gradient_share", "mixed_gradient_share", "mag_update", "augme
         "mag_gradient_norm", "knn_val")  # fmt: skip
 SHARES = ("augmented_gradient_share", "mixed_gradient_share")  # also as means over the whole run
 RUN = (*(f"{key}_run" for key in SHARES), "mag_moved", "falls_early", "falls_late")
-MEASURES = ["probe_paper", "knn"]
+MEASURES = ["probe_plain", "knn"]
 _splits: dict[str, Any] = {}
 
 
@@ -167,7 +167,7 @@ def main() -> None:
             found += more
             pd.DataFrame(found).to_csv(args.out, index=False)
             print(
-                more[-1]["experiment"], more[-1]["variant"], [round(row["probe_paper"], 1) for row in more], flush=True
+                more[-1]["experiment"], more[-1]["variant"], [round(row["probe_plain"], 1) for row in more], flush=True
             )
     print(summary(pd.DataFrame(found)))
 

@@ -15,7 +15,7 @@ from _results import write
 from metaug_core import evaluate, fit, preset
 
 METHODS = ("metaug", "metaug-only-oucl")
-MEASURES = ("probe_paper", "probe_fast", "knn")
+MEASURES = ("probe_plain", "probe_fast", "knn")
 
 
 def main() -> None:

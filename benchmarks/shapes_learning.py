@@ -16,7 +16,7 @@ from _results import write
 
 from metaug_core import evaluate, fit, preset
 from metaug_core.evaluation import representations
-from metaug_core.evaluation.probes import MEASURES
+from metaug_core.evaluation.probes import DEFAULT_MEASURES
 from metaug_core.evaluation.representations import over_seeds
 from metaug_core.runs.store import Run
 from metaug_workbook import notebook
@@ -57,7 +57,9 @@ def main() -> None:
             runs.append(run)
         summary = over_seeds(tables)
         if args.publish:
-            bars = pd.concat(tables).reset_index()[["representation", "seed", *MEASURES]].assign(panel="accuracy")
+            bars = (
+                pd.concat(tables).reset_index()[["representation", "seed", *DEFAULT_MEASURES]].assign(panel="accuracy")
+            )
             gallery.publish("first-run", pd.concat([bars, points(runs[0])]), runs)
     print(
         f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s"
@@ -68,8 +70,8 @@ def main() -> None:
             "| {representation} | {measure} | ".format(**row)
             + f"{100 * row['mean']:.1f} ± {100 * row['half_width']:.1f} |"
         )
-    gains = [100 * (t.loc["trained", "probe_paper"] - t.loc["untrained", "probe_paper"]) for t in tables]
-    print("trained over untrained, probe_paper, points by seed:", ", ".join(f"{g:.1f}" for g in gains))
+    gains = [100 * (t.loc["trained", "probe_plain"] - t.loc["untrained", "probe_plain"]) for t in tables]
+    print("trained over untrained, probe_plain, points by seed:", ", ".join(f"{g:.1f}" for g in gains))
     write(
         f"shapes_learning-{args.method}", "shapes_learning.py", {"seeds": args.seeds, "method": args.method}, "cpu",
         train_seconds=seconds, gain_points_by_seed=gains, summary=summary.to_dict("records"),

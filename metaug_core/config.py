@@ -38,7 +38,7 @@ HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkou
 # Raised when the same settings give other numbers, or when a default is another (tests/core/test_identity.py).
 ENGINE_VERSION = 3
 # Raised when the same features would get other accuracies; those of another version are measured again.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 # Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name. Of a
 # protocol, the settings that it brings do.
 NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every",
@@ -171,7 +171,8 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     monitor_every: Positive = 1
     """Epochs between two kNN readings on the validation split."""
     keep_last: Positive = 1
-    """Encoders kept from the last so many epochs; evaluation is their mean (paper: 20)."""
+    """Encoders kept from the last so many epochs of training; every measure is the mean over them. 20 is another reading of the
+    paper's "last 20 epochs", twenty times as dear: `evaluation.probes` takes them for the probe's."""
     checkpoint_minutes: Size = 5.0
     """Minutes between two checkpoints; besides, one is made when a run is stopped and one at its end."""
     tensorboard: bool = False

@@ -56,7 +56,6 @@ PAPER: dict[str, Any] = {
     "schedule": "epoch",  # Algorithm 1 has two loops inside a repeat, of unstated length: a pass of each is the usual reading
     "epochs": 200,  # not stated in the paper
     "val_fraction": 0.0,
-    "keep_last": 20,
 }
 
 AUTHORS: dict[str, Any] = {
@@ -92,7 +91,6 @@ AUTHORS: dict[str, Any] = {
     "schedule": "alternate",
     "look_ahead": "fresh",
     "val_fraction": 0.0,
-    "keep_last": 20,
 }
 
 # A run in ten seconds on one CPU core: enough to see a sweep work, too little to tell methods apart.

@@ -142,8 +142,10 @@ def find_seeds(run: Run) -> list[Run]:
 
 def format_percent(table: pd.DataFrame) -> pd.DataFrame:
     """The accuracies of an `evaluate` table in percent, as one shows them."""
-    names = {"probe_paper": "linear probe (paper)", "probe_fast": "linear probe (fast)", "knn": "kNN"}
-    return pd.DataFrame(table, columns=list(names)).set_axis(list(names.values()), axis=1).mul(100).round(1)
+    names = {"probe_paper": "linear probe (random crops)", "probe_plain": "linear probe (plain images)",
+             "probe_fast": "linear probe (fast)", "knn": "kNN"}  # fmt: skip
+    measured = [name for name in names if name in table]
+    return pd.DataFrame(table, columns=measured).rename(columns=names).mul(100).round(1)
 
 
 def last_value(metrics: pd.DataFrame, column: str) -> float:

@@ -1,10 +1,12 @@
-"""How good a run's encoder is, beside the same encoder untrained and raw pixels. Features are computed once.
+"""How good a run's encoder is, beside the same encoder untrained and raw pixels.
 
-No epoch is chosen: the result is that of the last epoch, or the mean over the last `keep_last`. The protocols are in `probes`.
+No epoch is chosen: the result is that of the last epoch, or the mean over the last `keep_last`. The protocols are in `probes`,
+the random crops that one of them trains on in `crops`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +22,12 @@ from metaug_core.config import PROTOCOL_VERSION, Config
 from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
-from metaug_core.evaluation.probes import MEASURES, Labelled, measure
+from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, measure
 from metaug_core.methods.base import initial_networks
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
 from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
-from metaug_core.views.augmentation import evaluation_views, plain
+from metaug_core.views.augmentation import plain, split
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 2048, 512  # for BatchNorm's statistics of training images
 COLUMNS = ["epochs", "n_train", "n_eval", "split", "method", "dataset", "seed"]
@@ -35,49 +38,47 @@ AUGMENTED = "trained, z and z~"  # the heads kept, and the MAG's features beside
 # --- features
 
 
+# draw: None for plain images, else the number of a draw of random crops and flips (`crops.read_images`).
+
+
 @torch.no_grad()
-def features(networks: nn.Module, images: AnyImages, config: Config) -> Tensor:
+def features(networks: nn.Module, images: AnyImages, config: Config, draw: int | None = None) -> Tensor:
     """h of all distinct views, concatenated: (N, sum of D_j) float32. Downstream tasks use it; the heads are discarded."""
     with evaluating(networks), arithmetic(config.precision):
-        return torch.cat(
-            [torch.cat(encode(networks, pixels, config), 1) for pixels in images.batches(split_rows(images))]
-        )
+        return torch.cat([torch.cat(encode(networks, rgb, config), 1) for rgb in read_images(images, config, draw)])
 
 
 @torch.no_grad()
-def embeddings(networks: nn.Module, images: AnyImages, config: Config, mag: nn.Module | None = None) -> Tensor:
+def embeddings(
+    networks: nn.Module, images: AnyImages, config: Config, mag: nn.Module | None = None, draw: int | None = None
+) -> Tensor:
     """z of all views, (V, N, d); with a MAG z and z~, (2V, N, d) (Table 5, "with augmented features"; Figure 2).
 
     Call `estimate_mag_bn_stats` first: only then z~ is the function that was trained.
     """
     parts = []
     with evaluating(networks, mag), arithmetic(config.precision):
-        for pixels in images.batches(split_rows(images)):
-            z = embed(networks, pixels, config)
+        for rgb in read_images(images, config, draw):
+            z = embed(networks, rgb, config)
             parts.append(z if mag is None else torch.cat([z, mag(z)]))
     return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
-def raw_pixels(images: AnyImages, config: Config) -> Tensor:
+def raw_pixels(images: AnyImages, config: Config, draw: int | None = None) -> Tensor:
     """The pixels themselves, (N, 3 S S): what a representation must be better than."""
-    return torch.cat([plain(pixels, config.image_size).flatten(1) for pixels in images.batches(split_rows(images))])
+    return torch.cat([rgb.flatten(1) for rgb in read_images(images, config, draw)])
 
 
-def encode(networks: nn.Module, pixels: Tensor, config: Config) -> list[Tensor]:
-    """h (B, D_j) of each distinct view of uint8 pixels (B, 3, H, W), without augmentation."""
-    return cast(Any, networks.encoders)(evaluation_views(pixels, config), tuple(dict.fromkeys(config.views)))
+def encode(networks: nn.Module, rgb: Tensor, config: Config) -> list[Tensor]:
+    """h (B, D_j) of each distinct view of rgb (B, 3, S, S) in [0, 1]."""
+    names = tuple(dict.fromkeys(config.views))
+    return cast(Any, networks.encoders)(split(rgb, names), names)
 
 
-def embed(networks: nn.Module, pixels: Tensor, config: Config) -> Tensor:
-    """z (V, B, d) of all views of uint8 pixels (B, 3, H, W), without augmentation."""
-    views = dict(zip(dict.fromkeys(config.views), evaluation_views(pixels, config), strict=True))
-    return networks([views[name] for name in config.views])
-
-
-def split_rows(images: AnyImages) -> tuple[Tensor, ...]:
-    """The numbers of all images in parts of a size that suits the device: the activations of 128 images fit into a CPU's caches."""
-    return torch.arange(len(images)).split(128 if images.labels.device.type == "cpu" else 512)
+def embed(networks: nn.Module, rgb: Tensor, config: Config) -> Tensor:
+    """z (V, B, d) of all views of rgb (B, 3, S, S) in [0, 1]."""
+    return networks(split(rgb, config.views))
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def estimate_bn_stats(networks: nn.Module, images: AnyImages, config: Config) ->
     The initial ones (0, 1) fit no image: with them the untrained encoder would look worse than it is.
     """
     with arithmetic(config.precision):
-        average_bn_stats(networks, images, lambda pixels: encode(networks, pixels, config))
+        average_bn_stats(networks, images, lambda pixels: encode(networks, plain(pixels, config.image_size), config))
 
 
 def estimate_mag_bn_stats(networks: nn.Module, mag: nn.Module, images: AnyImages, config: Config) -> None:
@@ -111,7 +112,7 @@ def estimate_mag_bn_stats(networks: nn.Module, mag: nn.Module, images: AnyImages
     Its own are of z in training mode and of older weights: with them z~ would be another function than the trained one.
     """
     with evaluating(networks), arithmetic(config.precision):
-        average_bn_stats(mag, images, lambda pixels: mag(embed(networks, pixels, config)))
+        average_bn_stats(mag, images, lambda pixels: mag(embed(networks, plain(pixels, config.image_size), config)))
 
 
 @torch.no_grad()
@@ -167,14 +168,15 @@ def evaluate(
     augmented: bool = False,
     splits: datasets.Splits | None = None,
     device: str | None = None,
-    measures: Sequence[str] = MEASURES,
+    measures: Sequence[str] = DEFAULT_MEASURES,
     representations: Sequence[str] = REPRESENTATIONS,
 ) -> pd.DataFrame:
     """Accuracies in [0, 1] of raw pixels, the untrained and the trained encoder of a finished run: a row each.
 
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
-    splits: the data, if they are loaded already. device: by default where splits are, else the run's own. measures and
-    representations: fewer are cheaper; the paper's probe and raw pixels cost most.
+    splits: the data, if they are loaded already. device: by default where splits are, else the run's own. measures
+    (`probes.MEASURES`) and representations: fewer are cheaper. Raw pixels cost most, and probe_paper, which is measured only where
+    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table.
 
     The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
     folder, and a call computes only what is missing there (of this `PROTOCOL_VERSION`). Raises MetaugError if the run is not
@@ -194,8 +196,8 @@ def evaluate(
                 row = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
         write_json(run.evaluation_file(split), stored)  # at the end: a run with unreadable encoders gets no evaluation
-    index = pd.Index(names, name="representation")
-    return pd.DataFrame([stored[name] for name in names], index, [*measures, *COLUMNS])
+    columns = [*measures, *COLUMNS, *(["draws"] if "probe_paper" in measures else [])]
+    return pd.DataFrame([stored[name] for name in names], pd.Index(names, name="representation"), columns)
 
 
 def check_request(
@@ -223,7 +225,7 @@ def measure_representation(
     name: str, run: Run, split: str, splits: datasets.Splits, device: str, measures: Sequence[str]
 ) -> dict[str, Any]:
     """The row of one representation: the mean of its measures over the kept epochs, and what they were measured on."""
-    config = run.config
+    config, draws = run.config, count_draws(device)
     evaluated = splits.test if split == "test" else splits.val
     assert evaluated is not None
     rows = []
@@ -236,17 +238,14 @@ def measure_representation(
             mag = mag.to(device)
             estimate_mag_bn_stats(networks, mag, splits.train, config)
 
-        def represent(images: AnyImages, networks: nn.Module = networks, mag: nn.Module | None = mag) -> Labelled:
-            if name == "raw pixels":
-                return Labelled(raw_pixels(images, config), images.labels)
-            if name == AUGMENTED:
-                both = embeddings(networks, images, config, mag)
-                return Labelled(both.transpose(0, 1).flatten(1), images.labels)
-            return Labelled(features(networks, images, config), images.labels)
+        represent = partial(represent_images, name, networks, mag, config)
+
+        def encode_crops(draw: int, represent: Callable[..., Labelled] = represent) -> Tensor:
+            return represent(splits.train, draw).x
 
         val = represent(splits.val) if splits.val is not None and split != "val" else None
-        classes = len(splits.train.classes)
-        rows.append(measure(represent(splits.train), represent(evaluated), val, classes, measures))
+        data = (represent(splits.train), represent(evaluated), val, len(splits.train.classes))
+        rows.append(measure(*data, measures, take_in_turn(encode_crops, draws)))
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {
         "epochs": len(rows),
         "n_train": len(splits.train),
@@ -256,7 +255,21 @@ def measure_representation(
         "method": config.method,
         "dataset": config.dataset,
         "seed": config.seed,
+        **({"draws": draws} if "probe_paper" in measures else {}),
     }
+
+
+def represent_images(
+    name: str, networks: nn.Module, mag: nn.Module | None, config: Config, images: AnyImages, draw: int | None = None
+) -> Labelled:
+    """One representation of all images, with their labels."""
+    if name == "raw pixels":
+        x = raw_pixels(images, config, draw)
+    elif name == AUGMENTED:
+        x = embeddings(networks, images, config, mag, draw).transpose(0, 1).flatten(1)
+    else:
+        x = features(networks, images, config, draw)
+    return Labelled(x, images.labels)
 
 
 # --- several runs

@@ -21,7 +21,7 @@ class Listed:
     epochs: int | None
     epochs_done: int
     state: str  # finished, failed, unfinished or damaged
-    probe_paper: float | None  # test accuracies of the trained encoder in [0, 1], as far as they are measured
+    probe_plain: float | None  # test accuracies of the trained encoder in [0, 1], as far as they are measured
     knn: float | None
     touched: float  # seconds since the epoch
 
@@ -49,7 +49,7 @@ def read_folder(path: Path) -> Listed:
         epochs=epochs if isinstance(epochs, int) else None,
         epochs_done=int(last_epoch(path / "metrics.jsonl")),
         state=state_of(path, config),
-        probe_paper=number(trained.get("probe_paper")),
+        probe_plain=number(trained.get("probe_plain")),
         knn=number(trained.get("knn")),
         touched=max(modification_times(path), default=0.0),
     )

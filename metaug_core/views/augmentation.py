@@ -261,8 +261,3 @@ def make_views(images: Tensor, config: Config, generator: Generator) -> list[Ten
     if config.independent:
         return [split(augment(images, config, generator, v), [name])[0] for v, name in enumerate(config.views)]
     return split(augment(images, config, generator), config.views)
-
-
-def evaluation_views(images: Tensor, config: Config) -> list[Tensor]:
-    """Splits of `plain` images, one (B, C, S, S) per distinct name in config.views. Raises as `plain`."""
-    return split(plain(images, config.image_size), list(dict.fromkeys(config.views)))

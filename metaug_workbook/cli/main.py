@@ -96,7 +96,7 @@ def runs(runs_dir: Path) -> None:
 def describe(folder: Any) -> tuple[str, ...]:
     """One row of `metaug runs`."""
     epochs = f"{folder.epochs_done}/{folder.epochs or '-'}"
-    probe, knn = (f"{100 * value:.1f}" if value is not None else "-" for value in (folder.probe_paper, folder.knn))
+    probe, knn = (f"{100 * value:.1f}" if value is not None else "-" for value in (folder.probe_plain, folder.knn))
     age = format_age(time.time() - folder.touched)
     return folder.name, folder.method or "-", folder.dataset or "-", epochs, folder.state, probe, knn, age
 
@@ -203,7 +203,12 @@ def find_latest(runs_dir: Path) -> Any:
 def format_accuracies(run: Any) -> str:
     """Accuracies in percent on the test split, as text."""
     stored = run.evaluation()
-    measures = {"probe_paper": "linear probe", "probe_fast": "probe (fast)", "knn": "kNN"}
+    measures = {
+        "probe_paper": "probe (crops)",
+        "probe_plain": "probe (plain)",
+        "probe_fast": "probe (fast)",
+        "knn": "kNN",
+    }
     lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in measures.values())]
     for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):
         if name in stored:

@@ -42,7 +42,9 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option("--seeds", type=click.IntRange(1), default=1, help="So many seeds of every cell, from `seed` (0) on.")
 @click.option("--notebook", default="01_pretrain", help="What is executed of every run; default: 01_pretrain.")
 @click.option(
-    "--measures", default="probe_paper,probe_fast,knn", help="What is evaluated afterwards; fewer are cheaper."
+    "--measures",
+    default="probe_plain,probe_fast,knn",
+    help="What is evaluated afterwards; fewer are cheaper, probe_paper is dear.",
 )
 @click.option("--representations", default="untrained,trained", help="Of what; also: raw pixels.")
 @click.option("--augmented", is_flag=True, help="Also evaluate z and z~, where the method has a MAG.")

@@ -38,7 +38,8 @@ def estimate_seconds(configs: Sequence[Config], processes: int = 1) -> float:
     """About how long these runs will take here, so many at a time.
 
     By finished runs of the same shape in the same store; where there is none, by some steps on random images (within a factor of
-    two on a busy machine). Reading the data and the probes are not counted. Raises DataError if images must be counted and are
+    two on a busy machine). Reading the data and the probes are not counted, nor the crops that
+    probe_paper encodes. Raises DataError if images must be counted and are
     not there.
     """
     if not configs:

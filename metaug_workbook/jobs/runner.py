@@ -26,7 +26,7 @@ from metaug_core.config import Config
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation import representations
-from metaug_core.evaluation.probes import MEASURES
+from metaug_core.evaluation.probes import DEFAULT_MEASURES
 from metaug_core.runs import store
 from metaug_core.runs.store import BusyError, Run
 from metaug_core.runtime import distributed
@@ -274,7 +274,7 @@ def stop(executor: Executor, futures: set["Future[Any]"], runs: Sequence[Run]) -
 # --- tables
 def make_table(
     configs: Sequence[Config],
-    measures: Sequence[str] = MEASURES,
+    measures: Sequence[str] = DEFAULT_MEASURES,
     representations: Sequence[str] = DEFAULT,
     augmented: bool = False,
     together: int = 1,

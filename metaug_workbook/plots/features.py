@@ -27,7 +27,8 @@ from metaug_workbook.plots.style import (
 )
 from metaug_workbook.plots.training import list_tables
 
-MEASURES = {"probe_paper": "linear probe\n(paper)", "probe_fast": "linear probe\n(fast)", "knn": "kNN"}
+MEASURES = {"probe_paper": "linear probe\n(random crops)", "probe_plain": "linear probe\n(plain images)",
+            "probe_fast": "linear probe\n(fast)", "knn": "kNN"}  # fmt: skip
 
 
 # --- similarities of pairs
@@ -92,7 +93,8 @@ def draw_accuracy_bars(
     """Raw pixels, untrained and trained by protocol, in percent. tables: a table of `evaluate`, or one for each seed, which become
     means with 95 % intervals. chance: accuracy in [0, 1] of a guess."""
     runs = list_tables(tables)
-    long = pd.concat(runs).reset_index().melt("representation", list(MEASURES), "measure", "accuracy")
+    wide = pd.concat(runs).reset_index()
+    long = wide.melt("representation", [name for name in MEASURES if name in wide], "measure", "accuracy")
     names = list(dict.fromkeys(long["representation"]))
     palette = {name: FLOOR_COLORS.get(name, pick_color(method)) for name in names}
     long = long.assign(accuracy=100 * long["accuracy"], measure=long["measure"].replace(MEASURES))

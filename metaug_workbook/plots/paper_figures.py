@@ -43,7 +43,13 @@ from metaug_workbook.results import experiments, paper_values
 from metaug_workbook.results.tables import compare_paired, read_table, summarize
 
 Table = Any  # a DataFrame: the type stubs of pandas take a column for anything but a Series
-MEASURE_NAMES = {"probe_paper": "linear probe, paper's", "probe_fast": "linear probe, fast", "knn": "kNN"}
+MEASURE_NAMES = {
+    "probe_paper": "linear probe on random crops",
+    "probe_plain": "linear probe on plain images",
+    "probe_fast": "linear probe, fast",
+    "knn": "kNN",
+    "paper": "linear classifier",  # all that the paper says of its own accuracies
+}
 LEARNS = 5.0  # points above the same encoder untrained, with every seed
 CONTROL, REFERENCE = 0.0, -1.0  # values of `weight` in the table of `draw_delta_question`
 SMALL: dict[str, Any] = {"fontsize": 8}
@@ -249,7 +255,7 @@ def draw_augmentation_sets(table: Table) -> Figure:
     """Table 4. table: set (1 to 8, `paper_values.AUGMENTATION_SETS`), method, seed, accuracy. Right: the paper's (CIFAR-10, fc)."""
     figure, axes = make_panels(2, 6.2, 3.9)
     papers: Table = paper_values.TABLE_4.astype(float).div(100).reset_index()
-    papers = papers.melt("set", var_name="method", value_name="accuracy").assign(seed=0, measure="probe_paper")
+    papers = papers.melt("set", var_name="method", value_name="accuracy").assign(seed=0, measure="paper")
     panels = ((table, "Ours", None), (papers, "Paper, CIFAR-10, fc", "trials and intervals not stated"))
     for ax, (rows, title, caption) in zip(axes, panels, strict=True):
         x = "augmentation set of Table 4"
@@ -311,7 +317,7 @@ def compare_views(seeds: int) -> pd.DataFrame:
 
 
 def compare_cell(configs: Sequence[Config], value: float) -> str:
-    """`ours / paper` in percent: mean ± 95 % half-width (n) over the finished and evaluated of these runs, `–` for none."""
+    """`ours / paper` in percent: mean ± 95 % half-width (n) over the runs that probe_paper has measured, `–` for none."""
     runs = [run for run in map(request, configs) if run.finished]
     values = read_table(runs)["probe_paper"].dropna().tolist() if runs else []
     if not values:
@@ -344,19 +350,20 @@ def find_learners(table: Table) -> dict[str, set[str]]:
 
 
 def count_learners(table: Table) -> str:
-    """How many methods learn by the linear probe, and how many of them nearest neighbours confirm, counted from the table."""
+    """How many methods learn by the linear probe on plain images, and how many of them nearest neighbours confirm, counted from the
+    table."""
     learners = find_learners(table)
-    seeds, methods, by_probe = table["seed"].nunique(), table["method"].nunique(), learners["probe_paper"]
+    seeds, methods, by_probe = table["seed"].nunique(), table["method"].nunique(), learners["probe_plain"]
     each = f"each of {seeds} seeds" if seeds > 1 else "one seed"
     return (
-        f"Whether a method learns is judged by the linear probe: {len(by_probe)} of {methods} gain at least {LEARNS:g} points with "
-        f"{each}; of these {len(by_probe)}, kNN confirms {len(by_probe & learners['knn'])}."
+        f"Whether a method learns is judged by the linear probe on plain images: {len(by_probe)} of {methods} gain at least "
+        f"{LEARNS:g} points with {each}; of these {len(by_probe)}, kNN confirms {len(by_probe & learners['knn'])}."
     )
 
 
 def draw_all_methods(table: Table) -> Figure:
     """Every method at one small budget, the largest gain in the first protocol above; below, what `count_learners` says. table:
-    method, seed, measure (probe_paper, knn), accuracy, untrained."""
+    method, seed, measure (probe_plain, knn), accuracy, untrained."""
     figure, axes = make_panels(2, 5.0, 7.0)
     first = table[table["measure"] == table["measure"].iloc[0]].groupby("method")[["accuracy", "untrained"]].mean()
     order = (first["accuracy"] - first["untrained"]).sort_values(ascending=False).index
@@ -500,7 +507,7 @@ def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
 
 # --- what several figures share
 def select_measure(table: Table, measure: str) -> pd.DataFrame:
-    """The table with `accuracy`, `untrained` and `measure` of one protocol (probe_paper, probe_fast or knn)."""
+    """The table with `accuracy`, `untrained` and `measure` of one protocol (`probes.MEASURES`)."""
     unknown = pd.Series(float("nan"), table.index)
     columns = {"accuracy": measure, "untrained": f"untrained_{measure}"}
     values = {name: pd.to_numeric(table.get(column, unknown)) for name, column in columns.items()}

@@ -137,7 +137,7 @@ def time_step(config: Config) -> float:
 def estimate_by_steps(configs: Sequence[Config]) -> float:
     """About how long these runs will train and be evaluated here, one after another; within a factor of two on a busy machine.
 
-    Not counted: the probes themselves, and reading the data.
+    Not counted: the probes themselves, the crops that probe_paper encodes, and reading the data.
     """
     by_kind: dict[tuple[Any, ...], float] = {}
     total = 0.0

@@ -18,7 +18,7 @@ from metaug_core import methods
 from metaug_core.config import NOT_IDENTITY, Config
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation import representations
-from metaug_core.evaluation.probes import MEASURES
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES
 from metaug_core.evaluation.representations import AUGMENTED, REPRESENTATIONS, interval
 from metaug_core.runs import store
 from metaug_core.runs.store import Run, StoreError
@@ -36,9 +36,10 @@ def read_row(run: Run, split: str = "test") -> dict[str, Any]:
     """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
 
     Every setting that can decide a result is a column, also one that this method does not use; a list as text, `L,ab`. Accuracies
-    in [0, 1] as far as they are evaluated: probe_paper, probe_fast, knn of the trained encoder, untrained_knn and so on, raw_knn
-    (pixels), augmented_knn (z and z~). Metrics of training by their names (effective_rank, augmented_gradient_share, loss_original,
-    knn_val): means over the last epoch's logged steps. The machine: see `read_machine`.
+    in [0, 1] as far as they are evaluated (`MEASURES`): probe_plain, knn and so on of the trained encoder, untrained_knn, raw_knn
+    (pixels), augmented_knn (z and z~); draws: of the random crops of probe_paper. Metrics of training by their names
+    (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last epoch's logged steps. The machine: see
+    `read_machine`.
     """
     settings = run.config.model_dump(mode="json", exclude=NOT_IDENTITY)
     state = "finished" if run.finished else "failed" if run.failure else "missing"
@@ -49,7 +50,7 @@ def read_row(run: Run, split: str = "test") -> dict[str, Any]:
     stored = run.evaluation(split)
     for name, prefix in PREFIX.items():
         row |= {f"{prefix}{measure}": stored.get(name, {}).get(measure) for measure in MEASURES}
-    row |= {"split": split, "n_eval": stored.get("trained", {}).get("n_eval")}
+    row |= {"split": split} | {name: stored.get("trained", {}).get(name) for name in ("n_eval", "draws")}
     return row | average_last_epoch(run) | read_machine(run)
 
 
@@ -127,7 +128,7 @@ class Wanted:
 
 def list_missing(
     requests: Requests,
-    measures: Sequence[str] = MEASURES,
+    measures: Sequence[str] = DEFAULT_MEASURES,
     representations: Sequence[str] = DEFAULT,
     augmented: bool = False,
     retry: bool = False,

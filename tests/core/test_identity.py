@@ -38,7 +38,7 @@ from metaug_core.config import ENGINE_VERSION, NOT_IDENTITY, PROTOCOL_VERSION
 from metaug_core.methods import CMC, Method
 from metaug_core.methods.base import Composition
 from metaug_core.registry import MODIFIERS
-from metaug_core.runs import store
+from metaug_core.runs import listing, store
 from metaug_core.runs.store import StoreError
 from metaug_core.settings import BANK, MAG, ONLY_WITH, OPTIONAL, OUCL
 from metaug_core.training.step import train_step
@@ -559,6 +559,24 @@ def test_results_of_another_protocol_are_measured_again_and_not_mixed(tiny, monk
     assert evaluate(run, measures=("knn",), representations=("trained",)).equals(right)
     assert store.read_json(file) == stored
     assert tables.read_row(run)["probe_fast"] is None
+
+
+def test_the_plain_probe_that_version_1_stored_as_probe_paper_is_not_shown_as_the_new_one(tiny):
+    run = fit(tiny(epochs=1), quiet)
+    evaluate(run, measures=("probe_plain",), representations=("trained",))
+    stored = store.read_json(run.evaluation_file())["trained"]
+    old = {name: value for name, value in stored.items() if name != "probe_plain"}
+    old |= {"probe_paper": stored["probe_plain"], "protocol": 1}
+    store.write_json(run.evaluation_file(), {"trained": old, "untrained": old})
+    assert run.evaluation() == {}
+    row = tables.read_row(run)
+    assert (row["probe_paper"], row["probe_plain"], row["untrained_probe_paper"]) == (None, None, None)
+    assert listing.read_folder(run.path).probe_plain is None
+    assert tables.list_missing([run], ("probe_paper",), ("trained",)) == [run]
+    again = evaluate(run, measures=("probe_plain",), representations=("trained",))
+    assert again.loc["trained", "probe_plain"] == stored["probe_plain"]
+    assert "probe_paper" not in store.read_json(run.evaluation_file())["trained"]
+    assert listing.read_folder(run.path).probe_plain == stored["probe_plain"]
 
 
 # --- another method

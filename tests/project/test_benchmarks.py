@@ -116,9 +116,9 @@ def test_a_methods_epochs_are_chosen_on_validation_images_and_with_seeds_that_ar
 
 
 HAND = pd.DataFrame(
-    [("a", "probe_paper", 0, 0.50, 0.40), ("a", "probe_paper", 1, 0.45, 0.40),  # 10 and 5 points: learns
-     ("b", "probe_paper", 0, 0.90, 0.40), ("b", "probe_paper", 1, 0.44, 0.40),  # 4 with one seed: does not
-     ("c", "probe_paper", 0, 0.60, 0.40), ("c", "probe_paper", 1, 0.70, 0.40),
+    [("a", "probe_plain", 0, 0.50, 0.40), ("a", "probe_plain", 1, 0.45, 0.40),  # 10 and 5 points: learns
+     ("b", "probe_plain", 0, 0.90, 0.40), ("b", "probe_plain", 1, 0.44, 0.40),  # 4 with one seed: does not
+     ("c", "probe_plain", 0, 0.60, 0.40), ("c", "probe_plain", 1, 0.70, 0.40),
      ("a", "knn", 0, 0.60, 0.30), ("a", "knn", 1, 0.60, 0.30),  # confirmed
      ("b", "knn", 0, 0.60, 0.30), ("b", "knn", 1, 0.60, 0.30),  # by kNN alone, which is not asked
      ("c", "knn", 0, 0.60, 0.30), ("c", "knn", 1, 0.20, 0.30)],
@@ -127,9 +127,12 @@ HAND = pd.DataFrame(
 
 
 def test_who_learns_by_the_probe_and_whom_knn_confirms_is_counted():
-    assert paper_figures.find_learners(HAND) == {"probe_paper": {"a", "c"}, "knn": {"a", "b"}}
+    assert paper_figures.find_learners(HAND) == {"probe_plain": {"a", "c"}, "knn": {"a", "b"}}
     count = "2 of 3 gain at least 5 points with each of 2 seeds; of these 2, kNN confirms 1."
-    assert paper_figures.count_learners(HAND) == f"Whether a method learns is judged by the linear probe: {count}"
+    assert (
+        paper_figures.count_learners(HAND)
+        == f"Whether a method learns is judged by the linear probe on plain images: {count}"
+    )
     one = paper_figures.count_learners(HAND[HAND["seed"] == 1])
     assert one.endswith(": 2 of 3 gain at least 5 points with one seed; of these 2, kNN confirms 1.")
 
@@ -137,7 +140,7 @@ def test_who_learns_by_the_probe_and_whom_knn_confirms_is_counted():
 @pytest.mark.parametrize("kind", ["shapes", "folder"])
 def test_the_results_and_the_figures_table_are_of_the_same_runs_and_of_every_method(kind):
     rows = pd.DataFrame(json.loads((FOLDER / f"all_methods-{kind}.json").read_text())["rows"])
-    wide = rows.pivot(index=["method", "seed"], columns="representation", values=["probe_paper", "knn"])
+    wide = rows.pivot(index=["method", "seed"], columns="representation", values=["probe_plain", "knn"])
     drawn = pd.read_csv(ROOT / "figures" / "data" / f"09-all-methods-{kind}.csv")
     assert set(drawn["method"]) == set(METHODS)
     for measure, group in drawn.groupby("measure"):

@@ -13,7 +13,19 @@ from torch.nn import functional as F
 from metaug_core import ENCODERS, MetaugError, evaluate, fit
 from metaug_core.data import datasets
 from metaug_core.evaluation import representations
-from metaug_core.evaluation.probes import PROBES, Labelled, Probe, accuracy, knn, linear_probe, measure, probe_accuracy
+from metaug_core.evaluation.probes import (
+    CMC,
+    MEASURES,
+    PLAIN_PROBES,
+    Labelled,
+    Probe,
+    accuracy,
+    average_late_epochs,
+    knn,
+    linear_probe,
+    measure,
+    probe_accuracy,
+)
 from metaug_core.evaluation.representations import (
     estimate_bn_stats,
     estimate_mag_bn_stats,
@@ -24,6 +36,7 @@ from metaug_core.evaluation.representations import (
     over_seeds,
 )
 from metaug_core.training import diagnostics, state
+from metaug_core.views.augmentation import plain, split
 
 
 def normal(*shape, seed=0):
@@ -109,12 +122,40 @@ def test_learning_rates_side_by_side_are_each_alone():
     assert not torch.allclose(weight[0], weight[1])
 
 
-def test_the_papers_rates():
-    probe = PROBES["paper"]
+def test_the_probe_of_the_cmc_line_on_new_features_in_every_epoch():
+    """Its accuracy is the mean over epochs 41 to 60 of a torch.nn.Linear trained by torch.optim.SGD on the same batches."""
+    draws = [normal(300, 6, seed=seed).double() for seed in range(4)]
+    y = classes(300)
+    test = Labelled(normal(2000, 6, seed=9).double(), classes(2000, seed=8))
+    layer = nn.Linear(6, 3).double()
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [30, 40, 50], 0.2)
+    generator, accuracies = torch.Generator().manual_seed(0), []
+    for epoch in range(60):
+        order = torch.randperm(300, generator=generator)
+        for rows in (order[:256], order[256:]):
+            optimiser.zero_grad()
+            F.cross_entropy(layer(draws[epoch % 4][rows]), y[rows]).backward()
+            optimiser.step()
+        schedule.step()
+        accuracies.append(float((layer(test.x).argmax(1) == test.y).double().mean()))
+    late = sum(accuracies[40:]) / 20
+    assert average_late_epochs(CMC, lambda epoch: draws[epoch % 4], y, test, 3) == pytest.approx(late, abs=1e-7)
+    assert len({late, accuracies[-1], sum(accuracies) / 60}) == 3  # the last epoch, or the mean over all, would be seen
+    assert measure(
+        Labelled(draws[0], y), test, None, 3, ("probe_paper",), lambda epoch: draws[epoch % 4]
+    ) == pytest.approx({"probe_paper": late}, abs=1e-7)
+
+
+def test_the_rates_of_the_cmc_line():
+    probe = PLAIN_PROBES["probe_plain"]
+    assert probe is CMC
     assert [probe.rate(epoch / 60) for epoch in (0, 29.99, 30, 39.9, 40, 49.9, 50, 59)] == pytest.approx(
         [1, 1, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008]
     )
-    assert [PROBES["fast"].rate(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0], abs=1e-6)
+    assert [PLAIN_PROBES["probe_fast"].rate(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0], abs=1e-6)
 
 
 def separable(count, seed, shift=0.0, scale=1.0):
@@ -165,8 +206,8 @@ def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
         "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: sizes.append(len(x)) or linear_probe(x, *rest)
     )
     accuracies = measure(separable(300, 0), separable(100, 1), None, 3)
-    assert sizes == [300, 270]  # the paper's has nothing to choose
-    assert accuracies.keys() == {"probe_paper", "probe_fast", "knn"}
+    assert sizes == [300, 270]  # probe_plain has nothing to choose
+    assert accuracies.keys() == {"probe_plain", "probe_fast", "knn"}
     assert min(accuracies.values()) > 0.95
 
 
@@ -190,7 +231,7 @@ def test_over_seeds():
         pd.DataFrame(
             {
                 "representation": ["untrained", "trained"],
-                "probe_paper": [0.1, p],
+                "probe_plain": [0.1, p],
                 "probe_fast": [0.2, p],
                 "knn": [0.3, p],
             }
@@ -248,8 +289,45 @@ def test_the_trained_row_is_the_mean_over_the_kept_epochs(run):
             Labelled(features(networks, s, run.config), s.labels) for s in (splits.train, splits.test, splits.val)
         )
         accuracies.append(measure(train, test, val, 4))
-    for name in ("probe_paper", "probe_fast", "knn"):
+    for name in ("probe_plain", "probe_fast", "knn"):
         assert evaluate(run).loc["trained", name] == pytest.approx(sum(a[name] for a in accuracies) / 2)
+
+
+def test_the_row_of_probe_paper_says_how_many_draws(run):
+    """Also where other measures are added later; it is measured only where it is asked for."""
+    table = evaluate(run, "val", measures=("probe_paper",), representations=("untrained", "trained"))
+    assert table["draws"].tolist() == [10, 10]
+    assert "draws" not in evaluate(run, "val", representations=("untrained",))
+    both = evaluate(run, "val", measures=MEASURES, representations=("untrained",))
+    assert both.loc["untrained", "draws"] == 10
+    assert both.loc["untrained", "probe_paper"] == table.loc["untrained", "probe_paper"]
+    assert both.loc["untrained", ["probe_plain", "knn"]].notna().all()
+
+
+def test_probe_paper_of_a_run_is_trained_on_its_crops_and_averaged_over_encoders(run):
+    """Written out from the draws of features; z beside z~ alike."""
+    splits: Any = datasets.load(run.config)
+    means = {"trained": 0.0, "trained, z and z~": 0.0}
+    for file in run.encoder_files():
+        networks, mag = load_networks(run.config, 4, file)
+        assert mag is not None
+        estimate_mag_bn_stats(networks, mag, splits.train, run.config)
+
+        def h(images, draw=None, networks=networks):
+            return features(networks, images, run.config, draw)
+
+        def both(images, draw=None, networks=networks, mag=mag):
+            return torch.cat([*representations.embeddings(networks, images, run.config, mag, draw)], 1)
+
+        for name, represent in zip(means, (h, both), strict=True):
+            draws = [represent(splits.train, number) for number in range(10)]
+            test = Labelled(represent(splits.test), splits.test.labels)
+            accuracy_of_file = average_late_epochs(
+                CMC, lambda epoch, draws=draws: draws[epoch % 10], splits.train.labels, test, 4
+            )
+            means[name] += accuracy_of_file / 2
+    table = evaluate(run, augmented=True, measures=("probe_paper",), representations=("trained",))
+    assert table["probe_paper"].to_dict() == pytest.approx(means)
 
 
 def test_what_cannot_be_evaluated_is_said_before_anything_is_computed(run, tiny, monkeypatch):
@@ -326,7 +404,7 @@ def test_settled_statistics_are_those_of_the_images(tiny, count):
     assert sum(networks.sizes) == count
     assert max(networks.sizes) - min(networks.sizes) <= 1
     assert (networks.norm.momentum, networks.flat.momentum) == (0.3, 0.1)
-    lightness = representations.evaluation_views(pixels, config)[0]
+    lightness = split(plain(pixels, 16), ["L"])[0]
     torch.testing.assert_close(networks.norm.running_mean, lightness.mean()[None], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(networks.norm.running_var, lightness.var()[None], rtol=1e-2, atol=1e-3)
     twin: Any = Recording()

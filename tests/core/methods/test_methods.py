@@ -33,7 +33,7 @@ def test_every_method_trains_resumes_and_is_measured(tiny, method):
     assert ("memory.entries" in names) == (method not in ("simclr", "supervised"))
     table = evaluate(run)
     assert table.index.tolist() == ["raw pixels", "untrained", "trained"]
-    assert table[["probe_paper", "probe_fast", "knn"]].to_numpy().min() >= 0
+    assert table[["probe_plain", "probe_fast", "knn"]].to_numpy().min() >= 0
     assert table.loc["trained", "method"] == method
 
 

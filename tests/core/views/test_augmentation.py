@@ -18,7 +18,7 @@ from metaug_core.config import Config
 from metaug_core.errors import MetaugError
 from metaug_core.registry import VIEWS
 from metaug_core.views import augmentation, color
-from metaug_core.views.augmentation import augment, draw, evaluation_views, make_views, plain, split
+from metaug_core.views.augmentation import augment, draw, make_views, plain, split
 from metaug_core.views.color import rgb_to_lab, rgb_to_sobel, rgb_to_ydbdr
 
 OFF = {"crop_scale": (1, 1), "flip": 0, "views": ("RGB",), "image_size": 16}
@@ -529,18 +529,10 @@ def test_views_split_one_image_or_each_its_own():
     assert (first - second).abs().mean() > 0.05
 
 
-def test_evaluation_views_are_plain_one_per_name_and_repeat():
-    config = Config(**OFF).replace(views=("ab", "RGB", "ab"), crop_scale=(0.2, 1))
-    chroma, rgb = evaluation_views(photos(2, 24), config)
-    assert chroma.shape == (2, 2, 16, 16)
-    torch.testing.assert_close(rgb, 2 * plain(photos(2, 24), 16) - 1, rtol=0, atol=1e-6)
-    assert torch.equal(chroma, evaluation_views(photos(2, 24), config)[0])
-
-
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 8, 8), photos()[:, :1], photos()[0]])
 def test_other_types_and_shapes_are_refused_in_a_sentence(images):
     config = Config(image_size=16)
-    for call in (lambda: make_views(images, config, seeded()), lambda: evaluation_views(images, config)):
+    for call in (lambda: make_views(images, config, seeded()), lambda: plain(images, config.image_size)):
         with pytest.raises(MetaugError, match=r"views need uint8 images \(B, 3, H, W\), got torch\."):
             call()
 

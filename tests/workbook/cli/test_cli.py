@@ -204,12 +204,12 @@ def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
 def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
     run = store.request(preset("quick", runs_dir=tmp_path))
     store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
-    row = {"probe_paper": 0.7, "probe_fast": 0.75, "knn": 0.6512, "protocol": PROTOCOL_VERSION}
+    row = {"probe_plain": 0.7, "probe_fast": 0.75, "knn": 0.6512, "protocol": PROTOCOL_VERSION}
     store.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
     output = metaug("report", "--runs-dir", str(tmp_path)).output
     assert run.path.name in output
-    assert [line.split()[-3:] for line in output.splitlines() if line.startswith("trained")] == [
-        ["70.0", "75.0", "65.1"]
+    assert [line.split()[-4:] for line in output.splitlines() if line.startswith("trained")] == [
+        ["-", "70.0", "75.0", "65.1"]
     ]
 
 

@@ -43,7 +43,7 @@ METRICS = pd.DataFrame(
     }
 )
 TABLE = pd.DataFrame(
-    {"probe_paper": [0.1, 0.3, 0.7], "probe_fast": [0.2, 0.4, 0.8], "knn": [0.15, 0.35, 0.65]},
+    {"probe_plain": [0.1, 0.3, 0.7], "probe_fast": [0.2, 0.4, 0.8], "knn": [0.15, 0.35, 0.65]},
     index=pd.Index(["raw pixels", "untrained", "trained"], name="representation"),
 )
 CURVES = list(training.PANELS)

@@ -256,7 +256,7 @@ def test_the_architecture_is_drawn_without_a_table(checkout):
 def test_what_the_default_run_learns_is_drawn_from_its_table():
     bars = pd.DataFrame({"panel": "accuracy", "representation": ["raw pixels", "untrained", "trained"] * 2,
                          "seed": [0] * 3 + [1] * 3,
-                         "probe_paper": [0.1, 0.4, 0.9, 0.1, 0.4, 0.8], "probe_fast": 0.5, "knn": 0.3})  # fmt: skip
+                         "probe_plain": [0.1, 0.4, 0.9, 0.1, 0.4, 0.8], "probe_fast": 0.5, "knn": 0.3})  # fmt: skip
     dots = pd.DataFrame({"panel": ["before"] * 4 + ["after"] * 4, "label": [0, 1, 1, 0] * 2,
                          "name": ["disc", "ring", "ring", "disc"] * 2, "x": range(8), "y": range(8)})  # fmt: skip
     figure = paper_figures.draw_first_run(pd.concat([bars, dots]))

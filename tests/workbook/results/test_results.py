@@ -81,7 +81,7 @@ def test_make_table_trains_evaluates_and_then_only_reads(tiny):
     assert told[-1] == (2, 2)
     assert table["state"].tolist() == ["finished", "finished"]
     assert table["knn"].between(0, 1).all()
-    assert table["probe_paper"].isna().all()  # not asked, so not computed
+    assert table["probe_plain"].isna().all()  # not asked, so not computed
     assert not tables.list_missing(configs, ("knn",), ("trained",))
     files = [store.request(config).path / "evaluation-test.json" for config in configs]
     before = [file.stat().st_mtime_ns for file in files]
