@@ -38,7 +38,7 @@ HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkou
 # Raised when the same settings give other numbers, or when a default is another (tests/core/test_identity.py).
 ENGINE_VERSION = 3
 # Raised when the same features would get other accuracies; those of another version are measured again.
-PROTOCOL_VERSION = 2
+EVALUATION_VERSION = 2
 # Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name. Of a
 # protocol, the settings that it brings do.
 NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every",

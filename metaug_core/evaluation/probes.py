@@ -7,7 +7,7 @@ of random crops and flips (`crops`) that are encoded anew in every epoch, and te
 20 epochs" without saying of what; here they are the probe's epochs 41 to 60, because the authors' probe logs its test accuracy
 after each of its epochs while their training keeps an encoder of every tenth alone. (Their scripts report the best epoch, and their
 weights start from N(0, 0.01); ours start from 0.) probe_plain is the same classifier on features of plain images, computed once,
-after its last epoch: much cheaper, and another protocol.
+after its last epoch: much cheaper, and another measure.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """How good a run's encoder is, beside the same encoder untrained and raw pixels.
 
-No epoch is chosen: the result is that of the last epoch, or the mean over the last `keep_last`. The protocols are in `probes`,
+No epoch is chosen: the result is that of the last epoch, or the mean over the last `keep_last`. The measures are in `probes`,
 the random crops that one of them trains on in `crops`.
 """
 
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parameters_to_vector
 
 from metaug_core import methods
-from metaug_core.config import PROTOCOL_VERSION, Config
+from metaug_core.config import EVALUATION_VERSION, Config
 from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
@@ -179,7 +179,7 @@ def evaluate(
     it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table.
 
     The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
-    folder, and a call computes only what is missing there (of this `PROTOCOL_VERSION`). Raises MetaugError if the run is not
+    folder, and a call computes only what is missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not
     finished, the split is empty, a name is unknown, or splits hold other images.
     """
     check_request(run, split, augmented, measures, representations)
@@ -251,7 +251,7 @@ def measure_representation(
         "n_train": len(splits.train),
         "n_eval": len(evaluated),
         "split": split,
-        "protocol": PROTOCOL_VERSION,
+        "evaluation_version": EVALUATION_VERSION,
         "method": config.method,
         "dataset": config.dataset,
         "seed": config.seed,

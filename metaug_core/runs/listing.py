@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaug_core.config import PROTOCOL_VERSION
+from metaug_core.config import EVALUATION_VERSION
 from metaug_core.runs import store
 
 
@@ -39,7 +39,7 @@ def list_folders(runs_dir: Path) -> list[Listed]:
 def read_folder(path: Path) -> Listed:
     config = read_object(path / "config.json")
     trained = read_object(path / "evaluation-test.json").get("trained")
-    if not isinstance(trained, dict) or trained.get("protocol") != PROTOCOL_VERSION:
+    if not isinstance(trained, dict) or trained.get("evaluation_version") != EVALUATION_VERSION:
         trained = {}
     epochs = config.get("epochs")
     return Listed(

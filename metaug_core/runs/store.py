@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaug_core.config import ENGINE_VERSION, PROTOCOL_VERSION, Config, ConfigError
+from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, Config, ConfigError
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.runs.lock import HeldError, hold, is_held
 
@@ -162,14 +162,14 @@ class Run:
         return read_json(file) if file.exists() else []
 
     def evaluation_file(self, split: str = "test") -> Path:
-        """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., protocol: its version}}."""
+        """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., evaluation_version: the number}}."""
         return self.path / f"evaluation-{split}.json"
 
     def evaluation(self, split: str = "test") -> dict[str, dict[str, Any]]:
-        """What `evaluation_file` holds that was measured by this version of the protocol."""
+        """What `evaluation_file` holds that was measured by this evaluation version."""
         file = self.evaluation_file(split)
         stored = read_json(file) if file.exists() else {}
-        return {name: row for name, row in stored.items() if row.get("protocol") == PROTOCOL_VERSION}
+        return {name: row for name, row in stored.items() if row.get("evaluation_version") == EVALUATION_VERSION}
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -90,7 +90,7 @@ def draw_similarity_histogram(z: Tensor, ax: Axes, title: str = "Similarities be
 def draw_accuracy_bars(
     tables: pd.DataFrame | Sequence[pd.DataFrame], ax: Axes, method: str = "metaug", chance: float | None = None
 ) -> Axes:
-    """Raw pixels, untrained and trained by protocol, in percent. tables: a table of `evaluate`, or one for each seed, which become
+    """Raw pixels, untrained and trained by measure, in percent. tables: a table of `evaluate`, or one for each seed, which become
     means with 95 % intervals. chance: accuracy in [0, 1] of a guess."""
     runs = list_tables(tables)
     wide = pd.concat(runs).reset_index()

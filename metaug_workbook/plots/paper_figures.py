@@ -5,7 +5,7 @@ Whoever wants another axis for Figure 3 changes `draw_accuracy_over_attenuation`
 are in `results.paper_values`.
 
 A table has a row for each run (`results.tables`): its settings, `seed`, `method`, and `accuracy` in [0, 1], beside which
-`untrained` is that of the same encoder before training and `measure` says which protocol it is (`select_measure`). Accuracies are
+`untrained` is that of the same encoder before training and `measure` says which one it is (`select_measure`). Accuracies are
 drawn in percent.
 """
 
@@ -362,7 +362,7 @@ def count_learners(table: Table) -> str:
 
 
 def draw_all_methods(table: Table) -> Figure:
-    """Every method at one small budget, the largest gain in the first protocol above; below, what `count_learners` says. table:
+    """Every method at one small budget, the largest gain in the first measure above; below, what `count_learners` says. table:
     method, seed, measure (probe_plain, knn), accuracy, untrained."""
     figure, axes = make_panels(2, 5.0, 7.0)
     first = table[table["measure"] == table["measure"].iloc[0]].groupby("method")[["accuracy", "untrained"]].mean()
@@ -507,7 +507,7 @@ def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
 
 # --- what several figures share
 def select_measure(table: Table, measure: str) -> pd.DataFrame:
-    """The table with `accuracy`, `untrained` and `measure` of one protocol (`probes.MEASURES`)."""
+    """The table with `accuracy`, `untrained` and `measure` of one measure (`probes.MEASURES`)."""
     unknown = pd.Series(float("nan"), table.index)
     columns = {"accuracy": measure, "untrained": f"untrained_{measure}"}
     values = {name: pd.to_numeric(table.get(column, unknown)) for name, column in columns.items()}
@@ -641,7 +641,7 @@ def label_methods(ax: Axes, order: Sequence[str], **look: Any) -> None:
 
 
 def name_axis(table: Table) -> str:
-    """Which accuracy a table holds: the protocol and the split."""
+    """Which accuracy a table holds: the measure and the split."""
     parts = [MEASURE_NAMES.get(str(table["measure"].iloc[0]), "accuracy")] if len(table) else ["accuracy"]
     parts += [str(split) for split in table.get("split", pd.Series(dtype=str)).dropna().unique()[:1]]
     return f"accuracy (%)\n{', '.join(parts)}"

@@ -34,7 +34,7 @@ from metaug_core import (
     sources,
     with_mag,
 )
-from metaug_core.config import ENGINE_VERSION, NOT_IDENTITY, PROTOCOL_VERSION
+from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, NOT_IDENTITY
 from metaug_core.methods import CMC, Method
 from metaug_core.methods.base import Composition
 from metaug_core.registry import MODIFIERS
@@ -514,7 +514,10 @@ def as_of_old(run: store.Run) -> Path:
     sessions = store.read_json(path / "environment.json")
     store.write_json(path / "environment.json", [{k: v for k, v in one.items() if k != "engine"} for one in sessions])
     stored = store.read_json(path / "evaluation-test.json")
-    old = {name: {k: v for k, v in row.items() if k != "protocol"} | {"knn": 0.123} for name, row in stored.items()}
+    old = {
+        name: {k: v for k, v in row.items() if k != "evaluation_version"} | {"knn": 0.123}
+        for name, row in stored.items()
+    }
     store.write_json(path / "evaluation-test.json", old)
     return path
 
@@ -551,8 +554,8 @@ def test_results_of_another_protocol_are_measured_again_and_not_mixed(tiny, monk
     right = evaluate(run, measures=("knn",), representations=("trained",))
     file = run.evaluation_file()
     stored = store.read_json(file)
-    assert stored["trained"]["protocol"] == PROTOCOL_VERSION
-    other = stored["trained"] | {"protocol": PROTOCOL_VERSION - 1, "knn": 0.5, "probe_fast": 0.5}
+    assert stored["trained"]["evaluation_version"] == EVALUATION_VERSION
+    other = stored["trained"] | {"evaluation_version": EVALUATION_VERSION - 1, "knn": 0.5, "probe_fast": 0.5}
     store.write_json(file, {"trained": other, "untrained": other})
     assert tables.read_row(run)["knn"] is None
     assert tables.list_missing([run], ("knn",), ("trained",)) == [run]
@@ -566,7 +569,7 @@ def test_the_plain_probe_that_version_1_stored_as_probe_paper_is_not_shown_as_th
     evaluate(run, measures=("probe_plain",), representations=("trained",))
     stored = store.read_json(run.evaluation_file())["trained"]
     old = {name: value for name, value in stored.items() if name != "probe_plain"}
-    old |= {"probe_paper": stored["probe_plain"], "protocol": 1}
+    old |= {"probe_paper": stored["probe_plain"], "evaluation_version": 1}
     store.write_json(run.evaluation_file(), {"trained": old, "untrained": old})
     assert run.evaluation() == {}
     row = tables.read_row(run)

@@ -14,7 +14,7 @@ from tiny import ROOT
 from workbooks import sentence, write_notebook
 
 from metaug_core import METHODS, fit
-from metaug_core.config import PROTOCOL_VERSION
+from metaug_core.config import EVALUATION_VERSION
 from metaug_core.presets import preset
 from metaug_core.runs import store
 from metaug_workbook.cli import catalogue, main
@@ -204,7 +204,7 @@ def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
 def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
     run = store.request(preset("quick", runs_dir=tmp_path))
     store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
-    row = {"probe_plain": 0.7, "probe_fast": 0.75, "knn": 0.6512, "protocol": PROTOCOL_VERSION}
+    row = {"probe_plain": 0.7, "probe_fast": 0.75, "knn": 0.6512, "evaluation_version": EVALUATION_VERSION}
     store.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
     output = metaug("report", "--runs-dir", str(tmp_path)).output
     assert run.path.name in output
