@@ -167,8 +167,9 @@ class Method(ABC):
 class Composition:
     """A method and a modifier on it. It can be used wherever a method class can: METHODS["cmc+hard"] = with_hard(CMC).
 
-    Its description is the base's, with the modifier's title, paper, objective and `differs` appended. defaults: settings on top of
-    the base's own; changes: other fields of the description. Unless these list what it `uses`, that is every setting.
+    Its description is the base's, with the modifier's title, paper, objective and `differs` appended. defaults:
+    settings on top of the base's own; changes: other fields of the description. Unless these list what it `uses`, that
+    is every setting.
     """
 
     def __init__(self, base: "type[Method] | Composition", modify: Callable[[Method], Method], title: str, paper: str,

@@ -1,4 +1,4 @@
-"""Every row of the paper's tables beside its authors' formula: written out pair by pair, in float64, values and gradients.
+"""Every row of the paper's tables beside its authors' formula: pair by pair, in float64, values and gradients.
 
     supervised                                   cross entropy
     bigan                                        Donahue et al. 2017, eq. 3 and section 3.4, with R1
@@ -68,8 +68,8 @@ def mean(terms: Sequence[Tensor]) -> Tensor:
 
 
 def info_nce(positives: Tensor, negatives: Tensor, config: Config, tau: float = 0.0, hard: float = 0.0) -> Tensor:
-    """Chuang et al. 2020 and Robinson et al. 2021, as their code has it. Without tau and hard it is InfoNCE. Each positive
-    is a term of its own."""
+    """Chuang et al. 2020 and Robinson et al. 2021, as their code has it. Without tau and hard it is InfoNCE. Each
+    positive is a term of its own."""
     t, count, terms = config.temperature, len(negatives), []
     negative = torch.exp(negatives / t)
     total = (negative**hard * negative).sum() / (negative**hard).mean()
@@ -105,8 +105,8 @@ LIGHT, AB = torch.tanh(normal(2, 1, 24, 24, seed=8)), torch.tanh(normal(2, 2, 24
 def across(
     contrast: Contrast, anchors: Tensor, targets: Tensor, past: Tensor | None, views: int, apart: bool = True
 ) -> Tensor:
-    """Rows (B, d), row w of view w % views. An anchor attracts its image in the rows of another view, and repels the past of
-    that view or the other images of these rows. apart: a term for each other view, else one of all of them."""
+    """Rows (B, d), row w of view w % views. An anchor attracts its image in the rows of another view, and repels the past
+    of that view or the other images of these rows. apart: a term for each other view, else one of all of them."""
     terms = []
     for w, row in enumerate(anchors):
         others = [u for u in range(views) if u != w % views]
