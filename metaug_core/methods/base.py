@@ -74,6 +74,7 @@ class Description:
     paper: str = ""  # authors and year
     objective: str = ""  # the loss in one line of plain text
     remembers: str = "nothing"  # what `memory` holds
+    differs: str = ""  # from its authors' code, beside optimiser and augmentation
     defaults: Mapping[str, Any] = field(default_factory=dict)  # settings where the user gave none
     uses: Set[str] = (
         OPTIONAL  # of the settings that only some methods use (`settings`), those that can change its result
@@ -172,12 +173,13 @@ class Method(ABC):
 class Composition:
     """A method and a modifier on it. It can be used wherever a method class can: METHODS["cmc+hard"] = with_hard(CMC).
 
-    Its description is the base's, with the modifier's title, paper and objective appended. defaults: settings on top of the base's
-    own; changes: other fields of the description. Unless these list what it `uses`, that is every setting.
+    Its description is the base's, with the modifier's title, paper, objective and `differs` appended. defaults:
+    settings on top of the base's own; changes: other fields of the description. Unless these list what it `uses`, that
+    is every setting.
     """
 
     def __init__(self, base: "type[Method] | Composition", modify: Callable[[Method], Method], title: str, paper: str,
-                 objective: str, defaults: Mapping[str, Any] | None = None, **changes: Any):  # fmt: skip
+                 objective: str, defaults: Mapping[str, Any] | None = None, differs: str = "", **changes: Any):  # fmt: skip
         self.base = base
         self.modify = modify
         self.defaults = dict(defaults or {})
@@ -187,6 +189,7 @@ class Composition:
             title=f"{of_base.title} + {title}",
             paper=f"{of_base.paper}; {paper}".removeprefix("; "),
             objective=f"{of_base.objective}; {objective}".removeprefix("; "),
+            differs=f"{of_base.differs} {differs}".strip(),
             defaults={**of_base.defaults, **self.defaults},
             **{"uses": OPTIONAL} | changes,
         )

@@ -43,12 +43,24 @@ class MultiView(Method):
 
 
 class CMC(MultiView):
-    """Contrastive multiview coding (Tian et al. 2019): InfoNCE (eq. 1) over every ordered pair of views."""
+    """Contrastive multiview coding (Tian et al. 2019): InfoNCE (eq. 1) over every ordered pair of views.
+
+    The authors' code has this loss as its option softmax. Its default is NCE: a logistic loss whose constant Z is set
+    on the first minibatch. MetAug's eq. 1 is InfoNCE, so that is what is compared. Their positive is the bank's entry
+    of the other view, so that only the query has a gradient: `positives="bank"`. By default a positive is the feature
+    itself. Their negatives are drawn for each anchor (`bank_draw="per-anchor"`) from all images, the minibatch's own
+    among them, which here are left out.
+    """
 
     title = "CMC"
     paper = "Tian et al. 2019"
     objective = "mean over view pairs of -log softmax(z_v . z_u / t) against past features of view u"
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
+    differs = (
+        "InfoNCE, their option softmax; their default is NCE with a constant Z. Positives are features with a "
+        "gradient, theirs the bank's entries (positives bank). No image of the minibatch is among the negatives. The "
+        "mean over ordered pairs of views; theirs sums them (loss_scale 2 with two views)."
+    )
     contrasts = True
     uses = settings.PROJECTION | settings.BANK | {"temperature"}
     split = True

@@ -1,11 +1,12 @@
-"""What the methods say about themselves, as text and as the table of docs/methods.md."""
+"""What the methods say about themselves, as text and as the tables of docs/methods.md."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from metaug_core.config import Config
 from metaug_core.registry import METHODS
 
-BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # of the table in docs/methods.md
+BEGIN, END = "<!-- methods: `metaug methods --markdown` -->", "<!-- methods end -->"  # of the tables in docs/methods.md
 ELSEWHERE = ("views", "independent", "negatives")  # defaults that a column of their own tells, or that every run shows
 
 
@@ -19,6 +20,7 @@ class Entry(NamedTuple):
     objective: str
     state: str  # what is remembered between steps, besides theta and omega
     defaults: str  # settings it brings
+    differs: str  # from its authors' code
 
 
 def entries() -> list[Entry]:
@@ -31,7 +33,9 @@ def entry(name: str) -> Entry:
     about, config = METHODS[name].description, Config(method=name)
     views = ", ".join(config.views) + (", each of its own crop" if config.independent else "")
     defaults = ", ".join(f"{key} {shown(value)}" for key, value in about.defaults.items() if key not in ELSEWHERE)
-    return Entry(name, about.title, about.paper, views, about.objective, about.remembers, defaults or "-")
+    return Entry(
+        name, about.title, about.paper, views, about.objective, about.remembers, defaults or "-", about.differs or "-"
+    )
 
 
 def shown(value: object) -> str:
@@ -48,17 +52,32 @@ def text() -> str:
     """The methods one after the other, a line for each thing said."""
     blocks = [
         f"{e.name}: {e.title} ({e.paper})\n"
-        + "\n".join(f"    {key:<10}{e._asdict()[key]}" for key in ("views", "objective", "state", "defaults"))
+        + "\n".join(
+            f"    {key:<10}{e._asdict()[key]}" for key in ("views", "objective", "state", "defaults", "differs")
+        )
         for e in entries()
     ]
     return "\n".join(blocks)
 
 
 def markdown() -> str:
-    """The methods as a table, between the two marks that stand around it in docs/methods.md."""
-    heads = "| `method` | what | paper | views | objective | state | defaults |\n|---|---|---|---|---|---|---|\n"
-    lines = [
-        f"| `{e.name}` | {e.title} | {e.paper} | {e.views} | `{bars(e.objective)}` | {e.state} | {e.defaults} |\n"
-        for e in entries()
+    """Two tables of the methods, between the two marks that stand around them in docs/methods.md: what each is, and what
+    differs from its authors' code, where methods that say the same share a row."""
+    what = [
+        (f"`{e.name}`", e.title, e.paper, e.views, f"`{bars(e.objective)}`", e.state, e.defaults) for e in entries()
     ]
-    return f"{BEGIN}\n{heads}{''.join(lines)}{END}\n"
+    names: dict[str, list[str]] = {}
+    for e in entries():
+        names.setdefault(e.differs, []).append(f"`{e.name}`")
+    differs = [(", ".join(alike), bars(said)) for said, alike in names.items()]
+    tables = (
+        table(("`method`", "what", "paper", "views", "objective", "state", "defaults"), what),
+        table(("`method`", "differs from its authors' code"), differs),
+    )
+    return BEGIN + "\n" + "\n".join(tables) + END + "\n"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = (heads, ["---"] * len(heads), *rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

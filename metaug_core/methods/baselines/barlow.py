@@ -19,14 +19,16 @@ class BarlowTwins(Method):
 
         L = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2,   C = cross-correlation of z_v and z_u over the minibatch
 
-    averaged over pairs of different views. z is not of unit norm: each unit is standardised over the minibatch.
-    Defaults: lambda 0.0051, projector 2048-2048-2048 (8192 on ImageNet). lightly's loss gives the same and is its test; it is
-    written out here because a set that holds augmented features as well has more than two rows.
+    averaged over pairs of different views. z is not of unit norm: each unit is standardised over the minibatch. The
+    loss is a sum over units and their pairs, about 10 to 1000, and is not divided, as in the authors' code, which
+    trains by LARS; solo-learn's CIFAR recipe takes a tenth of it.
+    Defaults: lambda 0.0051, projector 2048-2048-2048 (8192 on ImageNet).
     """
 
     title = "Barlow Twins"
     paper = "Zbontar et al. 2021"
     objective = "sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the cross-correlation of z_1 and z_2"
+    differs = "The projector has 2048 units a layer, theirs 8192 (head_hidden, feature_dim)."
     unit_features = False
     uses = {"feature_dim", "head_hidden", "barlow_lambda"}
     defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "barlow_lambda": 0.0051}

@@ -22,16 +22,22 @@ class BiGAN(Method):
 
         min over E, G, max over D of  E log D(x, E(x)) + E log(1 - D(G(z), z))
 
-    As in their section 3.4, E and G descend on the swapped labels, whose gradient does not vanish when D wins. Both updates are
-    simultaneous: one sum of losses under one optimiser, where D takes pairs as constants, and E and G take D as one. z is normal;
-    E's code and the images are standardised over the minibatch. D also pays for its squared slope at real pairs (R1: Mescheder et
-    al. 2018 [from memory]), which theirs does not: without it D wins and nobody learns (LOG.md). Adam has no momentum, as is usual
-    with R1; theirs: rate 2e-4, beta1 0.5, weight decay 2.5e-5 [from memory].
+    As in their section 3.4, E and G descend on the swapped labels, whose gradient does not vanish when D wins. Both
+    updates are simultaneous: one sum of losses under one optimiser, where D takes pairs as constants, and E and G take
+    D as one. z is normal, of feature_dim dimensions; theirs is uniform on [-1, 1], of 200. E's code and the images are
+    standardised over the minibatch, which fixes mean and variance of the codes; theirs are not. D also pays for its
+    squared slope at real pairs (R1: Mescheder et al. 2018), which theirs does not: without it D wins and nobody learns
+    (LOG.md). Adam has no momentum, as is usual with R1; theirs: rate 2e-4, which falls exponentially to its hundredth
+    over the second half of the epochs, beta1 0.5, weight decay 2.5e-5. Each half of the loss counts 1, theirs 1/2.
     """
 
     title = "BiGAN"
     paper = "Donahue et al. 2017"
     objective = "min over E, G, max over D of log D(x, E(x)) + log(1 - D(G(z), z)); E, G on swapped labels; R1 on D"
+    differs = (
+        "D pays for its squared slope at real pairs (R1). z is normal, theirs uniform on [-1, 1]; codes and images are "
+        "standardised over the minibatch. Each half of the loss counts 1, theirs 1/2."
+    )
     minimum_views = 1
     unit_features = False
     augmentable = False

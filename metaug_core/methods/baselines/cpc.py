@@ -53,16 +53,23 @@ class CPC(Method):
 
         z^_{i+k,j} = W_k c_{i,j},   L = -log e^(z^_{i+k,j} . z_{i+k,j}) / sum over all patches of the minibatch of e^(z^ . z)
 
-    c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels, targets
-    of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one predicted; on 32 px
-    images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others predicted. h is the mean over
-    patches. Each patch changes its colours by itself, as in v2; otherwise its hue identifies it. Left out: other changes of single
-    patches, predictions from below and the sides, LayerNorm (here BatchNorm).
+    c sees the rows down to i. As theirs: patches overlap by half, the nearest rows are skipped since they share pixels,
+    targets of 64 dimensions, scale 0.1. Theirs is a 7 x 7 grid of 64 px patches at 256 px, 2 rows skipped and one
+    predicted; on 32 px images a 5 x 5 grid of 10 px patches, enlarged to 16, the nearest row skipped and all others
+    predicted. h is the mean over patches. Each patch changes its colours by itself, as in v2; otherwise its hue
+    identifies it. The context network has grid - 1 blocks, 4 of 5 x 5 patches, as many as a last row needs to see the
+    first; theirs has 5. Left out: other changes of single patches, predictions from below and the sides, LayerNorm
+    (here BatchNorm). There is no code by the authors but the pseudocode.
     """
 
     title = "CPC v2"
     paper = "Henaff et al. 2020"
     objective = "InfoNCE of the prediction W_k c of the patch k rows below, against all patches of the minibatch"
+    differs = (
+        "Of the appendix's pseudocode: grid - 1 context blocks, theirs 5; a 5 x 5 grid with one row skipped, theirs 7 "
+        "x 7 with two; the mean over row distances, theirs the sum. Predictions from above alone, BatchNorm for "
+        "LayerNorm, and of the changes of single patches only colours."
+    )
     minimum_views = 1
     unit_features = False
     augmentable = False

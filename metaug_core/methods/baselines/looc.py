@@ -40,19 +40,25 @@ class Heads(nn.Module):
 
 
 class LooC(Method):
-    """Leave-one-out contrast (Xiao et al. 2021, eq. 2-3 [from memory]) on MoCo v2.
+    """Leave-one-out contrast (Xiao et al. 2021, eq. 2-3) on MoCo v2.
 
         L = 1/(n+1) sum_i -log e^(q_i.k_ii/t) / (sum_j e^(q_i.k_ji/t) + sum over the queue of head i),   i, j = 0..n
 
-    k_j is a key whose augmentation j was drawn with the query's own values and all others anew; k_0 shares none. In the space of
-    head i > 0 the other keys of the image are negatives; head 0 has k_0 alone, and is plain InfoNCE. Defaults: colour and
-    rotation held, as in the paper (its rotations are quarter turns, here any angle), MoCo v2's augmentation and head, t 0.2.
+    k_j is a key whose augmentation j was drawn with the query's own values and all others anew; k_0 shares none. In the
+    space of head i > 0 the image's own other keys are negatives, as in eq. 3; the public re-implementation (SeCo) takes
+    the other keys of the whole minibatch. Head 0 has k_0 alone, and is plain InfoNCE. h of the backbone is evaluated:
+    LooC, not LooC++. Defaults: colour and rotation held, as in the paper (its rotations are quarter turns, here any
+    angle), MoCo v2's augmentation and head, t 0.2. There is no code by the authors.
     """
 
     title = "LooC"
     paper = "Xiao et al. 2021"
     objective = "mean over heads i of InfoNCE(q_i, k_ii); the image's other keys k_ji are negatives, but for head 0"
     remembers = "averaged networks; queue of keys (heads, K, d)"
+    differs = (
+        "No code by the authors. Negatives of a head are the image's own other keys (eq. 3); the public "
+        "re-implementation takes those of the whole minibatch. Rotations are of any angle, theirs quarter turns."
+    )
     contrasts = True
     minimum_views = 1
     unit_features = False  # rows of z are heads, not views

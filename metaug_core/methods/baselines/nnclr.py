@@ -22,16 +22,22 @@ class NNCLR(Method):
 
         L = -log e^(n_v.p_u/t) / sum over images k of e^(n_v.p_k/t),   n_v = the entry of the support set nearest to z_v
 
-    z holds projections z and then predictions p = q(z). The support set is a queue of past projections, one for each view; a
-    neighbour has no gradient. So the MAG (MetAug*) is taught through predictions; its projections choose other neighbours.
-    Defaults: t 0.1, projector 2048-2048-256 and predictor 4096-256, support set 4096 (98304 on ImageNet).
-    lightly's NNMemoryBankModule is not in the state dict and waits for the device, so the queue is this package's.
+    z holds projections z and then predictions p = q(z). A neighbour has no gradient. So the MAG (MetAug*) is taught
+    through predictions; its projections choose other neighbours. The support set is a queue of past projections, one
+    for each view. The paper has a single queue, into which the first view alone is written: there the neighbour of a
+    second crop is of a first one.
+    Defaults: t 0.1, projector 2048-2048-256 and predictor 4096-256, support set 4096 (98304 on ImageNet; solo-learn's
+    CIFAR recipe has 65536 and t 0.2). There is no code by the authors.
     """
 
     title = "NNCLR"
     paper = "Dwibedi et al. 2021"
     objective = "-log e^(n.p/t) / sum over images of e^(n.p'/t), n the nearest past feature to z"
     remembers = "queue of features (V, K, d)"
+    differs = (
+        "No code by the authors. The paper also adds the term of one prediction among all neighbours, which it says "
+        "changes nothing. The support set holds 4096 features, theirs 98304 (queue_size)."
+    )
     parts = 2
     contrasts = True
     uses = {"feature_dim", "head_hidden", "predictor_hidden", "temperature", "queue_size", "shared_queue",

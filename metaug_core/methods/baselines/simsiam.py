@@ -21,13 +21,18 @@ class SimSiam(Method):
         L = - mean over views v != u of cos(p_v, stopgrad(z_u)),   p = q(z)
 
     z holds projections z and then predictions p. Between -1 (all alike) and 1; a collapse shows in `effective_rank`.
-    Defaults: projector 2048-2048-2048, predictor with a bottleneck of 512. The paper trains with SGD, lr 0.05 x batch / 256,
-    weight decay 1e-4, cosine.
+    Defaults: the paper's heads on ImageNet, projector 2048-2048-2048 and predictor with a bottleneck of 512; it trains
+    them by SGD with lr 0.05 x batch / 256, weight decay 1e-4 and cosine. On CIFAR-10 the paper has a projector of two
+    layers, lr 0.03, weight decay 5e-4, batch 512 and 800 epochs.
     """
 
     title = "SimSiam"
     paper = "Chen and He 2021"
     objective = "-cos(q(z_v), stopgrad(z_u))"
+    differs = (
+        "The projector's last BatchNorm has a scale and a shift, as in the paper; in their code it has neither. The "
+        "projector has the three layers of ImageNet; the paper's CIFAR-10 runs have two."
+    )
     parts = 2
     uses = {"feature_dim", "head_hidden", "predictor_hidden", "predictor_lr_schedule"}
     defaults = {**TWO_CROPS, "feature_dim": 2048, "head_hidden": 2048, "predictor_hidden": 512}

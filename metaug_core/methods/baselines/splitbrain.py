@@ -51,14 +51,20 @@ class SplitBrain(Method):
 
         L = CE(F1(x1), bins(x2)) + CE(F2(x2), bins(x1)),   x1 = L, x2 = ab, at 12 x 12 places
 
-    h of both halves stand side by side, as the evaluation has them anyway. Bins: 100 of L, and 16 x 16 of ab over its range
-    instead of the 313 in-gamut ones [from memory]. The paper predicts from its last convolutional map; here a decoder spreads h
-    over the places, so that any encoder does. Views: two different ones of at most two channels, of one crop.
+    h of both halves stand side by side, as the evaluation has them anyway. Bins: 100 of L, and 16 x 16 of ab over its
+    range, 11.5 and 12.6 units wide, instead of the 313 in gamut of 10 units. The paper predicts place by place from its
+    last convolutional map, so that features stay local; here a decoder spreads h over the places, so that any encoder
+    does. Views: two different ones of at most two channels, of one crop. The authors have published the trained
+    networks alone.
     """
 
     title = "SplitBrain"
     paper = "Zhang et al. 2017"
     objective = "CE(F1(L), bins of ab) + CE(F2(ab), bins of L) at 12 x 12 places"
+    differs = (
+        "Only trained networks are published. ab has 16 x 16 bins over its range, theirs 313 in gamut. A decoder "
+        "spreads h over the places; theirs predicts each place from the last map."
+    )
     unit_features = False
     augmentable = False
     split = True

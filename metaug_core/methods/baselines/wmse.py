@@ -17,15 +17,20 @@ class WMSE(Method):
 
         L = mean over pairs of views u < v of  || w_u - w_v ||^2,   w = W (z - mean z) / its norm,   W^T W = Cov(z)^-1
 
-    Each view of each sub-batch is whitened by itself (the authors' code with w_iter 1: minibatches are in random order, so a
-    sub-batch is a run of their rows), by Cholesky in float64, whose triangular W is that of the paper. Sub-batches of 2 d
-    images, as in the paper (128 for d 64); here d 32, so that batch 64 is one. Defaults: SimCLR's crops and head (its last
-    BatchNorm is undone by the whitening).
+    Each view of each sub-batch is whitened by itself (the authors' code with w_iter 1: minibatches are in random order,
+    so a sub-batch is a run of their rows), by Cholesky in float64, whose triangular W is that of the paper. Sub-batches
+    of 2 d images, as in the paper (128 for d 64); here d 32, so that batch 64 is one. Defaults: the usual two crops
+    (0.2-1, as theirs; their grey is 0.1, here 0.2) and SimCLR's head, whose last BatchNorm, which theirs has not, is
+    undone by the whitening.
     """
 
     title = "W-MSE"
     paper = "Ermolov et al. 2021"
     objective = "|| w_u - w_v ||^2 of whitened positives w = W (z - mean z), W^T W = Cov(z)^-1, at unit norm"
+    differs = (
+        "32 dimensions, whitened over the minibatch; theirs 64 over 128 images (feature_dim, whitening_size). A ridge "
+        "of a millionth on the covariance, theirs none."
+    )
     unit_features = False
     augmentable = False
     uses = settings.PROJECTION | {"whitening_size"}

@@ -9,7 +9,7 @@ from tiny import TINY, patterns
 from torch import nn
 
 from metaug_core import DATASETS, ENCODERS, METHODS, VIEWS, Config, ConfigError, MetaugError, evaluate, fit, with_mag
-from metaug_core.methods import CMC, OUCL, Context, MetAug, Method, build
+from metaug_core.methods import CMC, OUCL, Composition, Context, MetAug, Method, build
 from metaug_core.methods.metaug import build_augmented_sets
 from metaug_core.objectives.losses import alignment, nt_xent, uniformity
 from metaug_core.objectives.similarity import Pairs, other_views
@@ -181,6 +181,13 @@ def test_a_class_its_compositions_and_their_instances_say_the_same(name):
     composed = dataclasses.asdict(METHODS[f"{name}+randaugment"].description)
     differing = {key for key, value in dataclasses.asdict(method.description).items() if composed[key] != value}
     assert differing == {"title", "paper", "objective", "defaults"}
+
+
+def test_what_differs_from_the_authors_is_said_once_for_each_part_of_a_composition():
+    composed = Composition(CMC, lambda method: method, "More", "-", "more", differs="More of it.")
+    assert composed.description.differs == f"{CMC.description.differs} More of it."
+    for name in ("cmc+mag", "cmc+hard+mag", "cmc+debiased", "cmc+randaugment"):
+        assert METHODS[name].description.differs.count(CMC.description.differs) == 1
 
 
 def test_a_class_says_what_its_base_class_says_but_for_its_own_name():

@@ -107,9 +107,11 @@ def test_methods_are_listed():
         "simclr: SimCLR (Chen et al. 2020)\n    views     RGB, RGB, each of its own crop\n    objective -log" in output
     )
     assert "cmc+hard: CMC + Hard (Tian et al. 2019; Robinson et al. 2021)" in output
+    assert "\n    differs   The head has the paper's two layers; their code's default is three." in output
     table = metaug("methods", "--markdown").output
     assert table == catalogue.markdown()
     assert "| `metaug-only-mag` | MetAug (only MAG) | Li et al. 2022 | L, ab, RGB |" in table
+    assert "| `method` | differs from its authors' code |\n| --- | --- |\n" in table
 
 
 def test_a_failing_notebook_is_kept_and_told_in_one_sentence(tmp_path):
