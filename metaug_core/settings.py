@@ -144,7 +144,9 @@ class SingleSettings(Settings):
     barlow_lambda: Rate = 0.0051
     """Weight of the off-diagonal entries of Barlow Twins' cross-correlation."""
     prototypes: Annotated[int, Field(ge=2)] = 512
-    """SwAV's prototypes (3000 in the paper, 512 on small images)."""
+    """SwAV's prototypes (3000 in the paper and in solo-learn on CIFAR; 512 is lightly's number)."""
+    prototypes_frozen_epochs: Rate = 1.0
+    """SwAV: passes over the images in which the prototypes stay as drawn (the authors: 1 on ImageNet, solo-learn: 2 on CIFAR)."""
     sinkhorn_epsilon: Size = 0.05
     """Temperature of SwAV's assignments; smaller is sharper."""
     sinkhorn_steps: Positive = 3
