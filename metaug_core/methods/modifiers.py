@@ -16,7 +16,9 @@ Base = type[Method] | Composition
 # What differs from the code of a modifier's authors, and why.
 DEBIASED = "Debiased: theirs is on SimCLR alone, under a head of 512-128; here the base keeps its head, to be compared with it."
 HARD = "Hard: theirs is on SimCLR alone, at t 0.5 under a head of 512-128; here the base keeps both, to be compared with it."
-RANDAUGMENT = "RandAugment: it alone is added; PyContrast's CMC v2, which has it, also has averaged encoders, an MLP head and t 0.2."
+RANDAUGMENT = (
+    "RandAugment: it alone is added; PyContrast's CMC v2 with it also has averaged encoders, an MLP head and t 0.2."
+)
 
 
 def with_debiased(base: Base) -> Composition:
