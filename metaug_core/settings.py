@@ -132,7 +132,7 @@ class SingleSettings(Settings):
 
     # --- predictors, averaged networks, queues, prototypes: settings of single methods
     head_hidden: Positive = 2048
-    """Units of the hidden layers of projection heads with BatchNorm (BYOL, SimSiam, Barlow Twins, NNCLR, SwAV)."""
+    """Units of the hidden layers of projection heads with BatchNorm (BYOL, SimSiam, Barlow Twins, NNCLR, SwAV, NAT)."""
     projector_norm: bool = False
     """BatchNorm after the last layer of the projector of BYOL and SwAV, which theirs has not: it centres each view's features."""
     predictor_hidden: Positive = 512
@@ -158,7 +158,7 @@ class SingleSettings(Settings):
     whitening_size: Positive | None = None
     """W-MSE: images whitened together, at least 2 feature_dim is best; None: the minibatch."""
     dim_units: Positive = 2048
-    """DIM: hidden units of the embeddings of local and global features."""
+    """DIM: units of the embeddings of local and global features, hidden and output."""
     dim_bound: Literal["jsd", "infonce"] = "jsd"
     """DIM: which bound of the mutual information is raised, Jensen-Shannon's (eq. 4) or InfoNCE (eq. 5)."""
     cpc_grid: Annotated[int, Field(ge=2, le=16)] = 5
