@@ -294,7 +294,7 @@ def test_dim_of_two_views_by_infonce_is_the_mean_of_both_pairs():
 
 def test_an_embedding_of_dim_is_its_authors():
     """From 3 numbers to 5 units, by hand: BatchNorm over the rows, ReLU, shortcut, LayerNorm over the units."""
-    embedding = Embedding(3, 5).double()
+    embedding: Any = Embedding(3, 5).double()
     shortcut = embedding.straight.weight.detach()
     assert shortcut[range(3), range(3)].tolist() == [1, 1, 1]
     assert shortcut.abs().masked_fill(torch.eye(5, 3, dtype=torch.bool), 0).max() <= 0.01
