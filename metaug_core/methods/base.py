@@ -119,12 +119,12 @@ class Method(ABC):
         """Eq. 1 of similarities d in [0, 1], (A, P) and (A, N), at half the temperature: the same as of cosines."""
         return losses.info_nce(positives, negatives, self.config.temperature / 2, self.tau_plus, self.hard_beta)
 
-    def floors(self, z: Tensor, context: Context) -> Tensor:
+    def find_floors(self, z: Tensor, context: Context) -> Tensor:
         """Which debiased sums over negatives in `loss(z, context)` stand at their floor, bool (anchors,). Needs tau_plus > 0."""
         floors: list[Tensor] = []
 
         def note_floors(positives: Tensor, negatives: Tensor) -> Tensor:
-            of_pairs = losses.info_nce_floors(
+            of_pairs = losses.find_info_nce_floors(
                 positives, negatives, self.config.temperature / 2, self.tau_plus, self.hard_beta
             )
             floors.append(of_pairs.flatten())

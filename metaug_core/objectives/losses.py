@@ -33,12 +33,12 @@ def info_nce(
     return (torch.logaddexp(positives, log_g) - positives).mean()
 
 
-def info_nce_floors(
+def find_info_nce_floors(
     positives: Tensor, negatives: Tensor, temperature: float, tau_plus: float, hard_beta: float = 0.0
 ) -> Tensor:
     """Which sums G of `info_nce` stand at the floor of `debias`, bool (A, P). tau_plus > 0."""
     count = negatives.shape[-1]
-    return at_floor(positives / temperature, harden(negatives / temperature, hard_beta, count), count, tau_plus)
+    return is_at_floor(positives / temperature, harden(negatives / temperature, hard_beta, count), count, tau_plus)
 
 
 def log_sum(x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def debias(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tens
     return rest + torch.maximum(share, floor).log()
 
 
-def at_floor(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
+def is_at_floor(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
     """Which sums of `debias` stand at their floor, bool (A, P): its negatives have no gradient there. tau_plus > 0."""
     share, floor = _debiased_shares(positives, rest, count, tau_plus)
     return share <= floor

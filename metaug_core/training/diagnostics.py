@@ -44,7 +44,7 @@ def describe(s: TrainState, z: Tensor | None, context: Context) -> dict[str, Ten
     if z is None or not torch.isfinite(z).all():
         return {}
     base = find_base(s.method)
-    readings = {"debias_floor_share": base.floors(z, context).float().mean()} if base.tau_plus else {}
+    readings = {"debias_floor_share": base.find_floors(z, context).float().mean()} if base.tau_plus else {}
     if views < 2 or not s.method.description.unit_features:
         return readings
     with frozen_statistics(s.mag):

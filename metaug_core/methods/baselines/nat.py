@@ -13,7 +13,7 @@ from metaug_core.networks.encoders import Encoders
 from metaug_core.runtime import distributed
 
 
-class Targeted(nn.Module):
+class Regressor(nn.Module):
     """theta: the encoders of all views, their h concatenated, and the fully connected layers of the authors' AlexNet: two hidden
     ones with BatchNorm and ReLU, dropout after the first, and a linear one to the targets' dimension."""
 
@@ -76,7 +76,7 @@ class NAT(Method):
     }
 
     def networks(self, classes: int) -> nn.Module:
-        return Targeted(self.config)
+        return Regressor(self.config)
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> nn.Module:
         memory, device = nn.Module(), generator.device

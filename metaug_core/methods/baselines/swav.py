@@ -11,7 +11,7 @@ from metaug_core.methods.base import TWO_CROPS, Context, Method, check_queue_siz
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.heads import add_projector_norm, mlp
 from metaug_core.networks.memory import Queue
-from metaug_core.objectives.losses import at_floor, debias, harden, logsumexp_others
+from metaug_core.objectives.losses import debias, harden, is_at_floor, logsumexp_others
 
 
 class Clustered(nn.Module):
@@ -98,7 +98,7 @@ class SwAV(Method):
             memory.queue.write(z[..., : self.config.feature_dim])
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        cosines, given = self.cosines(z, context), context.given
+        cosines, given = self.compute_cosines(z, context), context.given
         balanced, present = cosines.detach(), None
         if "past" in given:
             balanced = torch.cat([balanced, given["past"]], 1)
@@ -108,7 +108,7 @@ class SwAV(Method):
         pairs = self.across(self.log_shares((1 + cosines) / self.config.temperature), shares[:, : z.shape[1]])
         return -torch.stack([(q * log_p).sum(-1).mean() for log_p, q in pairs]).mean()
 
-    def cosines(self, z: Tensor, context: Context) -> Tensor:
+    def compute_cosines(self, z: Tensor, context: Context) -> Tensor:
         """Cosines (V, B, K) of the features with the prototypes, without a gradient of the prototypes while they are frozen."""
         dim, given = self.config.feature_dim, context.given
         return torch.where(given["frozen"], z[..., :dim] @ given["prototypes"].T, z[..., dim:])
@@ -117,16 +117,17 @@ class SwAV(Method):
         """Log of each prototype's share in the prediction, from exponents (..., K) of which the smallest possible is 0."""
         if not (self.tau_plus or self.hard_beta):
             return x.log_softmax(-1)
-        rest = self.hardened_rest(x)
+        rest = self.sum_others(x)
         return x - torch.logaddexp(x, debias(x, rest, x.shape[-1] - 1, self.tau_plus))
 
-    def hardened_rest(self, x: Tensor) -> Tensor:
+    def sum_others(self, x: Tensor) -> Tensor:
         """Log of the sum over the other prototypes of each, hard ones weighted more, (..., K)."""
         return harden(x, self.hard_beta, x.shape[-1] - 1, logsumexp_others)
 
-    def floors(self, z: Tensor, context: Context) -> Tensor:
-        x = (1 + self.cosines(z, context)) / self.config.temperature
-        return at_floor(x, self.hardened_rest(x), x.shape[-1] - 1, self.tau_plus)
+    def find_floors(self, z: Tensor, context: Context) -> Tensor:
+        """Of each crop and prototype, bool (V, B, K)."""
+        x = (1 + self.compute_cosines(z, context)) / self.config.temperature
+        return is_at_floor(x, self.sum_others(x), x.shape[-1] - 1, self.tau_plus)
 
 
 def sinkhorn(exponents: Tensor, steps: int, present: Tensor | None = None) -> Tensor:

@@ -172,7 +172,7 @@ def test_floors_are_those_of_each_anchor_in_the_loss(modifier, b):
     shares = set()
     for name, (rows, what, expected) in cases.items():
         method = build(config(f"{name}+{modifier}", temperature=t, tau_plus=tau, hard_beta=b))
-        floors = method.floors(rows, context(**what))
+        floors = method.find_floors(rows, context(**what))
         assert floors.float().mean().item() == pytest.approx(expected), name
         shares.add(expected)
     assert len(shares) > 2
@@ -184,7 +184,7 @@ def test_floors_of_swav_are_of_each_crop_and_prototype():
     method: Any = build(config("swav+hard", temperature=t, tau_plus=tau, hard_beta=b))
     features, prototypes = unit(2, BATCH, DIM), unit(6, DIM, seed=1)
     z = torch.cat([features, features @ prototypes.T], -1)
-    floors = method.floors(z, drifting())
+    floors = method.find_floors(z, drifting())
     anchors = [(x, k) for x in features.flatten(0, 1) for k in range(6)]
     others = [prototypes[torch.arange(6) != k] for _, k in anchors]
     expected = count_floors([x for x, _ in anchors], [prototypes[k] for _, k in anchors], others, t, tau, b)
@@ -194,7 +194,7 @@ def test_floors_of_swav_are_of_each_crop_and_prototype():
 
 def test_below_the_floor_negatives_have_no_gradient():
     positives, negatives = torch.tensor([[0.9], [0.2]]), torch.tensor([[0.1, 0.3], [0.1, 0.3]]).requires_grad_()
-    floors = losses.info_nce_floors(positives, negatives.detach(), 0.05, 0.1)
+    floors = losses.find_info_nce_floors(positives, negatives.detach(), 0.05, 0.1)
     (gradient,) = torch.autograd.grad(losses.info_nce(positives, negatives, 0.05, 0.1), negatives)
     assert floors.tolist() == [[True], [False]]
     assert gradient.abs().sum(1).gt(0).tolist() == [False, True]
@@ -654,6 +654,17 @@ def test_a_method_says_what_it_is():
         remembers_nothing = getattr(build(config(entry.name)).memory, "__func__", None) is Method.memory
         assert (entry.state == "nothing") == remembers_nothing, entry
     assert {"simclr", "cmc+hard", "metaug", "metaug-nnclr"} <= {entry.name for entry in catalogue.entries()}
+
+
+def test_a_composition_says_what_differs_from_the_authors_of_both():
+    for base in ("swav", "infomin", "dacl"):
+        own = METHODS[base].description.differs
+        assert own
+        for modifier in ("debiased", "hard", "randaugment"):
+            both = METHODS[f"{base}+{modifier}"].description.differs
+            assert both.startswith(own + " ")
+            assert both.removeprefix(own).strip().lower().startswith(modifier)
+    assert METHODS["infomin+mag"].description.differs == METHODS["infomin"].description.differs
 
 
 def test_the_table_of_methods_is_the_registrys():
