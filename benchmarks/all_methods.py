@@ -52,7 +52,7 @@ FAST: dict[str, Any] = {"lr": 3e-3}
 # What a method needs beside BUDGET: everywhere, and on `shapes`.
 OWN: dict[str, dict[str, Any]] = {
     "cmc": FAST, "metaug": FAST, "metaug-only-oucl": FAST, "metaug-only-mag": FAST,
-    "simclr": FAST | {"temperature": 0.2}, "dacl": FAST | {"temperature": 0.2},
+    "simclr": FAST | {"temperature": 0.2}, "dacl": FAST | {"temperature": 0.2, "crop_scale": (1.0, 1.0), "flip": 0.0},
     "moco": CENTRED, "infomin": CENTRED | {"jigsaw_weight": 0.2}, "looc": CENTRED, "byol": {"projector_norm": True},
     "nnclr": {"temperature": 0.2}, "metaug-nnclr": {"temperature": 0.2},
     "swav": {"projector_norm": True, "sinkhorn_epsilon": 0.005}, "wmse": {"feature_dim": 32},

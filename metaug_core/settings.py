@@ -132,7 +132,7 @@ class SingleSettings(Settings):
 
     # --- predictors, averaged networks, queues, prototypes: settings of single methods
     head_hidden: Positive = 2048
-    """Units of the hidden layers of projection heads with BatchNorm (BYOL, SimSiam, Barlow Twins, NNCLR, SwAV)."""
+    """Units of the hidden layers of projection heads with BatchNorm (BYOL, SimSiam, Barlow Twins, NNCLR, SwAV, NAT)."""
     projector_norm: bool = False
     """BatchNorm after the last layer of the projector of BYOL and SwAV, which theirs has not: it centres each view's features."""
     predictor_hidden: Positive = 512
@@ -150,7 +150,9 @@ class SingleSettings(Settings):
     barlow_lambda: Rate = 0.0051
     """Weight of the off-diagonal entries of Barlow Twins' cross-correlation."""
     prototypes: Annotated[int, Field(ge=2)] = 512
-    """SwAV's prototypes (3000 in the paper, 512 on small images)."""
+    """SwAV's prototypes (3000 in the paper and in solo-learn on CIFAR; 512 is lightly's number)."""
+    prototypes_frozen_epochs: Rate = 1.0
+    """SwAV: passes over the images in which the prototypes stay as drawn (the authors: 1 on ImageNet, solo-learn: 2 on CIFAR)."""
     sinkhorn_epsilon: Size = 0.05
     """Temperature of SwAV's assignments; smaller is sharper."""
     sinkhorn_steps: Positive = 3
@@ -162,7 +164,7 @@ class SingleSettings(Settings):
     whitening_size: Positive | None = None
     """W-MSE: images whitened together, at least 2 feature_dim is best; None: the minibatch."""
     dim_units: Positive = 2048
-    """DIM: hidden units of the embeddings of local and global features."""
+    """DIM: units of the embeddings of local and global features, hidden and output."""
     dim_bound: Literal["jsd", "infonce"] = "jsd"
     """DIM: which bound of the mutual information is raised, Jensen-Shannon's (eq. 4) or InfoNCE (eq. 5)."""
     cpc_grid: Annotated[int, Field(ge=2, le=16)] = 5

@@ -22,6 +22,7 @@ after the step `remember` writes to it. A method describes itself by class attri
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -123,6 +124,22 @@ class Method(ABC):
     def info_nce(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """Eq. 1 of similarities d in [0, 1], (A, P) and (A, N), at half the temperature: the same as of cosines."""
         return losses.info_nce(positives, negatives, self.config.temperature / 2, self.tau_plus, self.hard_beta)
+
+    def find_floors(self, z: Tensor, context: Context) -> Tensor:
+        """Which debiased sums over negatives in `loss(z, context)` stand at their floor, bool (anchors,). Needs tau_plus > 0."""
+        floors: list[Tensor] = []
+
+        def note_floors(positives: Tensor, negatives: Tensor) -> Tensor:
+            of_pairs = losses.find_info_nce_floors(
+                positives, negatives, self.config.temperature / 2, self.tau_plus, self.hard_beta
+            )
+            floors.append(of_pairs.flatten())
+            return z.new_zeros(())
+
+        other = copy(self)  # the same method with another contrast
+        other.contrast = note_floors
+        other.loss(z, context)
+        return torch.cat(floors)
 
     def networks(self, classes: int) -> nn.Module:
         """Create theta: it maps the list of view images to z, and has `encoders` whose h evaluation uses."""

@@ -10,25 +10,42 @@ from metaug_core import settings
 from metaug_core.config import ConfigError
 from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Composition, Method, unified_contrast
+from metaug_core.methods.baselines.swav import SwAV
 
 Base = type[Method] | Composition
+# What differs from the code of a modifier's authors, and why.
+DEBIASED = "Debiased: theirs is on SimCLR alone, under a head of 512-128; here the base keeps its head, to be compared with it."
+HARD = "Hard: theirs is on SimCLR alone, at t 0.5 under a head of 512-128; here the base keeps both, to be compared with it."
+RANDAUGMENT = (
+    "RandAugment: it alone is added; PyContrast's CMC v2 with it also has averaged encoders, an MLP head and t 0.2."
+)
 
 
 def with_debiased(base: Base) -> Composition:
-    """Debiased contrast (Chuang et al. 2020, eq. 8): a share tau_plus of the negatives counts as false and is subtracted."""
+    """Debiased contrast (Chuang et al. 2020, eq. 8): a share tau_plus of the negatives counts as false and is subtracted.
+
+    It brings temperature 0.5, where features are contrasted with each other: the only one at which the authors' code runs. The
+    sum is at its floor, and the negatives have no gradient, once a positive leads by t log(1/tau_plus) in cosine: 1.15 at t
+    0.5, but 0.16 at t 0.07. SwAV, whose negatives are prototypes, keeps its own.
+    """
 
     def modify(method: Method) -> Method:
         find_base(method).tau_plus = method.config.tau_plus
         return method
 
     require_info_nce(base, "debiased")
+    defaults = {} if issubclass(find_class(base), SwAV) else {"temperature": 0.5}
     objective = "sum over negatives debiased by tau_plus"
-    return Composition(base, modify, "Debiased", "Chuang et al. 2020", objective, contrasts=False,
-                       uses=base.description.uses | {"tau_plus"})  # fmt: skip
+    return Composition(base, modify, "Debiased", "Chuang et al. 2020", objective, defaults, contrasts=False,
+                       differs=DEBIASED, uses=base.description.uses | {"tau_plus"})  # fmt: skip
 
 
 def with_hard(base: Base) -> Composition:
-    """Hard negatives (Robinson et al. 2021, eq. 4): debiased, and each negative weighted by e^(hard_beta s / t)."""
+    """Hard negatives (Robinson et al. 2021, eq. 4): debiased, and each negative weighted by e^(hard_beta s / t).
+
+    At the base's temperature, where the authors have 0.5: hard negatives keep the sum above the floor of `with_debiased`. The
+    metric debias_floor_share tells how often they do.
+    """
 
     def modify(method: Method) -> Method:
         contrasting = find_base(method)
@@ -39,7 +56,7 @@ def with_hard(base: Base) -> Composition:
     require_info_nce(base, "hard")
     objective = "sum over negatives debiased by tau_plus and weighted by e^(hard_beta s / t)"
     return Composition(base, modify, "Hard", "Robinson et al. 2021", objective, contrasts=False,
-                       uses=base.description.uses | {"tau_plus", "hard_beta"})  # fmt: skip
+                       differs=HARD, uses=base.description.uses | {"tau_plus", "hard_beta"})  # fmt: skip
 
 
 def with_oucl(base: Base) -> Composition:
@@ -67,13 +84,18 @@ def with_randaugment(base: Base) -> Composition:
         return method
 
     return Composition(base, modify, "RandAugment", "Cubuk et al. 2020", "on RandAugment's pictures",
-                       defaults={"randaugment": 30.0}, uses=base.description.uses,
+                       defaults={"randaugment": 30.0}, differs=RANDAUGMENT, uses=base.description.uses,
                        uniform={**base.description.uniform, "randaugment": 30.0})  # fmt: skip
 
 
 def find_base(method: Method) -> Method:
     """The method whose loss is computed: of a method with a MAG, its base."""
     return getattr(method, "base", method)
+
+
+def find_class(base: Base) -> type[Method]:
+    """The class of the method under all modifiers."""
+    return find_class(base.base) if isinstance(base, Composition) else base
 
 
 def require_info_nce(base: Base, name: str) -> None:

@@ -34,6 +34,14 @@ def info_nce(
     return (torch.logaddexp(positives, log_g) - positives).mean()
 
 
+def find_info_nce_floors(
+    positives: Tensor, negatives: Tensor, temperature: float, tau_plus: float, hard_beta: float = 0.0
+) -> Tensor:
+    """Which sums G of `info_nce` stand at the floor of `debias`, bool (A, P). tau_plus > 0."""
+    count = negatives.shape[-1]
+    return is_at_floor(positives / temperature, harden(negatives / temperature, hard_beta, count), count, tau_plus)
+
+
 def log_sum(x: Tensor) -> Tensor:
     """(..., N) -> log sum_k e^{x_k}, (..., 1)."""
     return torch.logsumexp(x, dim=-1, keepdim=True)
@@ -62,11 +70,23 @@ def debias(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tens
     """
     if not tau_plus:
         return rest
+    share, floor = _debiased_shares(positives, rest, count, tau_plus)
+    return rest + torch.maximum(share, floor).log()
+
+
+def is_at_floor(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
+    """Which sums of `debias` stand at their floor, bool (A, P): its negatives have no gradient there. tau_plus > 0."""
+    share, floor = _debiased_shares(positives, rest, count, tau_plus)
+    return share <= floor
+
+
+def _debiased_shares(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> tuple[Tensor, Tensor]:
+    """The debiased sum (A, P) and its floor (A, 1), both as shares of e^rest."""
     false_share = (
         (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()
     )  # above 1 the floor holds
     floor = (math.log(count) - rest).exp().clamp(min=torch.finfo(rest.dtype).tiny)
-    return rest + torch.maximum((1 - false_share) / (1 - tau_plus), floor).log()
+    return (1 - false_share) / (1 - tau_plus), floor
 
 
 def compare_in_batch(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,7 @@ class Run:
         return read_json(file) if file.exists() else []
 
     def evaluation_file(self, split: str = "test") -> Path:
-        """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., evaluation_version: the number}}."""
+        """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., evaluation_version: 2}}."""
         return self.path / f"evaluation-{split}.json"
 
     def evaluation(self, split: str = "test") -> dict[str, dict[str, Any]]:

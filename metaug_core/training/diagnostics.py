@@ -10,6 +10,7 @@ from metaug_core.data.datasets import Splits
 from metaug_core.evaluation import probes, representations
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods.base import Context
+from metaug_core.methods.modifiers import find_base
 from metaug_core.objectives.losses import alignment, effective_rank, uniformity
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import similarity
@@ -36,16 +37,21 @@ def describe(s: TrainState, z: Tensor | None, context: Context) -> dict[str, Ten
 
     Mean similarities d in [0, 1] of positives and negatives and their histograms (BINS,), the margins of eq. 4, effective rank
     (mean over views), alignment and uniformity of the first two views, and d(z, z~) of the same view: 1 is the collapse that
-    R_sigma is there against. {} for a MAG pass (z None), fewer than two views, and features that are not finite unit vectors.
+    R_sigma is there against. Of a method with tau_plus > 0 also the share of anchors whose debiased sum is at its floor; that
+    alone if there are fewer than two views or no unit features. {} for a MAG pass (z None) and features that are not finite.
     """
     views = len(s.config.views)
-    if z is None or views < 2 or not s.method.description.unit_features or not torch.isfinite(z).all():
+    if z is None or not torch.isfinite(z).all():
         return {}
+    base = find_base(s.method)
+    readings = {"debias_floor_share": base.find_floors(z, context).float().mean()} if base.tau_plus else {}
+    if views < 2 or not s.method.description.unit_features:
+        return readings
     with frozen_statistics(s.mag):
         augmented = s.mag(z)[:views] if s.mag is not None else None
     z = z[:views]  # predictions follow the features of the views
     positives, negatives = context.pairs(views)(z, z)
-    readings = {
+    readings |= {
         "positive_similarity": positives.mean(),
         "negative_similarity": negatives.mean(),
         "positive_histogram": histogram(positives),

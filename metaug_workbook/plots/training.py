@@ -78,6 +78,10 @@ PANELS["alignment and uniformity"] = Panel(
         "alignment": {"label": "alignment (of views 1, 2)", "color": BLUE},
         "uniformity": {"label": "uniformity (of view 1)", "color": RED, "linestyle": "--"},
     })  # fmt: skip
+# Of an anchor at the floor the negatives have no gradient: near 1 the method only attracts.
+PANELS["debiased sums at their floor"] = Panel(
+    "Debiased sums at their floor", "share of anchors", "this method has no debiased sums",
+    {"debias_floor_share": {"color": BLUE}}, y_limits=(0, 1.02))  # fmt: skip
 # Of the encoders' gradient, the share of pairs with an augmented feature; of the MAG's, that of the second derivative.
 PANELS["gradient shares"] = Panel(
     "Shares of the gradients", "share (1 = all of it)", "this method has no augmented features", legend={}, lines={

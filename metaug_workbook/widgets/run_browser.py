@@ -30,6 +30,7 @@ COLUMNS = {
     "similarity of negatives": "negative_similarity",
     "similarity of z and its z̃": "augmented_similarity",
     "effective rank (dimensions)": "effective_rank",
+    "debiased sums at their floor (share of anchors)": "debias_floor_share",
     "gradient from augmented features (share)": "augmented_gradient_share",
     "norm of the meta-gradient": "mag_gradient_norm",
 }

@@ -139,8 +139,8 @@ OTHER = {
     "lr_steps": (1,), "lr_decay": 0.5, "warmup_epochs": 1, "precision": "bf16", "seed": 1,     "keep_last": 2, "tau_plus": 0.2,
     "hard_beta": 0.5, "head_hidden": 2049, "predictor_hidden": 513, "ema_momentum": 0.9,
     "projector_norm": True, "queue_size": 4097, "barlow_lambda": 0.01, "prototypes": 513, "sinkhorn_epsilon": 0.1,
-    "sinkhorn_steps": 4, "nat_every": 4, "whitening_size": 8, "dim_units": 2049, "dim_bound": "infonce", "cpc_grid": 6,
-    "cpc_skip": 2, "jigsaw_grid": 4, "jigsaw_weight": 0.4, "looc_held": ("crop",),
+    "prototypes_frozen_epochs": 0.5, "sinkhorn_steps": 4, "nat_every": 4, "whitening_size": 8, "dim_units": 2049,
+    "dim_bound": "infonce", "cpc_grid": 6, "cpc_skip": 2, "jigsaw_grid": 4, "jigsaw_weight": 0.4, "looc_held": ("crop",),
 }  # fmt: skip
 NEEDS = {"oucl_lambda": {"oucl": "eq8"}, "phi_dec": {"oucl": "eq9"}, "gamma_detached": {"oucl": "eq9"},
          "attenuate": {"oucl": "eq9"}, "lr_steps": {"lr_schedule": "step"}, "momentum": {"optimiser": "sgd"},

@@ -19,15 +19,22 @@ LEAST = 4  # places a side of the map that the local features come from; the pap
 
 
 class Embedding(nn.Module):
-    """phi and psi of the paper (Appendix A.2): one hidden layer and a linear shortcut, (n, inputs) -> (n, d)."""
+    """phi and psi (the authors' MI1x1ConvNet), (n, inputs) -> (n, units): one hidden layer with BatchNorm and a linear shortcut,
+    which starts as the identity where there are no more inputs than units, and LayerNorm on the sum."""
 
-    def __init__(self, inputs: int, hidden: int, dim: int):
+    def __init__(self, inputs: int, units: int):
         super().__init__()
-        self.bent = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.straight = nn.Linear(inputs, dim)
+        self.bent = nn.Sequential(
+            nn.Linear(inputs, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(), nn.Linear(units, units)
+        )
+        self.straight = nn.Linear(inputs, units, bias=False)
+        self.norm = nn.LayerNorm(units)
+        if inputs <= units:
+            with torch.no_grad():
+                self.straight.weight.uniform_(-0.01, 0.01).fill_diagonal_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bent(x) + self.straight(x)
+        return self.norm(self.bent(x) + self.straight(x))
 
 
 class LocalAndGlobal(nn.Module):
@@ -36,15 +43,15 @@ class LocalAndGlobal(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.encoders = Encoders(config)
-        size = config.dim_units, config.feature_dim
+        units = config.dim_units
         nets = self.encoders.nets.items()
         maps = {name: find_last_map(net, VIEWS[name].channels, config, LEAST) for name, net in nets}
         self.places = {name: place for name, (place, _, _) in maps.items()}
-        self.phi = nn.ModuleDict({name: Embedding(channels, *size) for name, (_, channels, _) in maps.items()})
-        self.psi = nn.ModuleDict({name: Embedding(dim, *size) for name, dim in self.encoders.dims.items()})
+        self.phi = nn.ModuleDict({name: Embedding(channels, units) for name, (_, channels, _) in maps.items()})
+        self.psi = nn.ModuleDict({name: Embedding(dim, units) for name, dim in self.encoders.dims.items()})
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> (V (M + 1), B, d): of each view its local features, then the global one."""
+        """One (B, C_j, H, W) per view -> (V (M + 1), B, dim_units): of each view its local features, then the global one."""
         names = self.encoders.views
         with capture_outputs(
             {name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}
@@ -54,7 +61,7 @@ class LocalAndGlobal(nn.Module):
         rows = []
         for name, h in zip(names, wholes, strict=True):
             local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
-            rows += [self.phi[name](local), self.psi[name](h)[None]]
+            rows += [self.phi[name](local.flatten(0, 1)).unflatten(0, local.shape[:2]), self.psi[name](h)[None]]
         return torch.cat(rows)
 
 
@@ -64,10 +71,12 @@ class DIM(Method):
         L = mean_neg [sp(-u) + u - log 2] - mean_pos [log 2 - sp(-u)],   u = <phi(local map at a place), psi(h)>
 
     sp is softplus; positive: place and whole of one image, negative: of two images of the minibatch. dim_bound infonce: InfoNCE
-    of u / sqrt(d) (eq. 5; the scale from Bachman et al. 2019), which learns from fewer steps (LOG.md). Of several views place and
-    whole are of two different ones (as theirs [from memory]): within a view its hue or light alone identifies an image.
-    Defaults: RGB, phi and psi of 2048 units (dim_units); the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global,
-    prior) are left out, and so is the batch norm in phi [from memory].
+    of u (eq. 5), of each place of an image among all places of all other images, for the one whole. Defaults: RGB, phi and psi of
+    2048 units (dim_units), hidden and output; the paper's lr 1e-4 is for hundreds of epochs. Its other terms (global, prior) are
+    left out.
+
+    Of several views place and whole are of two different ones, as in AMDIM (Bachman et al. 2019): within a view its hue or light
+    alone identifies an image. The authors' code has one view, place and whole of the same picture, which is the default.
     """
 
     title = "DIM"
@@ -75,10 +84,14 @@ class DIM(Method):
     objective = (
         "bound on the information in u = phi(map at a place) . psi(h of another view): same image against other images"
     )
+    differs = (
+        "InfoNCE leaves the image's own places out of the negatives; theirs count e^-10 each. Several views are an extension "
+        "(AMDIM's pairs); with one it is theirs."
+    )
     minimum_views = 1
     unit_features = False
     augmentable = False
-    uses = {"feature_dim", "dim_units", "dim_bound"}
+    uses = {"dim_units", "dim_bound"}
     defaults = {"views": ("RGB",), "negatives": "batch"}
     recipe = Recipe({**ADAM, "lr": 1e-4, "crop_scale": (1.0, 1.0), "flip": 0.0})  # theirs for CIFAR
 
@@ -90,7 +103,7 @@ class DIM(Method):
         pairs = [(a[:-1], b[-1]) for i, a in enumerate(views) for j, b in enumerate(views) if i != j or len(views) == 1]
         scores = [local @ whole.T for local, whole in pairs]
         infonce = self.config.dim_bound == "infonce"
-        bounds = [info_nce(u / math.sqrt(z.shape[-1])) if infonce else jensen_shannon(u) for u in scores]
+        bounds = [info_nce(u) if infonce else jensen_shannon(u) for u in scores]
         return torch.stack(bounds).mean()
 
 
@@ -103,9 +116,11 @@ def jensen_shannon(u: Tensor) -> Tensor:
 
 
 def info_nce(u: Tensor) -> Tensor:
-    """u as above -> scalar: a place's own whole among those of all images, and a whole's own place m, halved."""
-    own = torch.arange(u.shape[-1], device=u.device).expand(len(u), -1)
-    return (F.cross_entropy(u.mT, own) + F.cross_entropy(u, own)) / 2
+    """u as above -> scalar: for the whole of each image, each of its own places among all places of all other images."""
+    same = torch.eye(u.shape[-1], dtype=torch.bool, device=u.device)
+    others = u.masked_fill(same, -torch.inf).logsumexp((0, 1))  # (B,), of each whole
+    own = u.diagonal(dim1=1, dim2=2)  # (M, B)
+    return (torch.logaddexp(own, others) - own).mean()
 
 
 @contextmanager

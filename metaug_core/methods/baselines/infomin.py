@@ -1,5 +1,6 @@
 """InfoMin Aug.: MoCo on views that share as little as possible, and on the pieces of a jigsaw."""
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from metaug_core.objectives.similarity import other_views
 from metaug_core.recipes import APART, JITTERED, SGD, Recipe
 from metaug_core.runtime import distributed
 from metaug_core.views.augmentation import make_views
+
+PIECE = 64 / 85  # of a cell's side; theirs are 64 px of 85
+JIGSAW_CROP = (0.6, 1.0)  # area
+LARGEST = 1024  # side of an image, as `Config` has it
 
 
 class Branches(nn.Module):
@@ -41,15 +46,22 @@ class InfoMin(Method):
 
         L = (1 - b) InfoNCE(q, k+, queue) + b InfoNCE(q_jigsaw, k+, queue),   k of averaged networks, b = jigsaw_weight
 
-    q_jigsaw is of one more crop whose 3 x 3 pieces are shuffled. They encode the pieces one by one; here they are put together
-    again to one image, so that any encoder takes it and the branch costs one pass and not nine. Defaults: jitter (1: 0.8,
-    0.8, 0.8, 0.2), grey, RandAugment(2, 10), MLP head, b 0.5, t 0.15; no blur, which `views` has not.
+    q_jigsaw is of one more crop, of 0.6 to 1 of the image's area, flipped or not, with no change of colour. Of each of its 3 x 3
+    cells a random piece is cut, 64/85 of the cell's side, so that pieces do not join, and the pieces are shuffled. They encode
+    the pieces one by one; here they are put together again to one image, so that any encoder takes it and the branch costs one
+    pass and not nine. Defaults: jitter (1: 0.8, 0.8, 0.8, 0.2), grey, RandAugment(2, 10), MLP head, b 0.5, t 0.15; no blur, which
+    `views` has not.
     """
 
     title = "InfoMin Aug."
     paper = "Tian et al. 2020"
     objective = "(1 - b) InfoNCE(q, k, queue) + b InfoNCE(q of a jigsaw, k, queue), k of averaged networks"
     remembers = "averaged networks; queue of keys (V, K, d)"
+    differs = (
+        "The jigsaw's pieces are one image again; theirs go through encoder and MLP one by one and are joined by a linear layer. "
+        "Each crop asks the other, and has a queue; theirs: the first asks the second, one queue. RandAugment comes first; theirs "
+        "stands between jitter and grey. m 0.99 and K 4096 for short runs; theirs 0.999 and 65536."
+    )
     contrasts = True
     parts = 2
     uses = settings.PROJECTION | {
@@ -69,13 +81,16 @@ class InfoMin(Method):
     def __init__(self, config: Config):
         super().__init__(config)
         check_queue_size(config)
+        self.jigsaw_views = make_jigsaw_config(config)
 
     def networks(self, classes: int) -> nn.Module:
         return Branches(self.config)
 
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
-        whole, more = make_views(pixels, self.config, generator), make_views(pixels, self.config, generator)
-        return [*whole, *(shuffle_pieces(x, self.config.jigsaw_grid, generator) for x in more)]
+        whole = make_views(pixels, self.config, generator)
+        grid, side = self.config.jigsaw_grid, self.config.image_size
+        more = make_views(pixels, self.jigsaw_views, generator)
+        return [*whole, *(shuffle_pieces(x, side, draw_pieces(len(x), grid, generator)) for x in more)]
 
     def memory(self, networks: nn.Module, images: int, generator: torch.Generator) -> nn.Module:
         queue = Queue(
@@ -99,16 +114,33 @@ class InfoMin(Method):
         return (1 - weight) * of_whole + weight * of_jigsaw
 
 
-def shuffle_pieces(x: Tensor, grid: int, generator: torch.Generator) -> Tensor:
-    """x (B, C, S, S) with its grid x grid pieces in a random order, another one for each image. A side that the grid does not
-    divide is resized before and after."""
-    count, _, side, _ = x.shape
-    piece = max(1, round(side / grid))
-    even = (
-        x if piece * grid == side else F.interpolate(x, (piece * grid, piece * grid), mode="bilinear", antialias=True)
-    )
-    pieces = even.unfold(2, piece, piece).unfold(3, piece, piece).flatten(2, 3)  # (B, C, g g, p, p)
-    chance = torch.rand(count * distributed.count(), grid**2, generator=generator, device=x.device)
-    order = distributed.own(chance).argsort(1)[:, None, :, None, None].expand_as(pieces)
-    mixed = pieces.gather(2, order).unflatten(2, (grid, grid)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    return mixed if even is x else F.interpolate(mixed, (side, side), mode="bilinear", antialias=True)
+def make_jigsaw_config(config: Config) -> Config:
+    """How the jigsaw's image is made: crop and flip, and every other augmentation at `Config`'s default, which is none. It is so
+    much larger than a view that a piece keeps the size of its pixels."""
+    side = min(LARGEST, round(config.image_size / PIECE))
+    return Config(method="supervised", image_size=side, views=config.views, independent=config.independent,
+                  crop_scale=JIGSAW_CROP, flip=0.5)  # fmt: skip
+
+
+def draw_pieces(count: int, grid: int, generator: torch.Generator) -> Tensor:
+    """Draws for the jigsaws of `count` images, (count, grid^2, 3) in [0, 1): a cell's place in the order, and x and y of the piece
+    in its cell. Each of several processes draws for the whole minibatch and uses its own part."""
+    shape = count * distributed.count(), grid**2, 3
+    return distributed.own(torch.rand(shape, generator=generator, device=generator.device))
+
+
+def shuffle_pieces(x: Tensor, side: int, draws: Tensor) -> Tensor:
+    """x (B, C, T, T) -> (B, C, side, side): of each of grid x grid cells a piece of PIECE of its side, put together in another
+    order, bilinear. draws (B, grid^2, 3) as in `draw_pieces`, which also tell the grid. Any T and side will do."""
+    grid = math.isqrt(draws.shape[1])
+    order = draws[..., 0].argsort(1)  # the cell that each place of the jigsaw shows
+    corners = torch.stack([order % grid, order // grid], -1) + (1 - PIECE) * draws[..., 1:].gather(
+        1, order[..., None].expand(-1, -1, 2)
+    )  # of the pieces, x and y in cells
+    axis = (torch.arange(side, device=x.device) + 0.5) * grid / side  # of a pixel, in cells
+    place = axis.long()
+    corners = corners[:, place[:, None] * grid + place]  # (B, side, side, 2)
+    within = (axis - place).to(x.dtype)
+    inside = torch.stack([within.expand(side, side), within[:, None].expand(side, side)], -1)
+    points = (corners.to(x.dtype) + PIECE * inside) * (2 / grid) - 1
+    return F.grid_sample(x, points, "bilinear", padding_mode="border", align_corners=False)

@@ -94,7 +94,10 @@ class LooC(Method):
     def context(self, memory: Any, views: list[Tensor], indices, labels, generator) -> Context:
         each = len(self.config.views)
         keys = [memory["averaged"](views[start : start + each]) for start in range(each, len(views), each)]
-        return Context(indices, labels, given={"keys": torch.stack(keys), "queue": memory["queue"].entries})
+        past = memory[
+            "queue"
+        ].entries.clone()  # `remember` writes to the queue before this step's features are described
+        return Context(indices, labels, given={"keys": torch.stack(keys), "queue": past})
 
     def remember(self, memory: Any, networks: nn.Module, z: Tensor, context: Context) -> None:
         memory["queue"].write(context.given["keys"].diagonal().movedim(-1, 0))

@@ -9,7 +9,7 @@ import lightly.loss
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss
-from tiny import ROOT, TINY
+from tiny import ROOT, TINY, run_steps, start_state
 from torch.nn import functional as F
 
 from metaug_core import DATASETS, METHODS, Config, ConfigError, MetaugError, fit, fit_trials
@@ -21,6 +21,7 @@ from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives import losses
 from metaug_core.runs.store import read_tensors
 from metaug_core.training import loop
+from metaug_core.training.cuda_graphs import Stepper
 from metaug_workbook.cli import catalogue
 
 FILES = sorted((ROOT / "metaug_core" / "methods").rglob("*.py"))
@@ -29,7 +30,16 @@ SMALL: dict[str, Any] = {
     "head_hidden": 16, "predictor_hidden": 12, "queue_size": 32, "prototypes": 6, "dim_units": 16,
 }  # fmt: skip
 PLAIN = [name for name in METHODS if "+" not in name]
-COMPOSED = ["cmc+hard+mag", "simclr+debiased", "swav+hard", "nnclr+mag", "byol+mag", "barlow+mag", "cmc+randaugment"]
+COMPOSED = [
+    "cmc+hard+mag",
+    "simclr+debiased",
+    "looc+debiased",
+    "swav+hard",
+    "nnclr+mag",
+    "byol+mag",
+    "barlow+mag",
+    "cmc+randaugment",
+]
 VIEWS, BATCH, DIM = 2, 6, 8
 
 
@@ -72,13 +82,112 @@ def test_hard_without_beta_is_debiased_and_without_tau_the_plain_sum():
         rows = torch.cat([z, unit(2, BATCH, DIM, seed=1).float()]) if base == "nnclr" else z
         what = context(given={"support": unit(2, 32, DIM, seed=2).float()})
         hard, debiased, neither, plain = (
-            loss(base + modifier, rows, what, views=("L", "ab"), negatives="batch", **changes)
+            loss(base + modifier, rows, what, views=("L", "ab"), negatives="batch", temperature=0.2, **changes)
             for modifier, changes in (("+hard", {"hard_beta": 0.0}), ("+debiased", {}),
                                       ("+hard", {"hard_beta": 0.0, "tau_plus": 0.0}), ("", {}))
         )  # fmt: skip
         assert torch.equal(hard, debiased)
         assert torch.equal(neither, plain)
         assert not torch.equal(hard, plain)
+
+
+# --- the floor of a debiased sum
+
+
+def count_floors(anchors, positives, negatives, t, tau, b=0.0):
+    """The share of anchors whose debiased sum is at N e^(-1/t) or below, on cosines, anchor by anchor."""
+    floors = []
+    for z, z_plus, others in zip(anchors, positives, negatives, strict=True):
+        pos, neg, count = torch.exp(z @ z_plus / t), torch.exp(others @ z / t), len(others)
+        total = (neg**b * neg).sum() / (neg**b).mean()
+        floors.append(bool((total - tau * count * pos) / (1 - tau) <= count * torch.e ** (-1 / t)))
+    return sum(floors) / len(floors)
+
+
+def leaning(*shape, seed=0):
+    """Unit features whose rows lean towards one point for each image, some more than others."""
+    return F.normalize(
+        unit(*shape[1:], seed=9) + torch.linspace(0, 2, shape[-2])[:, None] * unit(*shape, seed=seed), dim=-1
+    )
+
+
+@pytest.mark.parametrize(("modifier", "b"), [("debiased", 0.0), ("hard", 1.5)])
+def test_floors_are_those_of_each_anchor_in_the_loss(modifier, b):
+    """SimCLR, MoCo, NNCLR and InfoMin, some anchors at the floor and some above."""
+    t, tau = 0.2, 0.3
+    z, keys, queue = leaning(2, BATCH, DIM), leaning(2, BATCH, DIM, seed=1), unit(2, 32, DIM, seed=2)
+    flat, image = z.flatten(0, 1), torch.arange(BATCH).repeat(2)
+    near = torch.cat([queue[v][(z[v] @ queue[v].T).argmax(1)] for v in range(2)])
+    past = [queue[1]] * BATCH + [queue[0]] * BATCH  # each anchor's negatives are of the other view
+    swapped = keys.flip(0).flatten(0, 1)
+    others = [keys[1 - v][torch.arange(BATCH) != i] for v in range(2) for i in range(BATCH)]
+    against_keys = {"negatives": torch.stack([queue[[1]], queue[[0]]]), "positives": keys}
+    cases = {
+        "simclr": (z, {}, count_floors(flat, z.flip(0).flatten(0, 1), [flat[image != i] for i in image], t, tau, b)),
+        "moco": (z, against_keys, count_floors(flat, swapped, past, t, tau, b)),
+        "nnclr": (torch.cat([z, keys]), {"given": {"support": queue}}, count_floors(near, swapped, others, t, tau, b)),
+        "infomin": (torch.cat([z, z.flip(-1)]), against_keys,
+                    (count_floors(flat, swapped, past, t, tau, b)
+                     + count_floors(z.flip(-1).flatten(0, 1), swapped, past, t, tau, b)) / 2),
+    }  # fmt: skip
+    shares = set()
+    for name, (rows, what, expected) in cases.items():
+        method = build(config(f"{name}+{modifier}", temperature=t, tau_plus=tau, hard_beta=b))
+        floors = method.find_floors(rows, context(**what))
+        assert floors.float().mean().item() == pytest.approx(expected), name
+        shares.add(expected)
+    assert len(shares) > 2
+    assert max(shares) > 0
+
+
+def test_floors_of_swav_are_of_each_crop_and_prototype():
+    t, tau, b = 0.2, 0.3, 0.5
+    method: Any = build(config("swav+hard", temperature=t, tau_plus=tau, hard_beta=b))
+    features, prototypes = unit(2, BATCH, DIM), unit(6, DIM, seed=1)
+    z = torch.cat([features, features @ prototypes.T], -1)
+    floors = method.find_floors(z, drifting())
+    anchors = [(x, k) for x in features.flatten(0, 1) for k in range(6)]
+    others = [prototypes[torch.arange(6) != k] for _, k in anchors]
+    expected = count_floors([x for x, _ in anchors], [prototypes[k] for _, k in anchors], others, t, tau, b)
+    assert floors.float().mean().item() == pytest.approx(expected)
+    assert 0 < expected < 1
+
+
+def test_below_the_floor_negatives_have_no_gradient():
+    positives, negatives = torch.tensor([[0.9], [0.2]]), torch.tensor([[0.1, 0.3], [0.1, 0.3]]).requires_grad_()
+    floors = losses.find_info_nce_floors(positives, negatives.detach(), 0.05, 0.1)
+    (gradient,) = torch.autograd.grad(losses.info_nce(positives, negatives, 0.05, 0.1), negatives)
+    assert floors.tolist() == [[True], [False]]
+    assert gradient.abs().sum(1).gt(0).tolist() == [False, True]
+
+
+DEBIASED = {
+    "cmc+debiased": True,
+    "cmc+hard+mag": True,
+    "looc+debiased": True,
+    "swav+hard": True,
+    "cmc": False,
+    "looc": False,
+}
+
+
+@pytest.mark.parametrize(("name", "debiased"), DEBIASED.items())
+def test_a_run_logs_the_share_of_floors_if_it_debiases(tmp_path, name, debiased):
+    views = {"views": ("L", "ab"), "negatives": "batch"} if name.startswith("cmc") else {}
+    run = fit(config(name, temperature=0.02, epochs=1, runs_dir=tmp_path, **views), quiet)
+    assert ("debias_floor_share" in run.metrics) == debiased
+    if debiased:
+        values = run.metrics["debias_floor_share"].dropna()
+        assert len(values) == 3  # steps 2, 4 and 5
+        assert values.between(0, 1).all()
+
+
+def test_debiased_brings_its_authors_temperature_but_where_prototypes_are_the_negatives():
+    for base in ("cmc", "simclr", "moco", "nnclr", "infomin", "looc", "dacl", "cmc+mag"):
+        assert Config(method=f"{base}+debiased").temperature == 0.5, base
+    assert Config(method="cmc+debiased", temperature=0.07).temperature == 0.07
+    assert Config(method="swav+debiased").temperature == Config(method="swav").temperature == 0.1
+    assert Config(method="cmc+hard").temperature == Config(method="cmc").temperature == 0.07
 
 
 def test_a_low_temperature_stays_finite():
@@ -100,14 +209,102 @@ def test_barlow_is_0_at_the_identity():
     )  # C = -1 on the diagonal
 
 
+def drifting(**given):
+    """What SwAV's loss is given when its prototypes move."""
+    return context(
+        given={"frozen": torch.tensor(False), "prototypes": torch.zeros(6, DIM, dtype=torch.float64), **given}
+    )
+
+
 @pytest.mark.parametrize("queue", [False, True])
 def test_swav_is_lightlys(queue):
     z = torch.cat([unit(2, BATCH, DIM), 2 * torch.rand(2, BATCH, 6, dtype=torch.float64) - 1], -1)
     past = 2 * torch.rand(2, 9, 6, dtype=torch.float64) - 1
     lightlys = lightly.loss.SwaVLoss(temperature=0.1, sinkhorn_iterations=3, sinkhorn_epsilon=0.05)
     expected = lightlys([*z[..., DIM:]], [], [*past] if queue else None)
-    value = loss("swav", z, context(given={"past": past} if queue else {}))
+    value = loss("swav", z, drifting(**({"past": past, "full": torch.tensor(True)} if queue else {})))
     torch.testing.assert_close(value, expected[0])
+
+
+def test_a_queue_of_swav_that_is_not_full_changes_nothing():
+    z = torch.cat([unit(2, BATCH, DIM), 2 * torch.rand(2, BATCH, 6, dtype=torch.float64) - 1], -1)
+    past = torch.rand(2, 9, 6, dtype=torch.float64)
+    without = loss("swav", z, drifting())
+    torch.testing.assert_close(loss("swav", z, drifting(past=past, full=torch.tensor(False))), without)
+    assert abs(loss("swav", z, drifting(past=past, full=torch.tensor(True))) - without) > 1e-3
+
+
+def literal_swav(z, prototypes, past=None, t=0.1, epsilon=0.05):
+    """Caron et al. 2020 from unit features (2, B, d), prototypes (K, d) and past features (2, N, d), in plain loops."""
+    terms = []
+    for predicting, assigned in ((0, 1), (1, 0)):
+        rows = [*z[assigned].detach(), *(past[assigned] if past is not None else [])]
+        q = [[float(torch.exp(row @ c / epsilon)) for c in prototypes.detach()] for row in rows]
+        for _ in range(3):
+            columns = [sum(row[k] for row in q) for k in range(len(prototypes))]
+            q = [[x / column for x, column in zip(row, columns, strict=True)] for row in q]
+            q = [[x / sum(row) for x in row] for row in q]
+        for feature, shares in zip(z[predicting], q, strict=False):
+            scores = torch.stack([feature @ c / t for c in prototypes])
+            terms.append(-sum(share * x for share, x in zip(shares, scores - scores.exp().sum().log(), strict=True)))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_swav_of_networks_and_memory_is_its_formula(steps):
+    """The queue of 48 is two thirds full after 2 steps, and full after 3. The gradient is that of the unit rows themselves."""
+    method: Any = build(config("swav", queue_size=48, prototypes_frozen_epochs=0))
+    networks: Any = initial_networks(method, 4, 0)[0].double()
+    memory: Any = method.memory(networks, 90, torch.Generator().manual_seed(0)).double()
+    numbers = torch.arange(16)
+    for step in range(steps):
+        past = torch.cat([unit(2, 16, DIM, seed=step), torch.zeros(2, 16, 6)], -1)
+        method.remember(memory, networks, past, method.context(memory, [], numbers, numbers, None))
+    torch.testing.assert_close(networks.prototypes.norm(dim=1), torch.ones(6, dtype=torch.float64))
+    views = [torch.randn(16, 3, 16, 16, dtype=torch.float64) for _ in range(2)]
+    z = networks(views)
+    what = method.context(memory, views, numbers, numbers, None)
+    queue = memory.queue.entries if steps == 3 else None
+    value, expected = method.loss(z, what), literal_swav(z[..., :DIM], networks.prototypes, queue)
+    torch.testing.assert_close(value, expected)
+    weights = [p for n, p in networks.named_parameters() if "heads" in n or n == "prototypes"]
+    for got, right in zip(
+        *(torch.autograd.grad(x, weights, retain_graph=True) for x in (value, expected)), strict=True
+    ):
+        torch.testing.assert_close(got, right)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_prototypes_of_swav_are_frozen_for_their_epochs_and_then_move_on_the_sphere(decay):
+    """1.2 passes of 5 steps are 6. Frozen, they get no gradient and no decay."""
+    s: Any = start_state(**{**SMALL, "method": "swav", "views": ("RGB", "RGB"), "prototypes_frozen_epochs": 1.2,
+                            "weight_decay": decay})  # fmt: skip
+    drawn = s.networks.prototypes.detach().clone()
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(6))
+    step = Stepper([s])
+    run_steps(step, s, 6)
+    assert torch.equal(s.networks.prototypes, drawn)
+    if not decay:
+        assert not s.optimiser.state[s.networks.prototypes]["exp_avg"].any()
+    run_steps(step, s, 1)
+    moved = s.networks.prototypes.detach().clone()
+    assert (moved - drawn).abs().max() > 1e-4
+    torch.testing.assert_close(moved.norm(dim=1), torch.ones(6))
+    assert torch.equal(s.memory.prototypes, moved)
+    assert int(s.memory.steps) == 7
+
+
+def test_frozen_prototypes_still_teach_the_features():
+    method: Any = build(config("swav"))
+    features, prototypes = unit(2, BATCH, DIM).requires_grad_(), unit(6, DIM, seed=1).requires_grad_()
+    gradients = []
+    for frozen in (True, False):
+        given = {"frozen": torch.tensor(frozen), "prototypes": prototypes.detach()}
+        value = method.loss(torch.cat([features, features @ prototypes.T], -1), context(given=given))
+        gradients.append(torch.autograd.grad(value, (features, prototypes)))
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    assert not gradients[0][1].any()
+    assert gradients[1][1].abs().max() > 1e-3
 
 
 def test_sinkhorn_balances_and_takes_a_small_epsilon():
@@ -117,6 +314,14 @@ def test_sinkhorn_balances_and_takes_a_small_epsilon():
     torch.testing.assert_close(q.sum(0), torch.full((4,), 3.0))
     sharp = sinkhorn(cosines / 0.001, 3)  # exp(1 / 0.001) is no float32
     torch.testing.assert_close(sharp.sum(1), torch.ones(12))
+
+
+def test_sinkhorn_shares_only_the_rows_that_are_present():
+    cosines = 2 * torch.rand(2, 12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    present = torch.arange(12) % 3 != 1
+    q = sinkhorn(cosines / 0.05, 3, present)
+    torch.testing.assert_close(q[:, present], sinkhorn(cosines[:, present] / 0.05, 3))
+    assert torch.isfinite(q).all()
 
 
 def test_swav_hard_weighs_the_other_prototypes():
@@ -144,7 +349,7 @@ def test_swav_hard_weighs_the_other_prototypes():
 
 def test_dacl_mixes_each_view_with_another_image():
     pixels = torch.randint(256, (BATCH, 3, 16, 16), dtype=torch.uint8)
-    method = build(config("dacl", mixup=0.3))
+    method = build(config("dacl", mixup=0.3, crop_scale=(1, 1), flip=0))
     first, second = method.views(pixels, torch.Generator().manual_seed(0))
     images = 2 * (pixels.double() / 255) - 1
     for view in (first, second):
@@ -216,7 +421,9 @@ def test_the_target_is_m_old_plus_the_rest_new(tmp_path, name, momentum):
 
 
 def test_swavs_memory_has_the_prototypes_of_the_step_to_come(tmp_path):
-    saved = read_tensors(fit(config("swav", queue_size=32, epochs=1, runs_dir=tmp_path), quiet).checkpoint)[0]
+    settings = config("swav", queue_size=32, epochs=1, prototypes_frozen_epochs=0.4, runs_dir=tmp_path)
+    saved = read_tensors(fit(settings, quiet).checkpoint)[0]
+    assert (int(saved["memory.steps"]), int(saved["memory.frozen_steps"])) == (5, 2)
     assert torch.equal(saved["memory.prototypes"], saved["networks.prototypes"])
     torch.testing.assert_close(saved["memory.queue.entries"].norm(dim=-1), torch.ones(2, 32))
     assert int(saved["memory.queue.place"]) == 5 * 16 % 32
@@ -358,6 +565,17 @@ def test_a_method_says_what_it_is():
         remembers_nothing = getattr(build(config(entry.name)).memory, "__func__", None) is Method.memory
         assert (entry.state == "nothing") == remembers_nothing, entry
     assert {"simclr", "cmc+hard", "metaug", "metaug-nnclr"} <= {entry.name for entry in catalogue.entries()}
+
+
+def test_a_composition_says_what_differs_from_the_authors_of_both():
+    for base in ("swav", "infomin", "dacl"):
+        own = METHODS[base].description.differs
+        assert own
+        for modifier in ("debiased", "hard", "randaugment"):
+            both = METHODS[f"{base}+{modifier}"].description.differs
+            assert both.startswith(own + " ")
+            assert both.removeprefix(own).strip().lower().startswith(modifier)
+    assert METHODS["infomin+mag"].description.differs == METHODS["infomin"].description.differs
 
 
 def test_the_table_of_methods_is_the_registrys():

@@ -18,19 +18,23 @@ from metaug_core.methods import Context, build
 from metaug_core.methods.base import initial_networks
 from metaug_core.methods.baselines.bigan import Game
 from metaug_core.methods.baselines.cpc import LEAST_SIDE, SCALE, cut_patches
-from metaug_core.methods.baselines.dim import capture_outputs, find_last_map, jensen_shannon
-from metaug_core.methods.baselines.infomin import shuffle_pieces
+from metaug_core.methods.baselines.dim import Embedding, capture_outputs, find_last_map, jensen_shannon
+from metaug_core.methods.baselines.infomin import draw_pieces, shuffle_pieces
 from metaug_core.methods.baselines.looc import HELD
+from metaug_core.methods.baselines.nat import Dropout
 from metaug_core.methods.baselines.splitbrain import quantise
 from metaug_core.methods.baselines.wmse import whiten
 from metaug_core.methods.metaug import MetAug
 from metaug_core.networks.encoders import Encoders
 from metaug_core.runs.store import read_tensors
 from metaug_core.training import checkpoint, state
+from metaug_core.training.state import own_random_numbers
 from metaug_core.training.step import train_step
 
 NAMES = ["bigan", "nat", "dim", "cpc", "splitbrain", "infomin", "looc", "wmse"]
-BARE = {key: value for key, value in TINY.items() if key != "views"} | {"queue_size": 48, "cpc_grid": 3, "cpc_skip": 0}
+BARE = {key: value for key, value in TINY.items() if key != "views"} | {
+    "queue_size": 48, "cpc_grid": 3, "cpc_skip": 0, "head_hidden": 16, "dim_units": 12,
+}  # fmt: skip
 
 
 def quiet(progress):
@@ -69,7 +73,8 @@ def started(config: Config) -> Any:
 def steps(s: Any, numbers: range) -> None:
     for number in numbers:
         rows = torch.arange(16) + 16 * (number % 5)
-        train_step(s, s.images.pixels[rows], rows, False)
+        with own_random_numbers(s):  # NAT's dropout
+            train_step(s, s.images.pixels[rows], rows, False)
         s.step += 1
 
 
@@ -172,6 +177,31 @@ def test_nat_swaps_within_the_minibatch_in_every_third_pass():
     assert due == ([True] * 5 + [False] * 10) * 2 + [True] * 5
 
 
+def test_nat_has_its_authors_crop_and_head():
+    method: Any = build(Config(method="nat", feature_dim=5, width=0.05))
+    assert method.config.crop_scale[0] == method.config.crop_scale[1] == pytest.approx((224 / 256) ** 2, abs=1e-3)
+    networks: Any = initial_networks(method, 4, 0)[0].double()
+    first, second, last = (layer for layer in networks.head if isinstance(layer, nn.Linear))
+    assert (first.out_features, second.in_features, second.out_features, last.out_features) == (4096, 4096, 4096, 5)
+    images = [torch.randn(3, 2, 32, 32, dtype=torch.float64)]
+    h = networks.eval().encoders(images)[0]
+    norms = [layer for layer in networks.head if isinstance(layer, nn.BatchNorm1d)]
+    for layer, norm in zip((first, second), norms, strict=True):
+        h = F.relu(h @ layer.weight.T / math.sqrt(1 + norm.eps))  # at its start BatchNorm has mean 0 and variance 1
+    out = h @ last.weight.T + last.bias
+    torch.testing.assert_close(networks(images)[0], out / out.norm(dim=1, keepdim=True))
+
+
+def test_nats_dropout_leaves_half_of_the_units_and_the_mean():
+    torch.manual_seed(0)
+    dropped = Dropout()(torch.ones(200, 300))
+    assert sorted(dropped.unique().tolist()) == [0, 2]
+    assert abs(dropped.mean() - 1) < 0.02
+    assert abs(dropped[:, 0].mean() - 1) < 0.3
+    x = torch.rand(4, 3)
+    assert torch.equal(Dropout().eval()(x), x)
+
+
 # --- W-MSE
 
 
@@ -221,13 +251,49 @@ def test_dim_of_several_views_joins_places_of_one_to_the_whole_of_another():
 
 
 def test_dim_by_infonce_is_its_formula():
+    """Each place of an image among all places of all other images, for the one whole; no scale."""
     method, z = build(settings("dim", dim_bound="infonce")), normal(4, 3, 5)
-    u = {(m, i, j): float(z[m, i] @ z[3, j]) / math.sqrt(5) for m in range(3) for i in range(3) for j in range(3)}
+    u = {(m, i, j): float(z[m, i] @ z[3, j]) for m in range(3) for i in range(3) for j in range(3)}
     terms = []
-    for m, i in itertools.product(range(3), range(3)):
-        for others in ([u[m, i, j] for j in range(3)], [u[m, j, i] for j in range(3)]):
-            terms.append(math.log(sum(map(math.exp, others))) - u[m, i, i])
+    for m, j in itertools.product(range(3), range(3)):
+        others = [u[place, i, j] for place in range(3) for i in range(3) if i != j]
+        assert len(others) == 6
+        terms.append(math.log(math.exp(u[m, j, j]) + sum(map(math.exp, others))) - u[m, j, j])
     assert float(method.loss(z, of(3))) == pytest.approx(np.mean(terms))
+
+
+def test_dim_of_two_views_by_infonce_is_the_mean_of_both_pairs():
+    z = normal(2 * 4, 3, 5)
+    one, across = (build(settings("dim", dim_bound="infonce", **how)) for how in ({}, {"views": ("L", "ab")}))
+    expected = (one.loss(torch.cat([z[:3], z[7:]]), of(3)) + one.loss(torch.cat([z[4:7], z[3:4]]), of(3))) / 2
+    torch.testing.assert_close(across.loss(z, of(3)), expected)
+
+
+def test_an_embedding_of_dim_is_its_authors():
+    """From 3 numbers to 5 units, by hand: BatchNorm over the rows, ReLU, shortcut, LayerNorm over the units."""
+    embedding: Any = Embedding(3, 5).double()
+    shortcut = embedding.straight.weight.detach()
+    assert shortcut[range(3), range(3)].tolist() == [1, 1, 1]
+    assert shortcut.abs().masked_fill(torch.eye(5, 3, dtype=torch.bool), 0).max() <= 0.01
+    assert not (Embedding(6, 5).straight.weight.diagonal() == 1).any()  # more inputs than units
+    x = normal(7, 3)
+    first, _, _, last = (layer for layer in embedding.bent)
+    before = [[float(row @ unit) for unit in first.weight.detach()] for row in x]
+    hidden = np.array(before)
+    hidden = np.maximum((hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5), 0)
+    out = hidden @ last.weight.detach().numpy().T + last.bias.detach().numpy() + x.numpy() @ shortcut.numpy().T
+    out = (out - out.mean(1, keepdims=True)) / np.sqrt(out.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(embedding(x).detach().numpy(), out, rtol=1e-9, atol=1e-12)
+
+
+def test_places_of_dim_share_the_statistics_of_all_places_and_images():
+    config = settings("dim", image_size=32)
+    networks: Any = initial_networks(build(config), 4, 0)[0].double()
+    images = [torch.randn(3, 3, 32, 32, dtype=torch.float64)]
+    with capture_outputs({"RGB": networks.encoders.nets["RGB"].get_submodule(networks.places["RGB"])}) as captured:
+        local = networks(images)[:-1]
+    rows = captured["RGB"].permute(0, 2, 3, 1).flatten(0, 2)  # image after image; the order of rows does not matter
+    torch.testing.assert_close(networks.phi["RGB"](rows).unflatten(0, (3, -1)).transpose(0, 1), local)
 
 
 def test_two_crops_of_dim_are_told_apart():
@@ -253,9 +319,10 @@ def test_dim_takes_the_last_map_of_enough_places():
     before_pool = nn.Sequential(*list(net)[:-3])(images[0])  # without pool, ReLU, flattening
     assert before_pool.shape[2:] == (7, 7)
     z = networks(images)
-    assert z.shape == (50, 3, 8)
+    assert z.shape == (50, 3, 12)
     torch.testing.assert_close(z[5], networks.phi["RGB"](before_pool[:, :, 0, 5]))
     torch.testing.assert_close(z[49], networks.psi["RGB"](net(images[0])))
+    assert "feature_dim" not in METHODS["dim"].description.uses
 
 
 def test_last_map_of_encoders_and_of_one_that_has_none():
@@ -410,21 +477,65 @@ def test_adam_has_the_betas_of_the_method(tmp_path):
 # --- InfoMin Aug.
 
 
-def test_jigsaw_moves_whole_pieces_of_each_image_by_itself():
-    x = torch.arange(9.0).view(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)  # each piece is of one number
-    mixed = shuffle_pieces(x.expand(8, 2, 6, 6), 3, seeded())
-    small = mixed[:, :, ::2, ::2]
-    assert torch.equal(small.repeat_interleave(2, 2).repeat_interleave(2, 3), mixed)
-    assert torch.equal(small[:, 0], small[:, 1])
-    orders = {tuple(image.flatten().tolist()) for image in small[:, 0]}
-    assert all(sorted(order) == list(range(9)) for order in orders)
-    assert len(orders) == 8
-    inside = torch.arange(36.0).view(1, 1, 6, 6)  # within a piece nothing moves
-    pieces = shuffle_pieces(inside, 2, seeded()).unfold(2, 3, 3).unfold(3, 3, 3).flatten(2, 3)[0, 0]
-    assert sorted(p.tolist() for p in pieces) == sorted(
-        inside.unfold(2, 3, 3).unfold(3, 3, 3).flatten(2, 3)[0, 0].tolist()
-    )
-    assert shuffle_pieces(torch.rand(2, 1, 16, 16), 3, seeded()).shape == (2, 1, 16, 16)
+def draws_of(order: list[int], corners: list[tuple[float, float]]) -> torch.Tensor:
+    """Draws (1, cells, 3) by which place n of the jigsaw shows cell order[n], and cell n is cut at corners[n]."""
+    ranks = torch.empty(len(order), dtype=torch.float64)
+    ranks[order] = torch.arange(len(order), dtype=torch.float64) / len(order)
+    return torch.cat([ranks[:, None], torch.tensor(corners, dtype=torch.float64)], 1)[None]
+
+
+def test_a_jigsaw_is_its_pieces_by_hand():
+    """Of a ramp, which bilinear sampling leaves exact: 12 px, 3 x 3 cells of 4 px, to 9 px in pieces of 3 px."""
+    random = np.random.RandomState(0)
+    order, corners = random.permutation(9).tolist(), random.rand(9, 2).tolist()
+    row, column = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    ramp = (100 * row + column).double()[None, None]
+    mixed = shuffle_pieces(ramp, 9, draws_of(order, corners))
+    for r, c in itertools.product(range(9), range(9)):
+        cell = order[3 * (r // 3) + c // 3]
+        left, top = ((1 - 64 / 85) * 4 * x for x in corners[cell])
+        x = 4 * (cell % 3) + left + 64 / 85 * 4 * (c % 3 + 0.5) / 3 - 0.5  # in px, whole at a pixel's centre
+        y = 4 * (cell // 3) + top + 64 / 85 * 4 * (r % 3 + 0.5) / 3 - 0.5
+        assert float(mixed[0, 0, r, c]) == pytest.approx(100 * y + x)
+
+
+def test_pieces_of_a_jigsaw_stay_in_their_cells_and_do_not_join():
+    x = torch.arange(9.0).view(3, 3).repeat_interleave(4, 0).repeat_interleave(4, 1)  # each cell is of one number
+    for corner in (0.0, 1.0):
+        draws = draw_pieces(8, 3, seeded())
+        draws[..., 1:] = corner
+        mixed = shuffle_pieces(x.expand(8, 2, 12, 12), 9, draws)
+        small = mixed[:, :, 1::3, 1::3]
+        torch.testing.assert_close(small.repeat_interleave(3, 2).repeat_interleave(3, 3), mixed)
+        assert torch.equal(small[:, 0], small[:, 1])
+        orders = {tuple(image.flatten().round().tolist()) for image in small[:, 0]}
+        assert all(sorted(order) == list(range(9)) for order in orders)
+        assert len(orders) == 8
+    ramp = torch.arange(12.0).expand(1, 1, 12, 12)
+    seen = shuffle_pieces(ramp, 9, draws_of(list(range(9)), [(0.5, 0.5)] * 9).float())[0, 0, 0]
+    step = 64 / 85 * 4 / 3  # px from one pixel of a piece to the next
+    assert seen.diff().tolist() == pytest.approx([step, step, 4 - 2 * step] * 2 + [step, step], rel=1e-5)
+
+
+@pytest.mark.parametrize(("side", "target", "grid"), [(21, 16, 3), (13, 17, 5), (8, 9, 2), (43, 32, 8)])
+def test_a_jigsaw_takes_any_size_and_grid(side, target, grid):
+    x = torch.rand(2, 1, side, side, generator=seeded())
+    mixed = shuffle_pieces(x, target, draw_pieces(2, grid, seeded()))
+    assert mixed.shape == (2, 1, target, target)
+    assert 0 <= mixed.min() <= mixed.max() <= 1
+
+
+def test_a_jigsaw_has_crop_and_flip_and_no_change_of_colour():
+    config = settings("infomin", jitter=1.0, grey=1.0, randaugment=20.0, image_size=32)
+    method: Any = build(config)
+    assert method.jigsaw_views.image_size == 42  # 32 px in pieces: 64 of 85
+    one = torch.tensor([200, 120, 40], dtype=torch.uint8)[None, :, None, None].expand(4, 3, 32, 32)
+    views = method.views(one, seeded())
+    expected = (one / 127.5 - 1)[:, :, :32, :32]
+    for jigsaw in views[2:]:
+        torch.testing.assert_close(jigsaw, expected)
+    assert all((view - expected).abs().max() > 0.1 for view in views[:2])
+    assert (method.jigsaw_views.crop_scale, method.jigsaw_views.flip) == ((0.6, 1.0), 0.5)
 
 
 def test_infomin_keys_are_of_whole_views():

@@ -91,6 +91,9 @@ CASES = {
     "moco": {"method": "moco", "queue_size": 32},
     "byol with a mag": {"method": "byol+mag", "head_hidden": 16, "predictor_hidden": 16},
     "swav with a queue": {"method": "swav+hard", "queue_size": 32, "head_hidden": 16, "prototypes": 6},
+    "infomin": {"method": "infomin", "views": ("RGB", "RGB"), "queue_size": 32},
+    "nat": {"method": "nat", "views": ("Sobel",), "head_hidden": 16},
+    "dim": {"method": "dim", "dim_units": 16, "dim_bound": "infonce"},
     "metaug on nnclr": {"method": "metaug-nnclr", "queue_size": 32, "head_hidden": 16, "predictor_hidden": 16},
 }
 

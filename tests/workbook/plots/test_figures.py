@@ -40,6 +40,7 @@ METRICS = pd.DataFrame(
         "effective_rank": [np.nan, 20.0, 30.0, np.nan],
         "alignment": [np.nan, 0.8, 0.4, np.nan],
         "uniformity": [np.nan, -1.0, -2.0, np.nan],
+        "debias_floor_share": [np.nan, 0.2, 0.9, np.nan],
     }
 )
 TABLE = pd.DataFrame(
