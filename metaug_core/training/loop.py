@@ -272,7 +272,8 @@ def minibatches(s: TrainState) -> Iterator[Batch]:
             factor = lr_factor(config, s.epochs_done)
             state.set_rate(s.optimiser, config.lr * factor)
             if s.mag_optimiser is not None:
-                state.set_rate(s.mag_optimiser, config.mag_lr * factor)
+                mag_factor = factor if config.mag_lr_schedule == "same" else 1.0
+                state.set_rate(s.mag_optimiser, config.mag_lr * mag_factor)
             yield Batch(pixels, indices, (s.step + 1) % config.log_every == 0 or s.step + 1 == s.total_steps)
 
 

@@ -125,7 +125,12 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
     }
     networks, mag = initial_networks(method, len(splits.train.classes), config.seed)
     networks, mag = networks.to(device), mag.to(device) if mag is not None else None
-    betas, decay = method.description.betas, config.weight_decay
+    optimiser = make_optimiser(
+        config.optimiser, networks, config.lr, config, config.weight_decay, method.description.betas
+    )
+    mag_optimiser = None
+    if mag is not None:
+        mag_optimiser = make_optimiser(config.mag_optimiser, mag, config.mag_lr, config, config.mag_weight_decay)
     return TrainState(
         config,
         method,
@@ -134,8 +139,8 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         networks,
         mag,
         memory=method.memory(networks, len(images), generators["draw"]),
-        optimiser=make_optimiser(config.optimiser, networks, config.lr, config, decay, betas),
-        mag_optimiser=make_optimiser(config.mag_optimiser, mag, config.mag_lr, config) if mag is not None else None,
+        optimiser=optimiser,
+        mag_optimiser=mag_optimiser,
         generators=generators,
         random=torch.Generator().manual_seed(config.seed).get_state(),
         device_random=torch.Generator(device).manual_seed(config.seed) if device != "cpu" else None,

@@ -27,7 +27,7 @@ from metaug_core.training.state import TrainState
 
 
 def lr_factor(config: Config, epochs_done: float) -> float:
-    """The factor on both learning rates after `epochs_done` epochs (a real number)."""
+    """The factor on the learning rates after `epochs_done` epochs (a real number)."""
     if epochs_done < config.warmup_epochs:
         return (epochs_done + 1e-3) / config.warmup_epochs  # not 0: a step that does nothing wastes a minibatch
     if config.lr_schedule == "step":

@@ -61,7 +61,7 @@ def test_eq8_equals_the_literal_double_sum(beta, margin):
     assert_same(losses.oucl_plain(p, n, beta, margin), literal(p, n, beta, lambda a, b: b - a + margin), p, n)
 
 
-@pytest.mark.parametrize("attenuate", ["weight", "similarity"])
+@pytest.mark.parametrize("attenuate", ["weight", "distance"])
 @pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("phi_dec", [1.0, 6.0])
 def test_eq9_equals_the_literal_double_sum(attenuate, detached, phi_dec):
@@ -69,12 +69,14 @@ def test_eq9_equals_the_literal_double_sum(attenuate, detached, phi_dec):
     o_pos, o_neg, m_pos, m_neg = 0.9, 0.2, 0.7, 0.35  # constants at which both weights are cut off for some pairs
 
     def exponent(a, b):
-        w_pos, w_neg = (o_pos - a).clamp(min=0), (b - o_neg).clamp(min=0)
+        if attenuate == "weight":
+            w_pos, w_neg = (o_pos - a).clamp(min=0) / phi_dec, (b - o_neg).clamp(min=0) / phi_dec
+        else:  # the optimum 1 or 0 is as far as d can be from it; what O adds is not divided
+            w_pos = ((1 - a) / phi_dec - (1 - o_pos)).clamp(min=0)
+            w_neg = (b / phi_dec - o_neg).clamp(min=0)
         if detached:
             w_pos, w_neg = w_pos.detach(), w_neg.detach()
-        if attenuate == "weight":
-            return w_neg / phi_dec * (b - m_neg) - w_pos / phi_dec * (a - m_pos)
-        return w_neg * (b / phi_dec - m_neg) - w_pos * (a / phi_dec - m_pos)
+        return w_neg * (b - m_neg) - w_pos * (a - m_pos)
 
     value = losses.oucl_weighted(p, n, 8.0, (o_pos, o_neg), (m_pos, m_neg), phi_dec, detached, attenuate)
     assert_same(value, literal(p, n, 8.0, exponent), p, n)
