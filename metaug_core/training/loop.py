@@ -26,7 +26,7 @@ from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
 from metaug_core.training.progress import Progress, Reporter, TerminalBar
 from metaug_core.training.state import TrainState, own_random_numbers
-from metaug_core.training.step import lr_factor
+from metaug_core.training.step import set_rates
 
 SHARED = (*datasets.IMAGES, "storage", "device")  # settings: which images there are, and where they are kept
 TOGETHER = (*SHARED, "precision")  # what trials side by side must agree on: torch's switches hold for the whole process
@@ -269,11 +269,7 @@ def minibatches(s: TrainState) -> Iterator[Batch]:
         rows = rows.repeat(s.steps_per_epoch // count, 1)[s.position :]
         images = s.images.batches(distributed.own(rows, 1))
         for indices, pixels in zip(rows.to(s.device), images, strict=True):
-            factor = lr_factor(config, s.epochs_done)
-            state.set_rate(s.optimiser, config.lr * factor)
-            if s.mag_optimiser is not None:
-                mag_factor = factor if config.mag_lr_schedule == "same" else 1.0
-                state.set_rate(s.mag_optimiser, config.mag_lr * mag_factor)
+            set_rates(s)
             yield Batch(pixels, indices, (s.step + 1) % config.log_every == 0 or s.step + 1 == s.total_steps)
 
 

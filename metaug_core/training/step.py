@@ -23,7 +23,7 @@ from metaug_core.methods.base import Context
 from metaug_core.networks.activation_checkpointing import checkpoint_first_block
 from metaug_core.runtime import distributed
 from metaug_core.training import diagnostics
-from metaug_core.training.state import TrainState
+from metaug_core.training.state import TrainState, set_rate
 
 
 def lr_factor(config: Config, epochs_done: float) -> float:
@@ -36,6 +36,15 @@ def lr_factor(config: Config, epochs_done: float) -> float:
         done = (epochs_done - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1.0
+
+
+def set_rates(s: TrainState) -> None:
+    """Set the learning rates of the next step. With mag_lr_schedule "constant" the MAG's has no factor, of warm-up either."""
+    config = s.config
+    factor = lr_factor(config, s.epochs_done)
+    set_rate(s.optimiser, config.lr * factor)
+    if s.mag_optimiser is not None:
+        set_rate(s.mag_optimiser, config.mag_lr * (factor if config.mag_lr_schedule == "same" else 1.0))
 
 
 class Inputs(NamedTuple):

@@ -41,7 +41,7 @@ from metaug_core.registry import MODIFIERS
 from metaug_core.runs import store
 from metaug_core.runs.store import StoreError
 from metaug_core.settings import BANK, MAG, ONLY_WITH, OPTIONAL, OUCL
-from metaug_core.training.step import train_step
+from metaug_core.training.step import set_rates, train_step
 from metaug_core.views.augmentation import View
 from metaug_core.views.color import rgb_to_lab
 from metaug_workbook import notebook
@@ -256,6 +256,7 @@ def test_a_method_uses_what_it_says_and_nothing_else(method):
         s, pixels, indices = step_costs.prepare_step(asked)
         for _ in range(2):
             s.step += 1
+            set_rates(s)
             train_step(s, pixels, indices, log=True)
             s.position = s.steps_per_epoch // 2  # with schedule epoch the second step is the MAG's
         assert read <= uses

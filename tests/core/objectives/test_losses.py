@@ -3,7 +3,7 @@
 - eq. 1: by hand; each positive is a term of its own. NT-Xent is the literal loop of SimCLR, and for W > 2 a loop over pairs.
 - eq. 7: by hand; it is the limit of eq. 8 for one pair only. For several pairs eq. 8 tends to the hinge on the hardest pair.
 - eq. 8, 9 and 10 are the literal double sums over pairs, in values and gradients (float64).
-- eq. 8 with one positive and lambda = 0 is InfoNCE at temperature 1 / beta, divided by beta.
+- eq. 8 with one positive and lambda = 0 is InfoNCE at temperature 1 / beta of d, 2 / beta of cosines, divided by beta.
 - eq. 9 with O+ = 1 + gamma, O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma is eq. 10.
 - eq. 10 has the first and second derivatives of the plain formula. R_sigma (eq. 5): by hand.
 - eq. 8, 9 and 10 stay finite in float32 at beta 256 and agree with float64.
@@ -92,7 +92,9 @@ def test_eq9_at_these_margins_is_eq10(gamma):
 @pytest.mark.parametrize("beta", [1.0, 16.0])
 def test_eq8_with_one_positive_is_info_nce_over_beta(beta):
     p, n = similarities(positives=1, seed=7)
-    assert_same(losses.oucl_plain(p, n, beta, 0.0), losses.info_nce(p, n, 1 / beta) / beta, p, n, 1e-12)
+    value = losses.oucl_plain(p, n, beta, 0.0)
+    assert_same(value, losses.info_nce(p, n, 1 / beta) / beta, p, n, 1e-12)
+    assert_same(value, losses.info_nce(2 * p - 1, 2 * n - 1, 2 / beta) / beta, p, n, 1e-12)  # of cosines
 
 
 @pytest.mark.parametrize("beta", [0.5, 16.0])
