@@ -92,9 +92,10 @@ def test_eq9_at_these_margins_is_eq10(gamma):
 @pytest.mark.parametrize("beta", [1.0, 16.0])
 def test_eq8_with_one_positive_is_info_nce_over_beta(beta):
     p, n = similarities(positives=1, seed=7)
-    value = losses.oucl_plain(p, n, beta, 0.0)
-    assert_same(value, losses.info_nce(p, n, 1 / beta) / beta, p, n, 1e-12)
-    assert_same(value, losses.info_nce(2 * p - 1, 2 * n - 1, 2 / beta) / beta, p, n, 1e-12)  # of cosines
+    of_similarities = losses.info_nce(p, n, 1 / beta) / beta
+    of_cosines = losses.info_nce(2 * p - 1, 2 * n - 1, 2 / beta) / beta
+    for expected in (of_similarities, of_cosines):
+        assert_same(losses.oucl_plain(p, n, beta, 0.0), expected, p, n, 1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.5, 16.0])
