@@ -79,6 +79,7 @@ def test_a_name_is_of_what_differs_from_the_methods_defaults():
         ("metaug", {"lr_decay": 0.5}),
         ("cmc", {"delta": 0.5, "mag_hidden": 7, "look_ahead": "fresh", "mag_lr": 0.5}),
         ("cmc", {"mag_optimiser": "sgd", "momentum": 0.5}),
+        ("metaug", {"margin": "none", "margin_scope": "image", "margin_pairs": "both", "margin_positive_weight": 0.5}),
         ("simclr", {"negatives": "bank", "bank_negatives": 7}),
         ("supervised", {"feature_dim": 7, "head": "mlp"}),
         ("barlow", {"head": "mlp", "temperature": 0.5}),
@@ -86,7 +87,7 @@ def test_a_name_is_of_what_differs_from_the_methods_defaults():
     ],
 )
 def test_what_cannot_matter_is_not_in_the_name(method, settings):
-    usual = {name: settings[name] for name in ("negatives", "oucl", "mag_optimiser") if name in settings}
+    usual = {name: settings[name] for name in ("negatives", "oucl", "mag_optimiser", "margin") if name in settings}
     assert Config(method=method, **settings).name() == Config(method=method, **usual).name()
 
 
@@ -100,6 +101,7 @@ def test_what_cannot_matter_is_not_in_the_name(method, settings):
         ("cmc+mag", {"delta": 0.5}),
         ("cmc+oucl", {"gamma": 0.1}),
         ("metaug", {"momentum": 0.5, "mag_optimiser": "sgd"}),
+        ("metaug", {"margin_pairs": "both", "margin": "small"}),
         ("metaug", {"gamma": 0.1, "oucl": "eq9"}),
     ],
 )
