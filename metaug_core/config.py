@@ -145,7 +145,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     decay_norm_and_bias: bool = True
     """Biases and BatchNorm weights take part in weight decay and in LARS' adaptation of the rate."""
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
-    """How both learning rates change over the epochs."""
+    """How the learning rates change over the epochs, the MAG's too (but see mag_lr_schedule)."""
     lr_steps: tuple[Positive, ...] = ()
     """Epochs after which `step` multiplies the rates by lr_decay."""
     lr_decay: Annotated[float, Field(gt=0, lt=1)] = 0.1

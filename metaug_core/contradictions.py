@@ -83,6 +83,8 @@ def _objective(config: Any) -> Iterator[str]:
         yield f"phi_dec, gamma_detached and attenuate change Gamma, which only oucl 'eq9' has, got oucl {config.oucl!r}"
     if config.oucl in ("eq9", "eq10") and config.oucl_lambda != 0:
         yield f"oucl_lambda is of eq7 and eq8, got oucl {config.oucl!r}"
+    if config.margin_features == "all" and config.margin_pairs != "other":
+        yield f"margin_features 'all' needs margin_pairs 'other' (z is 1 with itself), got margin_pairs {config.margin_pairs!r}"
     if config.schedule == "epoch" and config.look_ahead == "fresh":
         yield "look_ahead is of schedule 'alternate'; schedule 'epoch' always leaves from the updated theta"
     if config.mag_objective == "scaled" and config.delta == 0:

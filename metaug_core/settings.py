@@ -46,8 +46,8 @@ class OuclSettings(Settings):
     """Attenuation of Gamma in eq. 9 (section 4.4; the paper's best is 6, and its tables are of 6); 1: none."""
     gamma_detached: bool = False
     """eq. 9: take the weights Gamma as constants, as the authors' code does."""
-    attenuate: Literal["weight", "similarity"] = "weight"
-    """phi_dec divides Gamma x (d - margin) (paper), or the similarity inside it but not its margin (authors' code)."""
+    attenuate: Literal["weight", "distance"] = "weight"
+    """phi_dec divides the weight Gamma (paper), or the distance to the optimum inside it and not its margin (authors' code)."""
 
 
 class BankSettings(Settings):
@@ -74,16 +74,22 @@ class MagSettings(Settings):
     """For the MAG."""
     mag_lr: Rate = 1e-3
     """l' of eq. 6, learning rate of the MAG; 0: the MAG stays as it was drawn (a control)."""
+    mag_lr_schedule: Literal["same", "constant"] = "same"
+    """The MAG's rate changes as the encoders' does, warm-up included, or stays (authors' code)."""
+    mag_weight_decay: Rate = 0.0
+    """L2 penalty on the MAG (authors' code: 1e-4)."""
     delta: Rate = 1e-5
     """delta of eq. 11: weight of the loss that includes augmented features (the paper's tables are of 1e-5: its Table 5)."""
     alpha: Rate = 1e-13
     """alpha of eq. 6: weight of R_sigma in the MAG update."""
     margin: Literal["large", "medium", "small", "none"] = "large"
     """How sigma+ and sigma- come from the original similarities (eq. 4, Appendix A.2)."""
-    margin_scope: Literal["minibatch", "anchor"] = "minibatch"
-    """Margins over the minibatch (eq. 4), or per anchor (authors' code)."""
-    margin_source: Literal["original", "augmented"] = "original"
-    """Similarities that give the margins: of original features (eq. 4), or augmented ones (authors' code)."""
+    margin_scope: Literal["minibatch", "image", "anchor"] = "minibatch"
+    """Margins over the minibatch (eq. 4), over all pairs of an image (authors' code), or over those of an anchor."""
+    margin_pairs: Literal["other", "same", "both"] = "other"
+    """R_sigma compares z~ with original features of other views, of its own view, or of both (`MetAug.margin_term`)."""
+    margin_features: Literal["augmented", "all"] = "augmented"
+    """R_sigma is of z~ alone (eq. 5), or the mean of that and of the same of z (authors' code)."""
     margin_everywhere: bool = False
     """R_sigma also in the regular step and in the look-ahead loss (authors' code); the paper: the MAG update only."""
     margin_positive_weight: Rate = 1.0
@@ -121,8 +127,8 @@ class SingleSettings(Settings):
     # --- contrast
     temperature: Size = 0.07
     """t of InfoNCE (eq. 1) and NT-Xent."""
-    scope: Literal["anchor", "minibatch"] = "anchor"
-    """One OUCL per anchor, averaged, or one over all pairs of the minibatch."""
+    scope: Literal["anchor", "image", "minibatch"] = "anchor"
+    """One OUCL per anchor, averaged; one per image, over the pairs of all its views (authors' code); or one over the minibatch."""
 
     # --- modifiers debiased and hard
     tau_plus: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -188,6 +194,7 @@ PROJECTION, OUCL, BANK, MAG, SINGLE = (
 )
 OPTIONAL = PROJECTION | OUCL | BANK | MAG | SINGLE  # all else in `Config` every method uses
 
+MARGIN_KINDS = {"large", "medium", "small"}  # with margin "none" R_sigma is 0
 # A setting that does nothing unless another, of those that the method uses, has one of these values.
 ONLY_WITH: dict[str, dict[str, set[str]]] = {
     **{name: {"negatives": {"bank"}} for name in BANK - {"negatives"}},
@@ -196,4 +203,5 @@ ONLY_WITH: dict[str, dict[str, set[str]]] = {
     "momentum": {"optimiser": {"sgd", "lars"}, "mag_optimiser": {"sgd"}},
     "lr_decay": {"lr_schedule": {"step"}},
     "zero_init_residual": {"encoder": {"resnet18", "resnet50"}},
+    **{name: {"margin": MARGIN_KINDS} for name in MAG if name.startswith("margin_")},
 }

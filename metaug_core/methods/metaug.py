@@ -22,7 +22,7 @@ from metaug_core.methods.base import Augment, Composition, Context, Method
 from metaug_core.networks.mag import MAG
 from metaug_core.objectives.losses import margin_regularisation
 from metaug_core.objectives.margins import margins
-from metaug_core.objectives.similarity import Pairs
+from metaug_core.objectives.similarity import Pairs, group_pairs
 
 
 class MetAug(Method):
@@ -67,16 +67,43 @@ class MetAug(Method):
         return terms
 
     def margin_term(self, z: Tensor, augmented: Tensor, context: Context) -> Tensor:
-        """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4."""
+        """R_sigma (eq. 5) of z and z~ (V, B, d), with the margins of eq. 4 from original features of different views.
+
+        Original features are the loss's own positives: z, or what the context holds in their place (the bank's entries).
+        margin_pairs "other": z~ with original features of the other views. "same": with those of its own view. Its positive is
+        the same image's, and its negatives are past features of this view or, without a bank, those of the other images.
+        The paper's motive, that "augmented features and the original features are very similar", speaks of "same".
+        margin_features "all": the mean of this and of the same for z in the place of z~, as in the authors' code.
+        """
         config = self.config
         pairs = context.pairs(len(config.views))
         if pairs.views == 1:  # there is no pair of two views, so no margin
             return z.new_zeros(())
         if not self.description.unit_features:
             z = F.normalize(z, dim=-1)  # z~ is of unit norm by construction
-        source = z if config.margin_source == "original" else augmented
-        sigma = margins(*pairs(source, source), config.margin, per_anchor=config.margin_scope == "anchor")
-        return margin_regularisation(*pairs(augmented, z), *sigma, config.margin_positive_weight)
+        targets = z if context.positives is None else context.positives
+        scope = config.margin_scope
+
+        def compare(anchors: Tensor, which: str) -> tuple[Tensor, Tensor]:
+            positives, negatives = compare_views(pairs, anchors, targets, which)
+            return group_pairs(positives, scope, z.shape[1]), group_pairs(negatives, scope, z.shape[1])
+
+        sigma = margins(*compare(z, "other"), config.margin, per_row=scope != "minibatch")
+        features = [augmented, z] if config.margin_features == "all" else [augmented]
+        similarities = [compare(anchors, config.margin_pairs) for anchors in features]
+        terms = [margin_regularisation(*pair, *sigma, config.margin_positive_weight) for pair in similarities]
+        return torch.stack(terms).mean()
+
+
+def compare_views(pairs: Pairs, anchors: Tensor, targets: Tensor, which: str) -> tuple[Tensor, Tensor]:
+    """Similarities (A, P) and (A, N) of anchors with targets, both (W, B, d), of the "other" views, the "same" view or "both"."""
+    if which == "other":
+        return pairs(anchors, targets)
+    positives, negatives = pairs.own_view(anchors, targets)
+    if which == "same":
+        return positives, negatives
+    of_others = pairs(anchors, targets)
+    return torch.cat([of_others[0], positives], -1), torch.cat([of_others[1], negatives], -1)
 
 
 def build_augmented_sets(z: Tensor, augmented: Tensor, how: str, pairs: Pairs) -> list[Tensor]:

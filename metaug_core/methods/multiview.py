@@ -13,7 +13,7 @@ from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Context, Method, create_bank, draw_from_bank, unified_contrast
 from metaug_core.networks.memory import Bank
 from metaug_core.objectives.losses import log_sum_exp_square
-from metaug_core.objectives.similarity import Pairs
+from metaug_core.objectives.similarity import Pairs, group_pairs
 from metaug_core.recipes import SGD, Recipe
 
 
@@ -76,7 +76,8 @@ class CMC(MultiView):
 
 
 class OUCL(MultiView):
-    """Optimization-driven unified contrast (eq. 7-10): one term holds all positives and all negatives of an anchor."""
+    """Optimization-driven unified contrast (eq. 7-10): one term holds all positives and all negatives of an anchor,
+    or with `scope` of an image or of the minibatch."""
 
     title = "MetAug (only OUCL)"
     paper = "Li et al. 2022"
@@ -87,8 +88,11 @@ class OUCL(MultiView):
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
         pairs, rows = self.compare(z, context)
-        if self.config.scope == "minibatch":
-            positives, negatives = (torch.cat([x.reshape(1, -1) for x in side], -1) for side in zip(*rows, strict=True))
+        if (scope := self.config.scope) != "anchor":  # all sets of an image, z and z~, are in its one term
+            batch = z.shape[1]
+            positives, negatives = (
+                torch.cat([group_pairs(x, scope, batch) for x in side], -1) for side in zip(*rows, strict=True)
+            )
             rows = [(positives, negatives)]
         of_negatives = partial(pairs.once, log_sum_exp_square)  # L_ori and L_aug meet the same negatives
         return torch.stack([unified_contrast(*row, self.config, of_negatives) for row in rows]).mean()

@@ -132,16 +132,18 @@ def oucl_weighted(positives: Tensor, negatives: Tensor, beta: float, optimum: tu
     """Eq. 9: pairs weighted by how far they are from their optimum, G+ = [O+ - d+]_+ and G- = [d- - O-]_+:
     (1/beta) log(1 + sum sum exp(beta (G- (d- - gamma-) - G+ (d+ - gamma+)))), mean over anchors.
 
-    optimum = (O+, O-), margin = (gamma+, gamma-). phi_dec attenuates Gamma (section 4.4): G / phi_dec x (d - margin), or with
-    attenuate="similarity" G x (d / phi_dec - margin), as the authors' code has it. detached: G is a constant.
+    optimum = (O+, O-), margin = (gamma+, gamma-). phi_dec attenuates Gamma (section 4.4). attenuate="weight": G / phi_dec.
+    attenuate="distance": phi_dec divides the distance to the best similarity, 1 or 0, inside the weight and not what O adds to it,
+    G+ = [(1 - d+) / phi_dec + O+ - 1]_+ and G- = [d- / phi_dec - O-]_+. So the authors' code writes it, but its next two lines set
+    both weights to 1: Gamma does nothing there. detached: G is a constant.
     """
-    weight_pos = (optimum[0] - positives).clamp(min=0)
-    weight_neg = (negatives - optimum[1]).clamp(min=0)
+    outer, inner = (phi_dec, 1.0) if attenuate == "weight" else (1.0, phi_dec)
+    weight_pos = ((1 - positives) / inner + optimum[0] - 1).clamp(min=0)
+    weight_neg = (negatives / inner - optimum[1]).clamp(min=0)
     if detached:
         weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
-    outer, inner = (phi_dec, 1.0) if attenuate == "weight" else (1.0, phi_dec)
-    of_negatives = beta / outer * weight_neg * (negatives / inner - margin[1])
-    of_positives = -beta / outer * weight_pos * (positives / inner - margin[0])
+    of_negatives = beta / outer * weight_neg * (negatives - margin[1])
+    of_positives = -beta / outer * weight_pos * (positives - margin[0])
     return _soft_hinge(torch.logsumexp(of_negatives, -1) + torch.logsumexp(of_positives, -1), beta, 0.0)
 
 
@@ -168,7 +170,7 @@ def margin_regularisation(
 ) -> Tensor:
     """R_sigma (eq. 5): mean [d+ - sigma+]_+ + mean [sigma- - d-]_+ over pairs of ONE original and ONE augmented feature.
 
-    positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them: scalars, or (A, 1) per anchor.
+    positives (A, P) and negatives (A, N) in [0, 1]; the margins broadcast against them: scalars, or (A, 1) for each row.
     """
     too_near = (positives - sigma_plus).clamp(min=0).mean()
     too_far = (sigma_minus - negatives).clamp(min=0).mean()

@@ -2,7 +2,8 @@
 
 A set of features is (V, B, d), a row for each view; z and z~ stacked are two sets, (2V, B, d). A pair joins features of two
 DIFFERENT views: a positive if they are of the same image, else a negative. This is our reading: section 3.1 lets j and j' run over
-all views and does not say whether they may be equal, neither for positives nor for negatives.
+all views and does not say whether they may be equal, neither for positives nor for negatives. `Pairs.own_view`
+joins features of the SAME view.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,16 @@ def other_views(x: Tensor) -> Tensor:
     """(V, ...) -> (V, V - 1, ...): row v holds the entries of the views that are not v."""
     views = x.shape[0]
     return torch.stack([x[u] for v in range(views) for u in range(views) if u != v]).unflatten(0, (views, views - 1))
+
+
+def group_pairs(similarities: Tensor, scope: str, batch: int) -> Tensor:
+    """The pairs of several anchors side by side, from the similarities (W B, P) of anchors whose row w B + b is of image b.
+
+    scope "anchor": as they are; "image": those of an image in one row, (B, W P); "minibatch": all of them in one, (1, W B P).
+    """
+    if scope == "image":
+        return similarities.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1)
+    return similarities.reshape(1, -1) if scope == "minibatch" else similarities
 
 
 class Pairs:
@@ -101,6 +112,24 @@ class Pairs:
         negatives = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
         return positives.reshape(count, -1), self.once(torch.reshape, negatives, (count, -1))
 
+    def own_view(self, anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarities d in [0, 1] of every anchor with targets of its OWN view: (A, U / V) of the positives, the same image, and
+        (A, N) of the negatives: past features of this view, or the targets of the other images of the minibatch.
+
+        anchors (W, B, d) and targets (U, B, d), unit norm, W and U multiples of V >= 2; A = W B.
+        """
+        sets, rows = self._sets(targets), []
+        for i in self._sets(anchors):
+            positives = torch.stack([_same_image(i, j[:, None]) for j in sets], -1)
+            if self.past is None:
+                blocks = [_other_images(i, j[:, None]) for j in sets]
+            else:  # row v of `past` holds the other views: view 0 is the first of row 1, the rest are row 0
+                own = torch.stack([self.past[1, 0], *self.past[0]])
+                blocks = [self._past_images(i, own[:, None])]
+            rows.append((positives.flatten(0, 1).flatten(1), torch.cat(blocks, -1).flatten(0, 2)))
+        positives, negatives = zip(*rows, strict=True)
+        return torch.cat(positives), torch.cat(negatives)
+
     def _sets(self, features: Tensor) -> tuple[Tensor, ...]:
         for whole, sets in self.stacks:
             if whole is features:
@@ -117,7 +146,11 @@ class Pairs:
     def _past(self, anchors: Tensor) -> Tensor:
         """(V, B, V - 1, K) against past features."""
         assert self.past is not None
-        table = _compare(anchors, self.past)
+        return self._past_images(anchors, self.past)
+
+    def _past_images(self, anchors: Tensor, past: Tensor) -> Tensor:
+        """(V, B, T, K) against past features (V, T, N, d), those that are drawn for each image."""
+        table = _compare(anchors, past)
         return table if self.drawn is None else _take(table, self.drawn)
 
 
@@ -127,23 +160,33 @@ BLOCKS = ("_positives", "_others", "_past")
 
 def _positives(anchors: Tensor, targets: Tensor) -> Tensor:
     """(V, B, V - 1) of each image with itself in the other views."""
-    return similarity((anchors[:, :, None] * other_views(targets).transpose(1, 2)).sum(-1))
+    return _same_image(anchors, other_views(targets))
 
 
 def _others(anchors: Tensor, targets: Tensor) -> Tensor:
     """(V, B, V - 1, B - 1) of each image with the other images in the other views."""
+    return _other_images(anchors, other_views(targets))
+
+
+def _same_image(anchors: Tensor, targets: Tensor) -> Tensor:
+    """Similarities (V, B, T) of each image of (V, B, d) with itself in (V, T, B, d)."""
+    return similarity((anchors[:, :, None] * targets.transpose(1, 2)).sum(-1))
+
+
+def _other_images(anchors: Tensor, targets: Tensor) -> Tensor:
+    """Similarities (V, B, T, B - 1) of each image of (V, B, d) with the other images in (V, T, B, d)."""
     batch = anchors.shape[1]
     count = torch.arange(batch - 1, device=anchors.device)
     others = count + (count >= torch.arange(batch, device=anchors.device)[:, None])  # (B, B - 1)
-    return _take(_compare(anchors, other_views(targets)), others)
+    return _take(_compare(anchors, targets), others)
 
 
 def _compare(anchors: Tensor, targets: Tensor) -> Tensor:
-    """Similarities of (V, B, d) with (V, V - 1, N, d): (V, B, V - 1, N)."""
+    """Similarities of (V, B, d) with (V, T, N, d): (V, B, T, N)."""
     cosines = anchors @ targets.flatten(1, 2).transpose(1, 2)
-    return similarity(cosines).unflatten(-1, (len(anchors) - 1, -1))
+    return similarity(cosines).unflatten(-1, (targets.shape[1], -1))
 
 
 def _take(table: Tensor, columns: Tensor) -> Tensor:
-    """The columns (B, K) of each image from a table (V, B, V - 1, N): (V, B, V - 1, K)."""
+    """The columns (B, K) of each image from a table (V, B, T, N): (V, B, T, K)."""
     return table.gather(-1, columns[None, :, None, :].expand(len(table), -1, table.shape[2], -1))

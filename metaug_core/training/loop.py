@@ -17,7 +17,6 @@ from torch import Tensor
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
-from metaug_core.optimisers import set_rate
 from metaug_core.registry import METHODS
 from metaug_core.runs import store
 from metaug_core.runtime import distributed
@@ -27,7 +26,7 @@ from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
 from metaug_core.training.progress import Progress, Reporter, TerminalBar
 from metaug_core.training.state import TrainState, own_random_numbers
-from metaug_core.training.step import lr_factor
+from metaug_core.training.step import set_rates
 
 SHARED = (*datasets.IMAGES, "storage", "device")  # settings: which images there are, and where they are kept
 TOGETHER = (*SHARED, "precision")  # what trials side by side must agree on: torch's switches hold for the whole process
@@ -270,10 +269,7 @@ def minibatches(s: TrainState) -> Iterator[Batch]:
         rows = rows.repeat(s.steps_per_epoch // count, 1)[s.position :]
         images = s.images.batches(distributed.own(rows, 1))
         for indices, pixels in zip(rows.to(s.device), images, strict=True):
-            factor = lr_factor(config, s.epochs_done)
-            set_rate(s.optimiser, config.lr, factor)
-            if s.mag_optimiser is not None:
-                set_rate(s.mag_optimiser, config.mag_lr, factor)
+            set_rates(s)
             yield Batch(pixels, indices, (s.step + 1) % config.log_every == 0 or s.step + 1 == s.total_steps)
 
 

@@ -145,7 +145,8 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
 
 def make_mag_optimiser(mag: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The optimiser of omega, the parameters of the MAG."""
-    group = {"params": list(mag.parameters()), "weight_decay": 0.0}
+    group = {"params": list(mag.parameters()), "weight_decay": config.mag_weight_decay}
+    group |= {"constant_rate": config.mag_lr_schedule == "constant"}
     return make_optimiser(config.mag_optimiser, [group], config.mag_lr, config.momentum)
 
 

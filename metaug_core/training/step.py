@@ -21,13 +21,14 @@ from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
 from metaug_core.meta.meta_gradient import Regular, Rule, detach_leaf, look_ahead, look_ahead_reference, next_step, vjp
 from metaug_core.methods.base import Context
 from metaug_core.networks.activation_checkpointing import checkpoint_first_block
+from metaug_core.optimisers import set_rate
 from metaug_core.runtime import distributed
 from metaug_core.training import diagnostics
 from metaug_core.training.state import TrainState
 
 
 def lr_factor(config: Config, epochs_done: float) -> float:
-    """The factor on both learning rates after `epochs_done` epochs (a real number)."""
+    """The factor on the learning rates after `epochs_done` epochs (a real number)."""
     if epochs_done < config.warmup_epochs:
         return (epochs_done + 1e-3) / config.warmup_epochs  # not 0: a step that does nothing wastes a minibatch
     if config.lr_schedule == "step":
@@ -36,6 +37,14 @@ def lr_factor(config: Config, epochs_done: float) -> float:
         done = (epochs_done - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1.0
+
+
+def set_rates(s: TrainState) -> None:
+    """Set the learning rates of the next step. A rate that its group holds constant has no factor, of warm-up either."""
+    factor = lr_factor(s.config, s.epochs_done)
+    set_rate(s.optimiser, s.config.lr, factor)
+    if s.mag_optimiser is not None:
+        set_rate(s.mag_optimiser, s.config.mag_lr, factor)
 
 
 class Inputs(NamedTuple):

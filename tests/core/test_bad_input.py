@@ -109,6 +109,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"train_images": 20, "batch_size": 32}, "train_images 20 less val_fraction 0.1 gives no batch of 32"),
     ({"oucl": "eq10", "phi_dec": 6}, "phi_dec, gamma_detached and attenuate change Gamma, which only oucl 'eq9' has"),
     ({"oucl": "eq10", "oucl_lambda": 0.5}, "oucl_lambda is of eq7 and eq8, got oucl 'eq10'"),
+    ({"margin_features": "all", "margin_pairs": "both"}, "margin_features 'all' needs margin_pairs 'other'"),
     ({"schedule": "epoch", "look_ahead": "fresh"}, "look_ahead is of schedule 'alternate'"),
     ({"lr_steps": (1,)}, "lr_steps goes with lr_schedule 'step', got 'constant' and (1,)"),
     ({"lr_schedule": "step"}, "lr_steps goes with lr_schedule 'step', got 'step' and ()"),

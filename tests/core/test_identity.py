@@ -41,7 +41,7 @@ from metaug_core.registry import MODIFIERS
 from metaug_core.runs import listing, store
 from metaug_core.runs.store import StoreError
 from metaug_core.settings import BANK, MAG, ONLY_WITH, OPTIONAL, OUCL
-from metaug_core.training.step import train_step
+from metaug_core.training.step import set_rates, train_step
 from metaug_core.views.augmentation import View
 from metaug_core.views.color import rgb_to_lab
 from metaug_workbook import notebook
@@ -79,6 +79,7 @@ def test_a_name_is_of_what_differs_from_the_methods_defaults():
         ("metaug", {"lr_decay": 0.5}),
         ("cmc", {"delta": 0.5, "mag_hidden": 7, "look_ahead": "fresh", "mag_lr": 0.5}),
         ("cmc", {"mag_optimiser": "sgd", "momentum": 0.5}),
+        ("metaug", {"margin": "none", "margin_scope": "image", "margin_pairs": "both", "margin_positive_weight": 0.5}),
         ("simclr", {"negatives": "bank", "bank_negatives": 7}),
         ("supervised", {"feature_dim": 7, "head": "mlp"}),
         ("barlow", {"head": "mlp", "temperature": 0.5}),
@@ -86,7 +87,7 @@ def test_a_name_is_of_what_differs_from_the_methods_defaults():
     ],
 )
 def test_what_cannot_matter_is_not_in_the_name(method, settings):
-    usual = {name: settings[name] for name in ("negatives", "oucl", "mag_optimiser") if name in settings}
+    usual = {name: settings[name] for name in ("negatives", "oucl", "mag_optimiser", "margin") if name in settings}
     assert Config(method=method, **settings).name() == Config(method=method, **usual).name()
 
 
@@ -100,6 +101,7 @@ def test_what_cannot_matter_is_not_in_the_name(method, settings):
         ("cmc+mag", {"delta": 0.5}),
         ("cmc+oucl", {"gamma": 0.1}),
         ("metaug", {"momentum": 0.5, "mag_optimiser": "sgd"}),
+        ("metaug", {"margin_pairs": "both", "margin": "small"}),
         ("metaug", {"gamma": 0.1, "oucl": "eq9"}),
     ],
 )
@@ -127,9 +129,10 @@ OTHER = {
     "independent": True, "crop_scale": (0.3, 1.0), "flip": 0.1, "rotation": 5, "jitter": 0.1, "grey": 0.1, "mixup": 0.1,
     "randaugment": 1, "encoder": "fc", "stem": "small", "width": 0.06, "feature_dim": 9, "head": "mlp", "mag_hidden": 17,
     "method": "cmc", "temperature": 0.2, "oucl": "eq8", "beta": 15, "gamma": 0.3, "oucl_lambda": 0.1, "phi_dec": 2,
-    "gamma_detached": True, "attenuate": "similarity", "scope": "minibatch", "loss_scale": 2, "negatives": "batch",
+    "gamma_detached": True, "attenuate": "distance", "scope": "minibatch", "loss_scale": 2, "negatives": "batch",
     "bank_negatives": 33, "bank_draw": "per-anchor", "bank_momentum": 0.4, "positives": "bank", "bank_writes": "every-pass",
-    "delta": 0.2, "alpha": 0.2, "margin": "small", "margin_scope": "anchor", "margin_source": "augmented",
+    "delta": 0.2, "alpha": 0.2, "margin": "small", "margin_scope": "anchor", "margin_pairs": "same",
+    "margin_features": "all", "mag_lr_schedule": "constant", "mag_weight_decay": 0.1,
     "margin_everywhere": True, "margin_positive_weight": 0.5, "augmented_sets": "swapped", "schedule": "epoch",
     "look_ahead": "fresh", "inner_lr": 0.1, "look_ahead_update": "optimiser", "look_ahead_loss": "original",
     "look_ahead_batch": "previous", "mag_objective": "scaled", "mag_direction": "ascend", "mag_gradient": "direct",
@@ -255,6 +258,7 @@ def test_a_method_uses_what_it_says_and_nothing_else(method):
         s, pixels, indices = step_costs.prepare_step(asked)
         for _ in range(2):
             s.step += 1
+            set_rates(s)
             train_step(s, pixels, indices, log=True)
             s.position = s.steps_per_epoch // 2  # with schedule epoch the second step is the MAG's
         assert read <= uses

@@ -161,13 +161,15 @@ def test_the_meta_gradient_at_any_rate_equals_double_backward(lr):
         {
             "augmented_sets": "swapped",
             "margin_everywhere": True,
-            "margin_scope": "anchor",
-            "margin_source": "augmented",
+            "scope": "image",
+            "margin_scope": "image",
+            "margin_features": "all",
         },
+        {"margin_pairs": "both", "margin_scope": "anchor"},
         {"bank_draw": "per-anchor", "positives": "bank"},
         {"negatives": "batch", "scope": "minibatch"},
     ],
-    ids=["eq8", "eq9", "authors", "per-anchor", "batch"],
+    ids=["eq8", "eq9", "authors", "both-views", "per-anchor", "batch"],
 )
 def test_the_meta_gradient_of_every_form_of_the_loss_equals_double_backward(changes):
     features, loss, outer, theta, omega, modules = problem(**changes)

@@ -280,3 +280,79 @@ def test_minibatch_scope_is_one_term_over_all_pairs():
     table = (positives[:, None] - 1) ** 2 + negatives[None] ** 2 - 2 * 0.4**2
     torch.testing.assert_close(of_all, torch.log1p(torch.exp(16 * table).sum()) / 16)
     assert not torch.allclose(of_anchors, of_all)
+
+
+@pytest.mark.parametrize("oucl", ["eq8", "eq10"])
+@pytest.mark.parametrize("sets", [1, 2])
+def test_image_scope_is_one_term_over_all_pairs_of_an_image(sets, oucl):
+    """Three views; with z and z~ stacked all pairs of both are in the one term of their image."""
+    z, past = unit(3 * sets, 4, 8).double(), unit(3, 5, 8, seed=1).double()
+    config = Config(
+        **{**TINY, "views": ("L", "ab", "Lab"), "method": "metaug-only-oucl", "scope": "image", "oucl": oucl}
+    )
+    value = build(config).loss(z, Context(torch.arange(4), torch.zeros(4), negatives=other_views(past)))
+    of_images = []
+    for b in range(4):
+        pairs = [(w, u) for w in range(3 * sets) for u in range(3) if u != w % 3]
+        positives = torch.stack([(1 + z[w, b] @ t) / 2 for w, u in pairs for t in z[u::3, b]])
+        negatives = torch.stack([(1 + z[w, b] @ n) / 2 for w, u in pairs for n in past[u]])
+        assert (len(positives), len(negatives)) == (6 * sets**2, 30 * sets)
+        if oucl == "eq8":
+            table = negatives[:, None] - positives
+        else:
+            table = (positives - 1) ** 2 + negatives[:, None] ** 2 - 2 * 0.4**2
+        of_images.append(torch.log1p(torch.exp(16 * table).sum()) / 16)
+    torch.testing.assert_close(value, torch.stack(of_images).mean())
+
+
+@pytest.mark.parametrize("negatives", ["bank", "batch"])
+@pytest.mark.parametrize("beta", [4.0, 16.0])
+def test_eq_8_of_two_views_is_cmc_at_2_over_beta_divided_by_beta(negatives, beta):
+    z = unit(2, 6, 8).double()
+    past = other_views(unit(2, 9, 8, seed=1).double()) if negatives == "bank" else None
+    context = Context(torch.arange(6), torch.zeros(6), negatives=past)
+    shared = {**TINY, "negatives": negatives}
+    oucl = build(Config(**shared, method="metaug-only-oucl", oucl="eq8", beta=beta)).loss(z, context)
+    cmc = build(Config(**shared, method="cmc", temperature=2 / beta)).loss(z, context)
+    torch.testing.assert_close(oucl, cmc / beta, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("positives", ["features", "bank"])
+@pytest.mark.parametrize(
+    ("pairs", "features"), [("other", "augmented"), ("other", "all"), ("same", "augmented"), ("both", "augmented")]
+)
+@pytest.mark.parametrize("scope", ["anchor", "image", "minibatch"])
+def test_r_sigma_equals_the_literal_loop(scope, pairs, features, positives):
+    views, batch = 3, 4
+    z, augmented, stale = (unit(views, batch, 8, seed=seed).double() for seed in range(3))
+    past, drawn = unit(views, 7, 8, seed=3).double(), torch.tensor([[0, 3], [4, 4], [6, 1], [2, 5]])
+    settings = {"views": ("L", "ab", "Lab"), "margin_scope": scope, "margin_pairs": pairs, "margin_features": features}
+    context = Context(torch.arange(batch), torch.zeros(batch), other_views(past), drawn,
+                      positives=stale if positives == "bank" else None)  # fmt: skip
+    method = build(Config(**{**TINY, **settings, "positives": positives, "margin_positive_weight": 0.3}))
+    assert isinstance(method, MetAug)
+    targets = stale if positives == "bank" else z
+
+    def compare(anchors, v, b, others):
+        near = [float(1 + anchors[v, b] @ targets[u, b]) / 2 for u in others]
+        return near, [float(1 + anchors[v, b] @ past[u, k]) / 2 for u in others for k in drawn[b]]
+
+    other = {v: [u for u in range(views) if u != v] for v in range(views)}
+    original = {(v, b): compare(z, v, b, other[v]) for v in range(views) for b in range(batch)}
+
+    def sigma(v, b):
+        inside = [pair for (w, c), pair in original.items()
+                  if scope == "minibatch" or (c == b and (scope == "image" or w == v))]  # fmt: skip
+        return sorted([min(min(near) for near, _ in inside), max(max(far) for _, far in inside)])
+
+    wanted = {"other": other, "same": {v: [v] for v in range(views)}, "both": {v: range(views) for v in range(views)}}
+    too_near, too_far = [], []
+    for v, b in original:
+        low, high = sigma(v, b)
+        for anchors in [augmented, z] if features == "all" else [augmented]:
+            near, far = compare(anchors, v, b, wanted[pairs][v])
+            too_near += [max(p - low, 0) for p in near]
+            too_far += [max(high - n, 0) for n in far]
+    expected = 0.3 * sum(too_near) / len(too_near) + sum(too_far) / len(too_far)
+    assert float(method.margin_term(z, augmented, context)) == pytest.approx(expected, rel=1e-10)
+    assert sum(too_near) > 0

@@ -3,7 +3,7 @@
 - eq. 1: by hand; each positive is a term of its own. NT-Xent is the literal loop of SimCLR, and for W > 2 a loop over pairs.
 - eq. 7: by hand; it is the limit of eq. 8 for one pair only. For several pairs eq. 8 tends to the hinge on the hardest pair.
 - eq. 8, 9 and 10 are the literal double sums over pairs, in values and gradients (float64).
-- eq. 8 with one positive and lambda = 0 is InfoNCE at temperature 1 / beta, divided by beta.
+- eq. 8 with one positive and lambda = 0 is InfoNCE at temperature 1 / beta of d, 2 / beta of cosines, divided by beta.
 - eq. 9 with O+ = 1 + gamma, O- = -gamma, gamma+ = 1 - gamma, gamma- = gamma is eq. 10.
 - eq. 10 has the first and second derivatives of the plain formula. R_sigma (eq. 5): by hand.
 - eq. 8, 9 and 10 stay finite in float32 at beta 256 and agree with float64.
@@ -61,7 +61,7 @@ def test_eq8_equals_the_literal_double_sum(beta, margin):
     assert_same(losses.oucl_plain(p, n, beta, margin), literal(p, n, beta, lambda a, b: b - a + margin), p, n)
 
 
-@pytest.mark.parametrize("attenuate", ["weight", "similarity"])
+@pytest.mark.parametrize("attenuate", ["weight", "distance"])
 @pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("phi_dec", [1.0, 6.0])
 def test_eq9_equals_the_literal_double_sum(attenuate, detached, phi_dec):
@@ -69,12 +69,14 @@ def test_eq9_equals_the_literal_double_sum(attenuate, detached, phi_dec):
     o_pos, o_neg, m_pos, m_neg = 0.9, 0.2, 0.7, 0.35  # constants at which both weights are cut off for some pairs
 
     def exponent(a, b):
-        w_pos, w_neg = (o_pos - a).clamp(min=0), (b - o_neg).clamp(min=0)
+        if attenuate == "weight":
+            w_pos, w_neg = (o_pos - a).clamp(min=0) / phi_dec, (b - o_neg).clamp(min=0) / phi_dec
+        else:  # the optimum 1 or 0 is as far as d can be from it; what O adds is not divided
+            w_pos = ((1 - a) / phi_dec - (1 - o_pos)).clamp(min=0)
+            w_neg = (b / phi_dec - o_neg).clamp(min=0)
         if detached:
             w_pos, w_neg = w_pos.detach(), w_neg.detach()
-        if attenuate == "weight":
-            return w_neg / phi_dec * (b - m_neg) - w_pos / phi_dec * (a - m_pos)
-        return w_neg * (b / phi_dec - m_neg) - w_pos * (a / phi_dec - m_pos)
+        return w_neg * (b - m_neg) - w_pos * (a - m_pos)
 
     value = losses.oucl_weighted(p, n, 8.0, (o_pos, o_neg), (m_pos, m_neg), phi_dec, detached, attenuate)
     assert_same(value, literal(p, n, 8.0, exponent), p, n)
@@ -90,7 +92,10 @@ def test_eq9_at_these_margins_is_eq10(gamma):
 @pytest.mark.parametrize("beta", [1.0, 16.0])
 def test_eq8_with_one_positive_is_info_nce_over_beta(beta):
     p, n = similarities(positives=1, seed=7)
-    assert_same(losses.oucl_plain(p, n, beta, 0.0), losses.info_nce(p, n, 1 / beta) / beta, p, n, 1e-12)
+    of_similarities = losses.info_nce(p, n, 1 / beta) / beta
+    of_cosines = losses.info_nce(2 * p - 1, 2 * n - 1, 2 / beta) / beta
+    for expected in (of_similarities, of_cosines):
+        assert_same(losses.oucl_plain(p, n, beta, 0.0), expected, p, n, 1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.5, 16.0])

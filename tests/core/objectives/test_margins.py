@@ -1,7 +1,7 @@
 """What the margins of eq. 4 are claimed to be, each claim proved by a test of its name.
 
 - Every kind is eq. 4 by hand, for a hard minibatch (min+ < max-), Large and Small for an easy one too.
-- Margins per anchor are those of each anchor by hand.
+- Margins per row are those of each row by hand.
 - Margins are constants: no gradient flows through them.
 - R_sigma is largest for Large, smaller for Medium and Small, and 0 for none.
 - An unknown kind is refused by name.
@@ -33,8 +33,8 @@ def test_large_and_small_of_an_easy_minibatch_by_hand():
     assert [round(s.item(), 6) for s in margins(POSITIVES, easy, "small")] == [0.6, 0.4]
 
 
-def test_margins_per_anchor_by_hand():
-    plus, minus = margins(POSITIVES, NEGATIVES, "large", per_anchor=True)
+def test_margins_per_row_by_hand():
+    plus, minus = margins(POSITIVES, NEGATIVES, "large", per_row=True)
     assert plus.tolist() == [[pytest.approx(0.3)], [pytest.approx(0.7)]]
     assert minus.tolist() == [[pytest.approx(0.6)], [pytest.approx(0.75)]]
 

@@ -2,6 +2,8 @@
 
 - Positives and negatives of every anchor are those of a literal loop over features, for each source of negatives.
 - Mixed pairs join one original and one augmented feature.
+- Pairs of the own view are those of a literal loop, for each source of negatives.
+- Pairs grouped by image or minibatch, by hand.
 - Sets that were stacked by `Pairs.stack` give the same similarities, and no block is computed twice.
 - d = (1 + cos) / 2 lies in [0, 1].
 """
@@ -9,7 +11,7 @@
 import pytest
 import torch
 
-from metaug_core.objectives.similarity import Pairs, other_views, similarity
+from metaug_core.objectives.similarity import Pairs, group_pairs, other_views, similarity
 
 
 def unit(*shape, seed=0):
@@ -72,6 +74,33 @@ def test_mixed_pairs_join_one_original_and_one_augmented_feature():
     # View 0 of image 0 with view 1 of image 0; view 1 of image 1 meets the past of view 0.
     torch.testing.assert_close(positives[0, 0], similarity(augmented[0, 0] @ z[1, 0]))
     torch.testing.assert_close(negatives[4], similarity(bank[0] @ augmented[1, 1]))
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("source", ["shared", "per-anchor", "batch"])
+def test_pairs_of_the_own_view_equal_the_literal_loop(source, sets, views):
+    batch, bank, drawn = 4, unit(views, 9, 5, seed=1), torch.tensor([[0, 3], [4, 4], [8, 1], [2, 7]])
+    anchors, targets = unit(sets * views, batch, 5), unit(sets * views, batch, 5, seed=2)
+    past = {"shared": (other_views(bank[:, [1, 5, 5]]), None), "per-anchor": (other_views(bank), drawn)}
+    positives, negatives = Pairs(views, *past.get(source, (None, None))).own_view(anchors, targets)
+    wanted_positives, wanted_negatives = [], []
+    for w in range(sets * views):
+        for b in range(batch):
+            own = targets[w % views :: views]  # (sets, B, d), the rows of this view
+            columns = {"shared": [1, 5, 5], "per-anchor": drawn[b].tolist()}.get(source)
+            others = bank[w % views][columns] if columns else [t[c] for t in own for c in range(batch) if c != b]
+            wanted_positives.append([float(1 + anchors[w, b] @ t[b]) / 2 for t in own])
+            wanted_negatives.append([float(1 + anchors[w, b] @ n) / 2 for n in others])
+    torch.testing.assert_close(positives, torch.tensor(wanted_positives, dtype=torch.float64))
+    torch.testing.assert_close(negatives, torch.tensor(wanted_negatives, dtype=torch.float64))
+
+
+def test_pairs_are_grouped_by_image_or_minibatch_by_hand():
+    of_anchors = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 12]])  # two images in three views
+    assert group_pairs(of_anchors, "image", 2).tolist() == [[1, 2, 5, 6, 9, 10], [3, 4, 7, 8, 11, 12]]
+    assert group_pairs(of_anchors, "minibatch", 2).tolist() == [[*range(1, 13)]]
+    assert group_pairs(of_anchors, "anchor", 2) is of_anchors
 
 
 @pytest.mark.parametrize("source", ["bank", "batch"])

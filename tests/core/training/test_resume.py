@@ -126,7 +126,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 AUTHORS = {"optimiser": "sgd", "mag_optimiser": "sgd", "weight_decay": 1e-4, "bank_draw": "per-anchor", "positives": "bank",
            "bank_writes": "every-pass", "oucl": "eq8", "augmented_sets": "swapped", "margin_everywhere": True,
-           "margin_scope": "anchor", "margin_source": "augmented", "look_ahead": "fresh", "inner_lr": 1e-3}  # fmt: skip
+           "scope": "image", "margin_scope": "image", "margin_features": "all", "mag_weight_decay": 1e-4,
+           "mag_lr_schedule": "constant", "look_ahead": "fresh", "inner_lr": 1e-3}  # fmt: skip
 OFTEN = {"checkpoint_minutes": 1e-9}  # after every step
 SETTINGS: dict[str, dict[str, Any]] = {
     "metaug": {"jitter": 0.5, "keep_last": 2, **OFTEN},
