@@ -61,8 +61,8 @@ def text() -> str:
 
 
 def markdown() -> str:
-    """Two tables of the methods, between the two marks that stand around them in docs/methods.md: what each is, and what
-    differs from its authors' code, where methods that say the same share a row."""
+    """Two tables of the methods, between the two marks that stand around them in docs/methods.md: what each is, and
+    what differs from its authors' code, where methods that say the same share a row."""
     what = [
         (f"`{e.name}`", e.title, e.paper, e.views, f"`{bars(e.objective)}`", e.state, e.defaults) for e in entries()
     ]

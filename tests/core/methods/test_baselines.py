@@ -495,19 +495,14 @@ def test_a_mag_of_delta_0_leaves_theta_to_the_base_method(tmp_path, base):
     assert any(n.startswith("mag.") for n in right)
 
 
-def test_a_name_composes_what_a_class_would():
-    for left, right in (
-        ("cmc+mag", "metaug-only-mag"),
-        ("nnclr+oucl+mag", "metaug-nnclr"),
-        ("cmc+mag+hard", "cmc+hard+mag"),
-    ):
-        z, other = unit(4 if "nnclr" in left else 3, BATCH, DIM), unit(4 if "nnclr" in left else 3, BATCH, DIM, seed=1)
-        what = context(given={"support": unit(2, 32, DIM, seed=2)})
-        terms = [
-            build(config(name, negatives="batch")).outer_terms(z, what, lambda _, other=other: other)
-            for name in (left, right)
-        ]
-        assert terms[0] == terms[1]
+def test_the_order_of_modifiers_changes_nothing():
+    z, other = unit(3, BATCH, DIM), unit(3, BATCH, DIM, seed=1)
+    names = ("cmc+mag+hard", "cmc+hard+mag")
+    left, right = (build(config(name, negatives="batch")).outer_terms(z, context(), lambda _: other) for name in names)
+    assert left == right
+
+
+def test_a_name_that_makes_sense_is_in_the_registry():
     assert "cmc+hard" in METHODS
     assert "cmc+hrad" not in METHODS
     assert METHODS.get("cmc+hrad") is None

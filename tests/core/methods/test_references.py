@@ -105,8 +105,8 @@ LIGHT, AB = torch.tanh(normal(2, 1, 24, 24, seed=8)), torch.tanh(normal(2, 2, 24
 def across(
     contrast: Contrast, anchors: Tensor, targets: Tensor, past: Tensor | None, views: int, apart: bool = True
 ) -> Tensor:
-    """Rows (B, d), row w of view w % views. An anchor attracts its image in the rows of another view, and repels the past
-    of that view or the other images of these rows. apart: a term for each other view, else one of all of them."""
+    """Rows (B, d), row w of view w % views. An anchor attracts its image in the rows of another view, and repels the
+    past of that view or the other images of these rows. apart: a term for each other view, else one of all of them."""
     terms = []
     for w, row in enumerate(anchors):
         others = [u for u in range(views) if u != w % views]
