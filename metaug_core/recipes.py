@@ -40,7 +40,10 @@ ByLength = float | Mapping[int, float]  # one value, or one for runs of up to so
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method's surroundings in its authors' runs; where they have a set-up for CIFAR, that one."""
+    """A method's surroundings in its authors' runs; where they have a set-up for CIFAR, that one.
+
+    loss_scale is 2 where their loss is the sum of both directions, of which ours is the mean: it counts beside weight decay.
+    """
 
     settings: Mapping[str, Any]
     lr_at_256: ByLength | None = (

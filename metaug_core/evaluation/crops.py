@@ -15,7 +15,8 @@ from metaug_core.views.augmentation import Draws, plain, transform
 # As CMC's and the authors' scripts have it: random resized crops and flips, and nothing else.
 CROPS = {
     "crop_scale": (0.2, 1.0), "flip": 0.5,
-    "rotation": 0.0, "jitter": 0.0, "grey": 0.0, "mixup": 0.0, "randaugment": 0.0,
+    "crop_ratio": 4 / 3, "rotation": 0.0, "jitter": 0.0, "grey": 0.0, "blur": (0.0,), "solarise": (0.0,), "mixup": 0.0,
+    "randaugment": 0.0,
 }  # fmt: skip
 NUMBERS = ("area", "ratio", "x", "y", "flip")  # of each image: all random numbers that `CROPS` needs
 SEED = 10_000  # of draw 0; the order of a probe's minibatches is of seed 0

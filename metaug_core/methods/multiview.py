@@ -65,7 +65,7 @@ class CMC(MultiView):
     uses = settings.PROJECTION | settings.BANK | {"temperature"}
     split = True
     recipe = Recipe(  # their script
-        {**SGD, "lr": 0.03, "weight_decay": 1e-4, "lr_decay": 0.1, "head": "alexnet",
+        {**SGD, "lr": 0.03, "weight_decay": 1e-4, "lr_decay": 0.1, "head": "alexnet", "loss_scale": 2.0,
          "negatives": "bank", "positives": "bank", "bank_draw": "per-anchor"},
         lr_steps=(1 / 2, 2 / 3, 5 / 6),
     )  # fmt: skip

@@ -5,7 +5,7 @@ of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums
 
     sum_{k-} sum_{k+} exp(a_{k-} + b_{k+}) = (sum exp a) (sum exp b),
 
-so they cost O(P + N), and no P x N table is formed. log(1 + exp(x)) is logaddexp(0, x), exact in float32 at any beta.
+so they cost O(P + N), and no P x N table is formed. log(1 + exp(x)) is `softplus`, exact in float32 at any beta.
 """
 
 import math
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metaug_core.objectives.low_memory import log_sum_exp_square
 
@@ -31,7 +32,7 @@ def info_nce(
     positives, negatives = positives / temperature, negatives / temperature
     count = negatives.shape[-1]
     log_g = debias(positives, harden(negatives, hard_beta, count), count, tau_plus)
-    return (torch.logaddexp(positives, log_g) - positives).mean()
+    return softplus(log_g - positives).mean()
 
 
 def find_info_nce_floors(
@@ -40,6 +41,12 @@ def find_info_nce_floors(
     """Which sums G of `info_nce` stand at the floor of `debias`, bool (A, P). tau_plus > 0."""
     count = negatives.shape[-1]
     return is_at_floor(positives / temperature, harden(negatives / temperature, hard_beta, count), count, tau_plus)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x). torch's softplus is x above 20, an error of 2e-9; the second derivative of its logaddexp is NaN beyond 88, which
+    a temperature of 0.02 reaches."""
+    return -F.logsigmoid(-x)
 
 
 def log_sum(x: Tensor) -> Tensor:
@@ -70,23 +77,22 @@ def debias(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tens
     """
     if not tau_plus:
         return rest
-    share, floor = _debiased_shares(positives, rest, count, tau_plus)
-    return rest + torch.maximum(share, floor).log()
+    log_share, floored = _debiased_share(positives, rest, count, tau_plus)
+    return torch.where(floored, math.log(count), rest + log_share)
 
 
 def is_at_floor(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> Tensor:
     """Which sums of `debias` stand at their floor, bool (A, P): its negatives have no gradient there. tau_plus > 0."""
-    share, floor = _debiased_shares(positives, rest, count, tau_plus)
-    return share <= floor
+    return _debiased_share(positives, rest, count, tau_plus)[1]
 
 
-def _debiased_shares(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> tuple[Tensor, Tensor]:
-    """The debiased sum (A, P) and its floor (A, 1), both as shares of e^rest."""
-    false_share = (
-        (positives - rest + math.log(tau_plus * count)).clamp(max=math.log(2)).exp()
-    )  # above 1 the floor holds
-    floor = (math.log(count) - rest).exp().clamp(min=torch.finfo(rest.dtype).tiny)
-    return (1 - false_share) / (1 - tau_plus), floor
+def _debiased_share(positives: Tensor, rest: Tensor, count: int, tau_plus: float) -> tuple[Tensor, Tensor]:
+    """Log of the debiased sum as a share of e^rest, (A, P), and where the floor stands instead. In logarithms, and without a value
+    near 0 where the floor stands, because second derivatives of 1 / share overflow."""
+    log_false = positives - rest + math.log(tau_plus * count)  # 0 or more: nothing is left
+    nothing_left = log_false > -4 * torch.finfo(rest.dtype).eps
+    log_share = torch.log1p(-torch.where(nothing_left, -1.0, log_false).exp()) - math.log1p(-tau_plus)
+    return log_share, nothing_left | (log_share <= math.log(count) - rest)
 
 
 def compare_in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +168,7 @@ def oucl(positives: Tensor, negatives: Tensor, beta: float, gamma: float,
 def _soft_hinge(exponent: Tensor, beta: float, constant: float) -> Tensor:
     """Mean over anchors of (1/beta) log(1 + exp(exponent + beta constant)), exponent (A,)."""
     exponent = exponent + beta * constant
-    return torch.logaddexp(torch.zeros_like(exponent), exponent).mean() / beta
+    return softplus(exponent).mean() / beta
 
 
 def margin_regularisation(

@@ -41,7 +41,7 @@ class BYOL(Method):
             "predictor_lr_schedule"}  # fmt: skip
     defaults = {**TWO_CROPS, "feature_dim": 256, "head_hidden": 4096, "predictor_hidden": 4096, "ema_momentum": 0.99}
     recipe = Recipe(
-        {**BYOL_CROPS, **LARS, **APART, "weight_decay": 1e-6, "ema_schedule": "cosine"},
+        {**BYOL_CROPS, **LARS, **APART, "weight_decay": 1e-6, "ema_schedule": "cosine", "loss_scale": 2.0},
         lr_at_256={100: 0.45, 300: 0.3, 1000: 0.2},
         warmup=0.01,
         ema_momentum={40: 0.97, 300: 0.99, 1000: 0.996},

@@ -37,7 +37,15 @@ class MoCo(Method):
     uses = settings.PROJECTION | {"temperature", "queue_size", "shared_queue", "ema_momentum", "ema_schedule"}
     defaults = {**TWO_CROPS, "head": "mlp", "temperature": 0.1, "ema_momentum": 0.99, "queue_size": 4096}
     recipe = Recipe(  # their CIFAR-10 demo
-        {**JITTERED, **SGD, **APART, "crop_scale": (0.08, 1.0), "weight_decay": 5e-4, "shared_queue": True},
+        {
+            **JITTERED,
+            **SGD,
+            **APART,
+            "crop_scale": (0.08, 1.0),
+            "weight_decay": 5e-4,
+            "shared_queue": True,
+            "loss_scale": 2.0,
+        },
         lr_at_256=0.03,
     )
 

@@ -33,7 +33,9 @@ class SimCLR(Method):
         "negatives": "batch",
     }
     recipe = Recipe(  # their CIFAR-10 command
-        {**JITTERED, **LARS, **JOINT, "crop_scale": (0.08, 1.0), "weight_decay": 1e-4}, lr_at_256=1.0, warmup=0.01
+        {**JITTERED, **LARS, **JOINT, "crop_scale": (0.08, 1.0), "weight_decay": 1e-4, "loss_scale": 2.0},
+        lr_at_256=1.0,
+        warmup=0.01,
     )
 
     def loss(self, z, context):

@@ -223,3 +223,27 @@ def test_alignment_uniformity_and_rank_by_hand():
     assert losses.effective_rank(directions).item() == pytest.approx(2)
     line = torch.linspace(-1, 1, 8)[:, None] * torch.tensor([[1.0, 2.0, 3.0]])
     assert losses.effective_rank(line).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("tau_plus", [0.0, 0.5])
+@pytest.mark.parametrize("lead", [-0.9, -0.1, 0.0, 1e-8, 0.1, 0.9])
+def test_info_nce_has_finite_second_derivatives_at_a_small_temperature(lead, tau_plus):
+    """At t 0.01 in d exponents differ by 90 and more, and the debiased sum's floor is e^-90 of the sum: both overflow float32."""
+    positives = torch.tensor([[0.5 + lead / 2], [0.2]], requires_grad=True)
+    negatives = torch.tensor([[0.5 - lead / 2, 0.05], [0.1, 0.3]], requires_grad=True)
+    value = losses.info_nce(positives, negatives, 0.01, tau_plus)
+    check_second_derivatives(value, positives, negatives)
+
+
+@pytest.mark.parametrize("lead", [-1.0, 0.0, 1.0])
+def test_oucl_has_finite_second_derivatives_at_a_large_beta(lead):
+    positives = torch.tensor([[0.5 + lead / 2]], requires_grad=True)
+    negatives = torch.tensor([[0.5 - lead / 2]], requires_grad=True)
+    check_second_derivatives(losses.oucl_plain(positives, negatives, 1024.0, 0.0), positives, negatives)
+    check_second_derivatives(losses.oucl(positives, negatives, 1024.0, 0.4), positives, negatives)
+
+
+def check_second_derivatives(value, *inputs):
+    first = torch.autograd.grad(value, inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    assert all(torch.isfinite(g).all() for g in (*first, *second))
