@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaug_core.config import Config
 from metaug_core.data.images import AnyImages
+from metaug_core.evaluation.probes import CMC
 from metaug_core.views.augmentation import Draws, plain, transform
 
 # As CMC's and the authors' scripts have it: random resized crops and flips, and nothing else.
@@ -25,7 +26,7 @@ KEPT_BYTES = 2 * 2**30  # features of draws that are kept in memory
 
 def count_draws(device: str) -> int:
     """How many draws a probe takes in turn: a new one in each of its 60 epochs on CUDA, elsewhere 10, which cost a sixth."""
-    return 60 if torch.device(device).type == "cuda" else 10
+    return CMC.epochs if torch.device(device).type == "cuda" else 10
 
 
 def draw_numbers(count: int, draw: int) -> Tensor:

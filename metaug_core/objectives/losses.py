@@ -44,8 +44,8 @@ def find_info_nce_floors(
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x). torch's softplus is x above 20, an error of 2e-9; the second derivative of its logaddexp is NaN beyond 88, which
-    a temperature of 0.02 reaches."""
+    """log(1 + e^x). torch's softplus is x above 20, an error of 2e-9; the second derivative of its logaddexp is NaN beyond 88, as a
+    temperature of 0.02 reaches."""
     return -F.logsigmoid(-x)
 
 

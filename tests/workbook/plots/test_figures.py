@@ -20,6 +20,7 @@ from metaug_core.evaluation.representations import interval
 from metaug_core.registry import METHODS
 from metaug_core.runs.store import StoreError
 from metaug_core.views.augmentation import split
+from metaug_workbook import notebook
 from metaug_workbook.plots import features, image_grids, style, training
 
 METRICS = pd.DataFrame(
@@ -214,6 +215,19 @@ def test_bars_are_percent_with_floors_in_grey_and_the_method_in_its_colour(ax):
     assert line(ax, "chance").get_ydata()[0] == 10
     assert "1 run, so no interval" in caption(ax)
     assert {"70.0", "30.0"} <= {text.get_text() for text in ax.texts}
+
+
+def test_bars_and_table_show_each_measure_that_was_taken_by_its_name(ax):
+    features.draw_accuracy_bars(TABLE.assign(probe_paper=[0.2, 0.25, 0.6]), ax)
+    names = [" ".join(text.get_text().split()) for text in ax.get_xticklabels()]
+    assert names == [
+        "linear probe (random crops)", "linear probe (plain images)", "linear probe (fast)", "kNN"
+    ]  # fmt: skip
+    heights = {group.get_label(): [bar.get_height() for bar in group] for group in ax.containers}
+    assert heights["trained"] == pytest.approx([60, 70, 80, 65])
+    shown = notebook.format_percent(TABLE.assign(probe_paper=[0.2, 0.25, 0.6], n_eval=9))
+    assert shown.loc["trained"].to_dict() == dict(zip(names, [60, 70, 80, 65], strict=True))
+    assert list(notebook.format_percent(TABLE)) == names[1:]
 
 
 def test_bars_over_seeds_have_the_t_interval_of_evaluation(ax):

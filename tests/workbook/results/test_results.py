@@ -28,7 +28,7 @@ def quick(configs, **options):
 def test_a_row_holds_settings_measures_metrics_and_the_machine(tiny):
     config = tiny(seed=3)
     run = fit(config, lambda _: None)
-    evaluated = evaluate(run, augmented=True)
+    evaluated = evaluate(run, augmented=True, measures=probes.MEASURES)
     row = tables.read_row(run)
     assert (row["state"], row["run"], row["seed"], row["views"]) == ("finished", config.name(), 3, "L,ab")
     assert set(config.identity()) - {"source"} <= set(row)
@@ -42,6 +42,7 @@ def test_a_row_holds_settings_measures_metrics_and_the_machine(tiny):
     }.items():
         for measure in probes.MEASURES:
             assert row[prefix + measure] == evaluated.loc[name, measure]
+    assert row["draws"] == 10
     last = run.metrics[run.metrics["epoch"] > config.epochs - 1]  # steps 6, 8 and 10, and the monitor's reading
     assert row["effective_rank"] == pytest.approx(last["effective_rank"].dropna().mean())
     assert row["augmented_gradient_share"] == pytest.approx(last["augmented_gradient_share"].dropna().mean())
