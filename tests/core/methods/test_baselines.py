@@ -11,6 +11,7 @@ import torch
 from pytorch_metric_learning.losses import NTXentLoss
 from tiny import ROOT, TINY, run_steps, start_state
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaug_core import DATASETS, METHODS, Config, ConfigError, MetaugError, fit, fit_trials
 from metaug_core.methods import build
@@ -22,6 +23,7 @@ from metaug_core.objectives import losses
 from metaug_core.runs.store import read_tensors
 from metaug_core.training import loop
 from metaug_core.training.cuda_graphs import Stepper
+from metaug_core.training.step import update
 from metaug_workbook.cli import catalogue
 
 FILES = sorted((ROOT / "metaug_core" / "methods").rglob("*.py"))
@@ -292,6 +294,31 @@ def test_prototypes_of_swav_are_frozen_for_their_epochs_and_then_move_on_the_sph
     torch.testing.assert_close(moved.norm(dim=1), torch.ones(6))
     assert torch.equal(s.memory.prototypes, moved)
     assert int(s.memory.steps) == 7
+
+
+class Waits(TorchDispatchMode):
+    """Context manager: the operations for which the host would wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"):
+            self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["swav+debiased", "infomin", "dim", "nat"])
+def test_a_step_waits_for_the_device_only_where_it_says_so(name):
+    """NAT is not captured: it assigns its targets on the host."""
+    views = ("RGB",) if name in ("dim", "nat") else ("RGB", "RGB")
+    s: Any = start_state(**{**SMALL, "method": name, "views": views})
+    rows = torch.arange(16)
+    update(s, s.images.pixels[rows], rows, log=True)  # makes the optimiser's state
+    with Waits() as waits:
+        update(s, s.images.pixels[rows], rows, log=True)
+    assert (not waits.names) == s.method.description.captured
 
 
 def test_frozen_prototypes_still_teach_the_features():

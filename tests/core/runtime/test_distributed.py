@@ -24,6 +24,7 @@ import tiny
 from metaug_core import Config, fit
 from metaug_core.runtime import distributed
 from metaug_core.methods import base
+from metaug_core.methods.baselines import infomin
 from metaug_core.views.augmentation import make_views
 configs, parts = json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
@@ -34,7 +35,7 @@ def in_single(*arguments):
     return views
 
 # Everything but the pictures in float64, where rounding does not grow from step to step.
-base.make_views = in_single
+base.make_views = infomin.make_views = in_single
 torch.set_default_dtype(torch.float64)
 if parts:
     distributed.whole_batch.__globals__["WholeBatch"] = distributed.nullcontext
