@@ -82,6 +82,9 @@ class OUCL(MultiView):
     title = "MetAug (only OUCL)"
     paper = "Li et al. 2022"
     objective = "(1/beta) log(1 + sum sum exp(beta ((d+ - 1)^2 + (d-)^2 - 2 gamma^2)))"
+    differs = (
+        "The preset `paper` follows the paper, `authors` the authors' code; docs/paper.md compares them item by item."
+    )
     remembers = "bank of features (V, N, d), or nothing with negatives 'batch'"
     split = True
     uses = settings.PROJECTION | settings.BANK | settings.OUCL | {"scope"}
