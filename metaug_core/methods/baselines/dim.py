@@ -57,12 +57,19 @@ class LocalAndGlobal(nn.Module):
             {name: net.get_submodule(self.places[name]) for name, net in self.encoders.nets.items()}
         ) as captured:
             wholes = self.encoders(images)
-        maps = {name: list(captured[name].chunk(names.count(name))) for name in self.places}  # two crops are one batch
+        maps = {name: self.split_crops(captured[name], names.count(name)) for name in self.places}
         rows = []
         for name, h in zip(names, wholes, strict=True):
             local = maps[name].pop(0).to(h.dtype).flatten(2).permute(2, 0, 1)  # (M, B, C)
             rows += [self.phi[name](local.flatten(0, 1)).unflatten(0, local.shape[:2]), self.psi[name](h)[None]]
         return torch.cat(rows)
+
+    def split_crops(self, outputs: list[Tensor], crops: int) -> list[Tensor]:
+        """The map of each crop through one encoder. The crops were one minibatch, or one each (encoder_norm); of a module that runs
+        several times in a pass it is the last output."""
+        passes = 1 if self.encoders.joint else crops
+        each = len(outputs) // passes
+        return list(torch.cat(outputs[each - 1 :: each]).chunk(crops))
 
 
 class DIM(Method):
@@ -124,13 +131,13 @@ def info_nce(u: Tensor) -> Tensor:
 
 
 @contextmanager
-def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Context manager: the output of each of these modules by its name, in the order in which they run."""
-    captured: dict[str, Tensor] = {}
+def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Context manager: the outputs of each of these modules by its name, one for each time that it runs."""
+    captured: dict[str, list[Tensor]] = {}
 
     def register(name: str, module: nn.Module):
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            captured[name] = output
+            captured.setdefault(name, []).append(output)
 
         return module.register_forward_hook(hook)
 
@@ -147,7 +154,7 @@ def find_last_map(encoder: nn.Module, channels: int, config: Config, least: int)
     channels and its number of places. By a trial run as in `output_dim`. Raises MetaugError if there is none."""
     with capture_outputs(dict(encoder.named_modules())) as captured:
         output_dim(encoder, channels, config)
-    for name, out in reversed(captured.items()):
+    for name, (*_, out) in reversed(captured.items()):
         if isinstance(out, Tensor) and out.dim() == 4 and min(out.shape[2:]) >= least:
             return name, out.shape[1], out.shape[2] * out.shape[3]
     raise MetaugError(

@@ -292,7 +292,7 @@ def test_places_of_dim_share_the_statistics_of_all_places_and_images():
     images = [torch.randn(3, 3, 32, 32, dtype=torch.float64)]
     with capture_outputs({"RGB": networks.encoders.nets["RGB"].get_submodule(networks.places["RGB"])}) as captured:
         local = networks(images)[:-1]
-    rows = captured["RGB"].permute(0, 2, 3, 1).flatten(0, 2)  # image after image; the order of rows does not matter
+    rows = captured["RGB"][0].permute(0, 2, 3, 1).flatten(0, 2)  # image after image; the order of rows does not matter
     torch.testing.assert_close(networks.phi["RGB"](rows).unflatten(0, (3, -1)).transpose(0, 1), local)
 
 
@@ -334,7 +334,7 @@ def test_last_map_of_encoders_and_of_one_that_has_none():
         find_last_map(flat, 3, settings("dim"), 4)
     with capture_outputs({"a": flat[1]}) as captured:
         given = flat(torch.ones(2, 3, 16, 16))
-    assert torch.equal(captured["a"], given)
+    assert torch.equal(captured["a"][0], given)
     assert not flat[1]._forward_hooks
 
 
@@ -592,3 +592,15 @@ def test_looc_remembers_for_each_head_its_own_key():
 def test_none_is_for_a_mag():
     for name in set(NAMES) - {"infomin"}:
         assert not METHODS[name].description.augmentable
+
+
+def test_dim_takes_the_places_of_each_crop_however_batchnorm_sees_them():
+    config = settings("dim", views=("RGB", "RGB"), independent=True)
+    images = list(torch.randn(2, 3, 3, config.image_size, config.image_size, generator=seeded()))
+    for arrangement in ("joint", "apart"):
+        networks, _ = initial_networks(build(config.replace(encoder_norm=arrangement)), 2, 0)
+        with torch.no_grad():
+            first, second = networks.eval()(images).chunk(2)
+            alone, _ = networks.eval()([images[0], images[0]]).chunk(2)
+        torch.testing.assert_close(first, alone)
+        assert not torch.allclose(first, second)
