@@ -47,6 +47,7 @@ SHARED: dict[str, Any] = {
     "grey": 0.0,
     "crop_scale": (0.4, 1.0),
 }
+WHOLE_SKETCH: dict[str, Any] = {"batch_size": 64, "val_fraction": 0.1, "monitor_every": 10_000}  # of a protocol's runs
 CENTRED: dict[str, Any] = {"head": "mlp-bn"}
 FAST: dict[str, Any] = {"lr": 3e-3}
 # What a method needs beside BUDGET: everywhere, and on `shapes`.
@@ -75,8 +76,8 @@ def config_of(method: str, seed: int, args: argparse.Namespace, **changes: Any) 
     base = method.split("+")[0]
     if args.protocol:
         values = {"dataset": "folder", "data_dir": args.folder, "train_images": args.images, "epochs": args.epochs}
-        return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(), protocol=args.protocol,
-                      monitor_every=10_000, **{**values, **changes})  # fmt: skip
+        return preset("sketch", method=method, seed=seed, runs_dir=args.runs.resolve(), protocol=args.protocol,
+                      **{**values, **WHOLE_SKETCH, **changes})  # fmt: skip
     views = {"dataset": "folder", "data_dir": args.folder} if args.folder else SHARED | ON_SHAPES.get(base, {})
     epochs = args.epochs * (1 if args.folder else LONGER.get(base, 1))
     return preset("quick", method=method, seed=seed, runs_dir=args.runs.resolve(),

@@ -72,7 +72,7 @@ def group_parameters(networks: nn.Module, config: Config) -> list[dict[str, Any]
     of_predictor = {id(p) for p in predictors.parameters()} if predictors is not None else set()
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for p in networks.parameters():
-        constant = config.predictor_lr_schedule == "constant" and id(p) in of_predictor
+        constant = id(p) in of_predictor and config.predictor_lr_schedule == "constant"
         left_out = not config.decay_norm_and_bias and p.dim() < 2  # biases and the weights of BatchNorm are vectors
         groups.setdefault((constant, left_out), []).append(p)
     return [

@@ -202,6 +202,5 @@ ONLY_WITH: dict[str, dict[str, set[str]]] = {
     "beta": {"oucl": {"eq8", "eq9", "eq10"}},
     "momentum": {"optimiser": {"sgd", "lars"}, "mag_optimiser": {"sgd"}},
     "lr_decay": {"lr_schedule": {"step"}},
-    "zero_init_residual": {"encoder": {"resnet18", "resnet50"}},
     **{name: {"margin": MARGIN_KINDS} for name in MAG if name.startswith("margin_")},
 }

@@ -236,11 +236,11 @@ def unified_contrast(positives: Tensor, negatives: Tensor, config: Config,
                                 config.phi_dec, config.gamma_detached, config.attenuate)  # fmt: skip
 
 
-def check_queue_size(config: Config) -> None:
-    """Raise ConfigError if a minibatch does not fit into the queue."""
-    written = config.batch_size * (len(config.views) if config.shared_queue else 1)
+def check_queue_size(config: Config, shared: bool = False) -> None:
+    """Raise ConfigError if the features of a minibatch do not fit into the queue. shared: those of all views are written to it."""
+    written = config.batch_size * (len(config.views) if shared else 1)
     if config.queue_size < written:
-        what = "the features of all views, " if config.shared_queue else "batch_size "
+        what = "the features of all views, " if shared else "batch_size "
         raise ConfigError(f"method {config.method!r} needs queue_size >= {what}{written}, got {config.queue_size}")
 
 

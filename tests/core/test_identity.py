@@ -115,7 +115,8 @@ def test_the_modifier_oucl_does_not_ask_for_a_temperature():
 
 
 ELSEWHERE = {"device": "auto", "graphs": "off", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
-             "checkpoint_minutes": 1.0, "tensorboard": True, "log_every": 3, "monitor_every": 2}  # fmt: skip
+             "checkpoint_minutes": 1.0, "tensorboard": True, "log_every": 3, "monitor_every": 2,
+             "protocol": "uniform"}  # fmt: skip
 
 
 def test_where_and_how_fast_and_how_often_one_looks_is_not_in_the_name():
@@ -127,7 +128,10 @@ def test_where_and_how_fast_and_how_often_one_looks_is_not_in_the_name():
 OTHER = {
     "dataset": "shapes", "image_size": 20, "stored_size": 24, "train_images": 64, "val_fraction": 0.2, "views": ("L", "RGB"),
     "independent": True, "crop_scale": (0.3, 1.0), "flip": 0.1, "rotation": 5, "jitter": 0.1, "grey": 0.1, "mixup": 0.1,
-    "randaugment": 1, "encoder": "fc", "stem": "small", "width": 0.06, "feature_dim": 9, "head": "mlp", "mag_hidden": 17,
+    "randaugment": 1, "randaugment_probability": 0.4, "crop_ratio": 1.2, "jitter_ranges": (0.8, 0.8, 0.4, 0.2),
+    "jitter_probability": 0.7, "blur": (0.5,), "solarise": (0.2,), "encoder_norm": "apart", "head_norm": "joint",
+    "zero_init_residual": True, "decay_norm_and_bias": False, "predictor_lr_schedule": "constant", "ema_schedule": "cosine",
+    "shared_queue": True, "encoder": "fc", "stem": "small", "width": 0.06, "feature_dim": 9, "head": "mlp", "mag_hidden": 17,
     "method": "cmc", "temperature": 0.2, "oucl": "eq8", "beta": 15, "gamma": 0.3, "oucl_lambda": 0.1, "phi_dec": 2,
     "gamma_detached": True, "attenuate": "distance", "scope": "minibatch", "loss_scale": 2, "negatives": "batch",
     "bank_negatives": 33, "bank_draw": "per-anchor", "bank_momentum": 0.4, "positives": "bank", "bank_writes": "every-pass",
@@ -183,7 +187,7 @@ def test_the_command_says_what_a_setting_does_not_do(tiny):
     assert [line for line in told.stderr.splitlines() if line.startswith("note: ")] == [
         "note: cpc_grid changes nothing: method 'cmc' does not use it",
         "note: bank_draw changes nothing without negatives 'bank'",
-        "note: momentum changes nothing without optimiser 'sgd'",
+        "note: momentum changes nothing without optimiser 'lars' or optimiser 'sgd'",
     ]
 
 

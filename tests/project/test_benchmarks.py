@@ -103,7 +103,7 @@ def test_the_fewest_epochs_are_taken_at_which_every_seed_gains_five_points():
 
 
 def test_a_methods_epochs_are_chosen_on_validation_images_and_with_seeds_that_are_not_reported(tmp_path):
-    args = Namespace(runs=tmp_path, folder=None, images=2200, epochs=8, times=[1, 2, 3])
+    args = Namespace(runs=tmp_path, folder=None, images=2200, epochs=8, times=[1, 2, 3], protocol=None)
     found = all_methods.choice_configs("wmse", args)
     assert [(c.epochs, c.seed) for c in found] == [(epochs, seed) for epochs in (8, 16, 24) for seed in range(20, 25)]
     reported = all_methods.config_of("wmse", 0, args)

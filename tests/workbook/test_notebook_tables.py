@@ -42,8 +42,16 @@ def test_a_method_that_is_not_registered_is_a_blank_and_a_wrong_value_is_refused
 
 
 def test_what_a_method_refuses_is_left_out():
-    looc = experiments.make_grid(paper_values.AUGMENTATION_SETS[2], 1, method=["looc", "metaug"])
-    assert [config.method for config in experiments.keep_trainable(looc)] == ["metaug"]
+    without_mixup = experiments.make_grid(paper_values.AUGMENTATION_SETS[2], 1, method=["dacl", "looc", "metaug"])
+    assert [config.method for config in experiments.keep_trainable(without_mixup)] == ["looc", "metaug"]
+
+
+@pytest.mark.parametrize("number", paper_values.AUGMENTATION_SETS)
+def test_looc_can_be_trained_with_every_set_of_table_4(number):
+    sets = {"protocol": "uniform"} | paper_values.AUGMENTATION_SETS[number]
+    configs = experiments.make_grid(sets, 1, method=["looc", "metaug"])
+    assert experiments.keep_trainable(configs) == configs
+    assert all(getattr(configs[0], name) == value for name, value in paper_values.AUGMENTATION_SETS[number].items())
 
 
 @pytest.mark.parametrize(("changes", "temperature"), [({}, 0.125), ({"beta": 4}, 0.5), ({"preset": "paper"}, 0.75)])

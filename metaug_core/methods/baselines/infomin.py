@@ -80,7 +80,7 @@ class InfoMin(Method):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        check_queue_size(config)
+        check_queue_size(config, config.shared_queue)
         self.jigsaw_views = make_jigsaw_config(config)
 
     def networks(self, classes: int) -> nn.Module:

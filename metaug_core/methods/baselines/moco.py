@@ -51,7 +51,7 @@ class MoCo(Method):
 
     def __init__(self, config):
         super().__init__(config)
-        check_queue_size(config)
+        check_queue_size(config, config.shared_queue)
 
     def memory(self, networks: nn.Module, images: int, generator) -> nn.Module:
         config = self.config
