@@ -180,12 +180,11 @@ class Networks(nn.Module):
 class Joined(nn.Module):
     """theta of a method of whole images: the encoders of all views, their h concatenated, and one linear layer."""
 
-    def __init__(self, config: Config, outputs: int, unit: bool = False):
+    def __init__(self, config: Config, outputs: int):
         super().__init__()
-        self.encoders, self.unit = Encoders(config), unit
+        self.encoders = Encoders(config)
         self.head = nn.Linear(sum(self.encoders.dims[name] for name in config.views), outputs)
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """One (B, C_j, H, W) per view -> (1, B, outputs), of unit norm if `unit`."""
-        out = self.head(torch.cat(self.encoders(images), dim=1))[None]
-        return F.normalize(out, dim=-1) if self.unit else out
+        """One (B, C_j, H, W) per view -> (1, B, outputs)."""
+        return self.head(torch.cat(self.encoders(images), dim=1))[None]
