@@ -134,6 +134,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "epoch": {"schedule": "epoch", **OFTEN},
     "simclr": {"method": "simclr", "views": ("RGB", "RGB"), "lr_schedule": "cosine", "warmup_epochs": 0.5, **OFTEN},
     "authors": {**AUTHORS, "keep_last": 2, **OFTEN},
+    "own": {
+        "method": "byol",
+        "protocol": "own",
+        "views": ("RGB", "RGB"),
+        "head_hidden": 16,
+        "predictor_hidden": 16,
+        "predictor_lr_schedule": "constant",
+        **OFTEN,
+    },  # LARS in groups, momentum that rises
     "rarely": {"keep_last": 2},  # no checkpoint is due before the end
 }
 
