@@ -31,7 +31,10 @@ def quiet(progress):
     ("changes", "tolerance"),
     [({}, 1e-4), ({"schedule": "epoch"}, 1e-4), ({"look_ahead": "fresh"}, 1e-4), ({"method": "simclr"}, 1e-4),
      ({"graphs": "forked"}, 1e-4), ({"graphs": "forked", "views": ("L", "ab", "RGB"), "encoder": "resnet18", "width": 1}, 1e-3),
-     ({"precision": "bf16"}, 3e-2)],
+     ({"precision": "bf16"}, 3e-2),
+     ({"method": "byol", "protocol": "own", "views": ("RGB", "RGB"), "optimiser": "lars", "blur": (0.5,)}, 1e-3),
+     ({"method": "moco", "protocol": "own", "views": ("RGB", "RGB"), "queue_size": 64, "randaugment": 30}, 1e-3),
+     ({"method": "swav", "views": ("RGB", "RGB"), "queue_size": 64}, 1e-3)],
 )  # fmt: skip
 def test_captured_steps_are_the_eager_ones(changes, tolerance):
     changes = {
@@ -117,7 +120,9 @@ def test_what_trials_draw_on_cuda_is_their_own(tiny, dropping, tmp_path, graphs)
 def test_a_cuda_graph_draws_anew_at_each_replay():
     images = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8, device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
-    config = Config(rotation=20, jitter=1, grey=0.5, mixup=0.4, randaugment=15, image_size=16)
+    config = Config(
+        rotation=20, jitter=1, grey=0.5, mixup=0.4, randaugment=15, blur=(0.5,), solarise=(0.5,), image_size=16
+    )
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         make_views(images, config, generator)  # warm-up
