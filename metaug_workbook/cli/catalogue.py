@@ -92,8 +92,10 @@ def markdown() -> str:
     ]
     tables = (
         table(("`method`", "what", "paper", "views", "objective", "state", "defaults"), what),
-        table(("`method`", "its authors' recipe (`protocol own`)"), group_names("own")),
-        table(("`method`", "differs from its authors' code"), group_names("differs")),
+        "### The recipes of their authors\n",
+        table(("`method`", "with `protocol own`"), group_names("own")),
+        "### What differs from their authors' code\n",
+        table(("`method`", "difference"), group_names("differs")),
     )
     return BEGIN + "\n" + "\n".join(tables) + END + "\n"
 
