@@ -111,7 +111,7 @@ def test_methods_are_listed():
     table = metaug("methods", "--markdown").output
     assert table == catalogue.markdown()
     assert "| `metaug-only-mag` | MetAug (only MAG) | Li et al. 2022 | L, ab, RGB |" in table
-    assert "| `method` | differs from its authors' code |\n| --- | --- |\n" in table
+    assert "### What differs from their authors' code\n\n| `method` | difference |\n" in table
 
 
 def test_a_failing_notebook_is_kept_and_told_in_one_sentence(tmp_path):
