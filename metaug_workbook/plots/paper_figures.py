@@ -387,7 +387,7 @@ for kind, what, options in (
     )(draw_all_methods)
 
 
-CIFAR_RUNS = "CIFAR-10, JPEG re-encoded, 10,000 images, 2 epochs, networks of `sketch`, three seeds"
+CIFAR_RUNS = "CIFAR-10, JPEG re-encoded, 10,000 images, 2 epochs, networks of `sketch`"
 for protocol, words in (
     (
         "uniform",
