@@ -20,7 +20,7 @@ OPTIMISATION = {"optimiser", "lr", "momentum", "weight_decay", "decay_norm_and_b
 
 # The crops of most authors beside crop_scale: SimCLR's colour distortion at strength s with probability 0.8, grey with 0.2.
 JITTERED = {"flip": 0.5, "jitter": 0.5, "jitter_probability": 0.8, "grey": 0.2, "blur": (0.5,)}
-# Those of BYOL, which Barlow Twins and NNCLR took over: less saturation, blur and solarisation that differ between the two crops.
+# Those of BYOL, which Barlow Twins took over: less saturation, blur and solarisation that differ between the two crops.
 BYOL_CROPS = JITTERED | {
     "crop_scale": (0.08, 1.0),
     "jitter_ranges": (0.8, 0.8, 0.4, 0.2),
@@ -30,10 +30,8 @@ BYOL_CROPS = JITTERED | {
 SGD = {"optimiser": "sgd", "momentum": 0.9, "lr_schedule": "cosine"}
 ADAM = {"optimiser": "adam", "lr_schedule": "constant"}
 LARS = {"optimiser": "lars", "momentum": 0.9, "decay_norm_and_bias": False, "lr_schedule": "cosine"}
-APART = {
-    "encoder_norm": "apart",
-    "head_norm": "apart",
-}  # BatchNorm statistics of each crop, as where each crop is a pass of its own
+# BatchNorm statistics of each crop, where each is a pass of its own, or of both crops together.
+APART = {"encoder_norm": "apart", "head_norm": "apart"}
 JOINT = {"encoder_norm": "joint", "head_norm": "joint"}
 ByLength = float | Mapping[int, float]  # one value, or one for runs of up to so many epochs
 
@@ -46,9 +44,7 @@ class Recipe:
     """
 
     settings: Mapping[str, Any]
-    lr_at_256: ByLength | None = (
-        None  # learning rate at a minibatch of 256, in proportion to it; None: lr as in settings
-    )
+    lr_at_256: ByLength | None = None  # learning rate at a minibatch of 256, and in proportion; None: lr as in settings
     warmup: float = 0.0  # share of the run
     lr_steps: tuple[float, ...] = ()  # of the schedule `step`, as shares of the run
     ema_momentum: ByLength | None = None  # at the start
