@@ -50,13 +50,19 @@ def after_base(name: str, sentences: str) -> str:
 def describe_recipe(recipe: Recipe) -> str:
     """A recipe's settings and the rules by which it is scaled."""
     parts = [f"{key} {shown(value)}" for key, value in recipe.settings.items() if key not in ("blur", "lr_schedule")]
-    schedule = recipe.settings.get("lr_schedule", "step" if recipe.lr_steps else None)
-    steps = f" after {', '.join(f'{100 * share:.3g}' for share in recipe.lr_steps)} % of the run" if recipe.lr_steps else ""
-    parts += [f"lr {shown(recipe.lr_at_256)} x batch_size / 256"] if recipe.lr_at_256 is not None else []
-    parts += [f"lr_schedule {'step' if recipe.lr_steps else schedule}{steps}"] if schedule else []
-    parts += [f"warm-up {100 * recipe.warmup:g} % of the run"] if recipe.warmup else []
-    parts += [f"ema_momentum {shown(recipe.ema_momentum)}"] if recipe.ema_momentum is not None else []
-    parts += [f"from {SMALL_IMAGES} px blur {shown(recipe.settings['blur'])}"] if any(recipe.settings.get("blur", ())) else []
+    if recipe.lr_at_256 is not None:
+        parts.append(f"lr {shown(recipe.lr_at_256)} x batch_size / 256")
+    if recipe.lr_steps:
+        steps = ", ".join(f"{100 * share:.3g}" for share in recipe.lr_steps)
+        parts.append(f"lr_schedule step after {steps} % of the run")
+    elif schedule := recipe.settings.get("lr_schedule"):
+        parts.append(f"lr_schedule {schedule}")
+    if recipe.warmup:
+        parts.append(f"warm-up {100 * recipe.warmup:g} % of the run")
+    if recipe.ema_momentum is not None:
+        parts.append(f"ema_momentum {shown(recipe.ema_momentum)}")
+    if any(blur := recipe.settings.get("blur", ())):
+        parts.append(f"from {SMALL_IMAGES} px blur {shown(blur)}")
     return ", ".join(parts)
 
 
