@@ -280,8 +280,14 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
 
 def method_defaults(name: object) -> Mapping[str, Any]:
     """The settings that a method brings without a protocol; none for a name that is not known."""
+    description = find_description(name)
+    return description.defaults if description else {}
+
+
+def find_description(name: object) -> Any:
+    """What the method of this name says of itself (`methods.base.Description`); None for a name that is not known."""
     method = registry.METHODS.get(name) if isinstance(name, str) else None
-    return method.description.defaults if method else {}
+    return method.description if method else None
 
 
 def settings_brought(values: Mapping[str, Any], width: float) -> Mapping[str, Any]:
@@ -291,10 +297,9 @@ def settings_brought(values: Mapping[str, Any], width: float) -> Mapping[str, An
     """
     fields = Config.model_fields
     name, protocol, *rest = (values.get(one, fields[one].default) for one in ("method", "protocol", *RECIPE_NEEDS))
-    method = registry.METHODS.get(name) if isinstance(name, str) else None
-    if method is None:
+    description = find_description(name)
+    if description is None:
         return {}
-    description = method.description
     if protocol == "uniform":
         encoder = values.get("encoder", fields["encoder"].default)
         return uniform(description.defaults, description.uniform, description.split, encoder, width)

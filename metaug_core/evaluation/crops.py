@@ -11,15 +11,9 @@ from torch import Tensor
 from metaug_core.config import Config
 from metaug_core.data.images import AnyImages
 from metaug_core.evaluation.probes import CMC
-from metaug_core.views.augmentation import Draws, plain, transform
+from metaug_core.views.augmentation import CROP_AND_FLIP, Draws, plain, transform
 
-# As CMC's and the authors' scripts have it: random resized crops and flips, and nothing else.
-CROPS = {
-    "crop_scale": (0.2, 1.0), "flip": 0.5,
-    "crop_ratio": 4 / 3, "rotation": 0.0, "jitter": 0.0, "grey": 0.0, "blur": (0.0,), "solarise": (0.0,), "mixup": 0.0,
-    "randaugment": 0.0,
-}  # fmt: skip
-NUMBERS = ("area", "ratio", "x", "y", "flip")  # of each image: all random numbers that `CROPS` needs
+NUMBERS = ("area", "ratio", "x", "y", "flip")  # of each image: all random numbers that a crop and a flip need
 SEED = 10_000  # of draw 0; the order of a probe's minibatches is of seed 0
 KEPT_BYTES = 2 * 2**30  # features of draws that are kept in memory
 
@@ -45,7 +39,7 @@ def read_images(images: AnyImages, config: Config, draw: int | None = None) -> I
     if draw is None:
         yield from (plain(pixels, config.image_size) for pixels in images.batches(parts))
         return
-    settings = config.model_copy(update=CROPS)
+    settings = config.model_copy(update=CROP_AND_FLIP)  # as CMC's and the authors' scripts have it
     numbers = draw_numbers(len(images), draw).to(images.labels.device).split([len(rows) for rows in parts], 1)
     for part, pixels in zip(numbers, images.batches(parts), strict=True):
         draws: Draws = dict(zip(NUMBERS, part, strict=True))

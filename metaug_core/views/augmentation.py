@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
+from metaug_core.recipes import AUGMENTATION
 from metaug_core.registry import VIEWS
 from metaug_core.runtime import distributed
 from metaug_core.views.color import (
@@ -33,6 +34,8 @@ from metaug_core.views.color import (
 )
 
 Draws = dict[str, Tensor]  # for each name below one number in [0, 1) per image, (B, 1, 1, 1)
+# CMC's crop and flip and nothing else, which is what a config has by default: changes for `Config.model_copy`.
+CROP_AND_FLIP = {name: Config.model_fields[name].default for name in AUGMENTATION}
 FACTORS = ("brightness", "contrast", "saturation")
 BLUR_SIGMA = (0.1, 2.0)  # px, as SimCLR's
 NAMES = """area ratio x y flip rotation brightness contrast saturation hue grey share partner kind1 kind2 sign1 sign2
@@ -121,28 +124,26 @@ def list_operations(config: Config) -> tuple[str, ...]:
 
 
 def choose_operation(draws: Draws, turn: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Kind (its place in OPERATIONS) and amount (+- magnitude / 30) of each image's first or second operation, turn 1 or 2."""
-    largest = config.randaugment / 30
+    """Kind (its place in `list_operations`) and amount (+- magnitude / 30) of each image's operation of turn 1 or 2."""
+    largest, operations = config.randaugment / 30, list_operations(config)
     amount = torch.where(draws[f"sign{turn}"] < 0.5, -largest, largest)
-    operations = list_operations(config)
-    place = (draws[f"kind{turn}"] * len(operations)).floor()
-    kind = torch.full_like(place, OPERATIONS.index("identity"))
-    for number, name in enumerate(operations):
-        kind = torch.where(place == number, OPERATIONS.index(name), kind)
-    return torch.where(draws[f"use{turn}"] < config.randaugment_probability, kind, OPERATIONS.index("identity")), amount
+    kind = (draws[f"kind{turn}"] * len(operations)).floor()
+    return torch.where(draws[f"use{turn}"] < config.randaugment_probability, kind, operations.index("identity")), amount
 
 
 def apply_geometric_operation(x: Tensor, y: Tensor, kind: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-    """Input points of a picture that is rotated, sheared from its upper left corner or moved, where `kind` is geometric."""
+    """Input points of a picture that is rotated, sheared from its upper left corner or moved, where `kind` is geometric: one of the
+    first operations of either list."""
     degrees, shear_x, shear_y, move_x, move_y = ((kind == i) * amount * m for i, m in enumerate(GEOMETRIC.values()))
     turned_x, turned_y = rotate(x, y, degrees)
     return turned_x + shear_x * (y + 1) + move_x, turned_y + shear_y * (x + 1) + move_y
 
 
-def apply_color_operation(rgb: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
-    """Apply each image's color operation."""
-    for number, change in enumerate(COLOR_OPERATIONS.values(), start=len(GEOMETRIC)):
-        rgb = apply_where(kind == number, change, rgb, amount)
+def apply_color_operation(rgb: Tensor, operations: Sequence[str], kind: Tensor, amount: Tensor) -> Tensor:
+    """Apply each image's color operation, where `kind` is the place of one in operations."""
+    for number, name in enumerate(operations):
+        if name in COLOR_OPERATIONS:
+            rgb = apply_where(kind == number, COLOR_OPERATIONS[name], rgb, amount)
     return rgb
 
 
@@ -178,7 +179,7 @@ def change_colors(rgb: Tensor, config: Config, draws: Draws, view: int = 0) -> T
 
     view: number of the view, whose probabilities of blur and solarisation hold. Mixup noise is DACL's (Verma et al. 2021)."""
     for turn in (1, 2) if config.randaugment else ():
-        rgb = apply_color_operation(rgb, *choose_operation(draws, turn, config))
+        rgb = apply_color_operation(rgb, list_operations(config), *choose_operation(draws, turn, config))
     if config.jitter:
         rgb = jitter(rgb, config, draws)
     if config.grey:

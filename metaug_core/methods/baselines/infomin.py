@@ -16,7 +16,7 @@ from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives.similarity import other_views
 from metaug_core.recipes import APART, JITTERED, SGD, Recipe
 from metaug_core.runtime import distributed
-from metaug_core.views.augmentation import make_views
+from metaug_core.views.augmentation import CROP_AND_FLIP, make_views
 
 PIECE = 64 / 85  # of a cell's side; theirs are 64 px of 85
 JIGSAW_CROP = (0.6, 1.0)  # area
@@ -49,8 +49,8 @@ class InfoMin(Method):
     q_jigsaw is of one more crop, of 0.6 to 1 of the image's area, flipped or not, with no change of colour. Of each of its 3 x 3
     cells a random piece is cut, 64/85 of the cell's side, so that pieces do not join, and the pieces are shuffled. They encode
     the pieces one by one; here they are put together again to one image, so that any encoder takes it and the branch costs one
-    pass and not nine. Defaults: jitter (1: 0.8, 0.8, 0.8, 0.2), grey, RandAugment(2, 10), MLP head, b 0.5, t 0.15; no blur, which
-    `views` has not.
+    pass and not nine. Defaults: jitter (1: 0.8, 0.8, 0.8, 0.2), grey, two operations of RandAugment at full strength, MLP head, b
+    0.5, t 0.15.
     """
 
     title = "InfoMin Aug."
@@ -115,11 +115,10 @@ class InfoMin(Method):
 
 
 def make_jigsaw_config(config: Config) -> Config:
-    """How the jigsaw's image is made: crop and flip, and every other augmentation at `Config`'s default, which is none. It is so
-    much larger than a view that a piece keeps the size of its pixels."""
+    """How the jigsaw's image is made: by crop and flip alone. It is so much larger than a view that a piece keeps the size of its
+    pixels."""
     side = min(LARGEST, round(config.image_size / PIECE))
-    return Config(method="supervised", image_size=side, views=config.views, independent=config.independent,
-                  crop_scale=JIGSAW_CROP, flip=0.5)  # fmt: skip
+    return config.model_copy(update={**CROP_AND_FLIP, "crop_scale": JIGSAW_CROP, "image_size": side})
 
 
 def draw_pieces(count: int, grid: int, generator: torch.Generator) -> Tensor:
