@@ -32,11 +32,11 @@ def one_sentence(faults: list[Any], known: Iterable[str]) -> str:
     kind, limits = fault["type"], fault.get("ctx", {})
     if isinstance(cause := limits.get("error"), Exception):  # of our own validators; those of the whole have no loc
         return str(cause)
-    first, *inner = fault["loc"]
-    if kind == "extra_forbidden":
+    first, *inner = fault["loc"] or [fault["input"]]  # of a name that is no UTF-8
+    if kind == "extra_forbidden" or not fault["loc"]:
         near = suggestion(first, known)
         return f"unknown setting {shown(first)}" + (near if "mean" in near else "; Config lists them all")
-    what = WORDS.get(kind.split("_")[0])
+    what = "is no UTF-8" if kind == "string_unicode" else WORDS.get(kind.split("_")[0])
     if kind in ("int_from_float", "int_parsing_size") or what is None:
         what = (
             fault["msg"].replace("Input should", "must").replace("must be a valid integer, got", "must be whole, not")

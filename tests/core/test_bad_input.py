@@ -44,6 +44,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"xyzzy": 1}, "unknown setting 'xyzzy'; Config lists them all"),
     ({"self": 1}, "unknown setting 'self'"),
     ({"bad\nname": 1}, r"unknown setting 'bad\nname'"),
+    ({"\udcff": 1, "epochs": 2}, r"unknown setting '\udcff'"),
+    ({"epochs": "\udcff"}, r"epochs: is no UTF-8, got '\udcff'"),
     ({"method": "metaugg"}, "unknown method 'metaugg'; did you mean 'metaug'?"),
     ({"method": ["metaug"]}, "method: must be a text, got ['metaug']"),
     ({"method": None}, "method: must be a text, got None"),
