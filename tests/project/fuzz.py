@@ -20,7 +20,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import torch
@@ -34,18 +34,56 @@ from metaug_workbook.jobs import papermill_runner
 
 SMALL = {"preset": "sketch", "train_images": "64", "epochs": "1", "batch_size": "16", "width": "0.05", "mag_hidden": "8",
          "feature_dim": "8", "bank_negatives": "16", "workers": "0", "device": "cpu"}  # fmt: skip
-HEAVY = {"image_size", "stored_size", "width", "epochs", "encoder", "keep_last", "mag_hidden", "head_hidden", "feature_dim",
-         "batch_size", "bank_negatives", "queue_size", "predictor_hidden", "prototypes", "dim_units", "mag_layers"}  # fmt: skip
+HEAVY = {"image_size", "stored_size", "width", "epochs", "mag_hidden", "head_hidden", "feature_dim", "batch_size", "bank_negatives",
+         "queue_size", "predictor_hidden", "prototypes", "dim_units"}  # fmt: skip
 TEXTS = [
     "", " ", "0", "-1", "1", "2", "0.5", "1.5", "nan", "inf", "-inf", "1e400", "1e-400", "-0", "9" * 30, "9" * 5000, "true",
     "False", "None", "null", "none", "all", "[]", "[1,2", "{}", "{'a': 1}", "'a'", '"', "1,2", "a,b", ",", "L,ab", "RGB", "RGB,RGB",
-    "٣", "１", "½", "0x10", "1_000", "$a_b$", "<b>x</b>", "%s %d", "{x}", "..", "../../outside", "/", "/dev/null", "/dev/full", "a/b",
-    "x" * 300, "x" * 5000, "a\nb", "\t", "\x1b[31m", "\udcff", "ä", "🙂", "--help", "-p", "auto", "cpu", "cuda", "mps", "metaug", "cmc",
-    "cmc+hard", "cmc+hard+hard", "+", "metaug+mag", "sgd", "cosine", "step", "own", "uniform", "quick", "paper", "shapes", "folder",
+    "٣", "１", "½", "0x10", "1_000", "$a_b$", "<b>x</b>", "%s %d", "{x}", "..", "../../outside", "/", "/dev/null", "/dev/full",
+    "a/b", "x" * 300, "x" * 5000, "a\nb", "\t", "\x1b[31m", "\udcff", "ä", "🙂", "--help", "-p", "auto", "cpu", "cuda", "metaug",
+    "cmc+hard", "cmc+hard+hard", "+", "metaug+mag", "sgd", "cosine", "step", "own", "uniform", "quick", "paper", "folder",
 ]  # fmt: skip
-COMMANDS = ["train", "train", "train", "runs", "report", "resume", "sweep", "sweep", "work", "download", "figures", "methods", "run"]  # fmt: skip
-IMAGE_NAMES = ["a.png", "b.jpg", "c.JPEG", "d.bmp", "e.webp", "f.txt", "Thumbs.db", ".hidden.png", "g", "ä b.png", "h.png.part", "i.tiff"]  # fmt: skip
-LEVELS = ["train", "test", "Train", "TEST", "training", "val", "valid", "images", "__MACOSX", ".ipynb_checkpoints", "x", "test "]  # fmt: skip
+VIEWS = ["L,ab", "L,ab,RGB", "RGB,RGB", "RGB", "Sobel,Lab", "Y,DbDr", "L,L,L"]
+NUMBERS = {int: ["1", "2", "3", "8", "16", "32"], float: ["0", "0.1", "0.5", "1", "2"], bool: ["true", "false"]}
+COMMANDS = ["train"] * 8 + [
+    "sweep",
+    "sweep",
+    "runs",
+    "report",
+    "resume",
+    "work",
+    "download",
+    "figures",
+    "methods",
+    "run",
+]
+IMAGE_NAMES = [
+    "a.png",
+    "b.jpg",
+    "c.JPEG",
+    "d.bmp",
+    "e.webp",
+    "f.txt",
+    "Thumbs.db",
+    ".hidden.png",
+    "g",
+    "ä b.png",
+    "h.png.part",
+]
+CLASSES = ["cat", "dog", "$a_b$", "ü", os.fsdecode(b"\xff\xfe"), "<i>", "a b", "__MACOSX", ".git", "x" * 200]
+LEVELS = [
+    "train",
+    "test",
+    "Train",
+    "TEST",
+    "training",
+    "val",
+    "valid",
+    "images",
+    "__MACOSX",
+    ".ipynb_checkpoints",
+    "test ",
+]
 
 
 # --- what is typed
@@ -53,95 +91,77 @@ LEVELS = ["train", "test", "Train", "TEST", "training", "val", "valid", "images"
 
 def pick_word(rng: random.Random, known: list[str]) -> str:
     """One that is known, one that is nearly known, or anything."""
-    word = rng.choice(known)
-    chance = rng.random()
-    if chance < 0.5:
+    word, chance = rng.choice(known), rng.random()
+    if chance < 0.8:
         return word
-    if chance < 0.7 and word:
+    if chance < 0.9 and word:
         place = rng.randrange(len(word))
         return word[:place] + rng.choice(["", "x", word[place] * 2]) + word[place + 1 :]
     return rng.choice(TEXTS)
 
 
+def suit(name: str) -> list[str]:
+    """Texts that a setting may take, if they are in its range and the others allow it."""
+    names = {"method": list(METHODS), "dataset": ["shapes"], "encoder": ["conv", "fc", "resnet18"], "views": VIEWS}
+    annotation = Config.model_fields[name].annotation
+    parts = [part for part in (annotation, *get_args(annotation)) if part is not None]
+    literal = [text for part in parts for text in get_args(part) if isinstance(text, str)]
+    numbers = [text for part in parts for text in NUMBERS.get(part, [])]
+    rates = [",".join(["0.5"] * len(parts[1:]))] if get_origin(annotation) is tuple else []
+    return names.get(name) or literal or [text for text in parts if isinstance(text, str)] or numbers or rates or ["x"]
+
+
 def pick_setting(rng: random.Random) -> tuple[str, str]:
-    """The name of a setting, and a text for it that may be right. Those that cost time or memory are refused or small."""
+    """The name of a setting, and a text for it: half of the time one that suits."""
     name = pick_word(rng, list(Config.model_fields))
-    text = rng.choice(TEXTS)
-    if name in HEAVY and text.strip().isdecimal() and int(text) > 64:
-        text = "8"
-    field = Config.model_fields.get(name)
-    if field is not None and rng.random() < 0.4:
-        text = str(field.default)
-    return (name, "0.05") if name == "width" and text not in ("nan", "-1", "") else (name, text)
-
-
-def type_settings(rng: random.Random, option: str) -> list[str]:
-    small = dict(SMALL)
-    for _ in range(rng.randrange(4)):
-        name, text = pick_setting(rng)
-        if name in small or rng.random() < 0.9:
-            small[name] = text
-    form = (
-        (lambda name, text: [option, name, text]) if option == "-p" else (lambda name, text: [option, f"{name}={text}"])
+    text = rng.choice(suit(name) if name in Config.model_fields and rng.random() < 0.5 else TEXTS)
+    dear = (
+        name in HEAVY and text.strip().replace(".", "").isdecimal() and float(text) > (0.05 if name == "width" else 32)
     )
-    return [word for name, text in small.items() for word in form(name, text)]
+    return name, SMALL.get(name, "16") if dear else text
+
+
+def type_settings(rng: random.Random, form: Callable[[str, str], list[str]]) -> list[str]:
+    """The words of settings of a small run, some of them changed."""
+    settings = SMALL | dict(pick_setting(rng) for _ in range(rng.randrange(4)))
+    return [word for name, text in settings.items() for word in form(name, text)]
 
 
 def type_command(rng: random.Random, folder: Path) -> list[str]:
     """The words after `metaug`."""
-    command = pick_word(rng, COMMANDS) if rng.random() < 0.15 else rng.choice(COMMANDS)
-    places = [
-        str(folder / "runs"),
-        str(folder / "a file"),
-        "/proc/x",
-        "/dev/null",
-        "",
-        str(folder / "ä $x$ 'q'"),
-        "x" * 300,
-    ]
-    runs_dir = ["--runs-dir", rng.choice(places) if rng.random() < 0.2 else places[0]]
+    command = pick_word(rng, COMMANDS)
+    places = [str(folder / "a file"), "/proc/x", "/dev/null", "", str(folder / "ä $x$ 'q'"), "x" * 300]
+    runs_dir = ["--runs-dir", rng.choice(places) if rng.random() < 0.1 else str(folder / "runs")]
+    surplus = [rng.choice(TEXTS)] if rng.random() < 0.05 else []
     if command == "train":
-        seeds = ["--seeds", rng.choice(TEXTS)] if rng.random() < 0.1 else []
-        return [command, *type_settings(rng, "-p"), *runs_dir, *seeds]
-    if command == "sweep":
+        seeds = ["--seeds", rng.choice(TEXTS)] if rng.random() < 0.05 else []
+        return [command, *type_settings(rng, lambda name, text: ["-p", name, text]), *runs_dir, *seeds, *surplus]
+    if command == "sweep":  # only listed: `train` is what trains
         axes = [
             f"{name}={text},{rng.choice(TEXTS)}" for name, text in (pick_setting(rng) for _ in range(rng.randrange(3)))
         ]
         words = [word for axis in axes for word in ("--grid", axis)]
-        options = [pick_word(rng, ["--dry-run", "--slurm", "--retry", "--augmented"])] if rng.random() < 0.3 else []
         for name in ("--measures", "--representations", "--notebook", "--name", "--workers", "--trials", "--seeds"):
-            if rng.random() < 0.15:
-                options += [name, rng.choice([*TEXTS, "knn", "probe_plain,knn", "untrained", "01_pretrain", "2"])]
+            if rng.random() < 0.1:
+                words += [name, rng.choice([*TEXTS, "knn", "probe_plain,knn", "untrained", "01_pretrain", "2"])]
+        settings = type_settings(rng, lambda name, text: ["--set", f"{name}={text}"])
+        return [command, *settings, *words, "--dry-run", *runs_dir, *surplus]
+    if command == "run":  # a run of a notebook takes half a minute: the last name ends it before
+        settings = type_settings(rng, lambda name, text: ["-p", name, text])
+        return [command, pick_word(rng, ["01_pretrain", "06_margins", "11_delta"]), *settings, "-p", "xyzzy", "1"]
+    if command == "download":  # nothing that would be fetched
         return [
             command,
-            *type_settings(rng, "--set"),
-            *words,
-            *options,
-            "--dry-run",
-            *runs_dir,
-        ]  # `train` is what trains
-    if command == "run":  # executing one takes half a minute: an unknown name among the parameters ends it before
-        return [
-            command,
-            pick_word(rng, ["01_pretrain", "06_margins", "11_delta"]),
-            *type_settings(rng, "-p"),
-            "-p",
-            "xyzzy",
-            "1",
-        ]
-    arguments = [
-        pick_word(rng, ["shapes", "cifar10", "folder", str(folder), "01_pretrain", "06", ""])
-        for _ in range(rng.randrange(3))
-    ]
-    if command == "download":
-        arguments = [
-            rng.choice([one for one in TEXTS if one not in ("cmc",)] + ["shapes", "folder"]),
+            pick_word(rng, ["shapes", "folder", "cifar-10", "imagenet"]),
             "--data-dir",
             str(folder),
+            *surplus,
         ]
     if command == "figures":
-        arguments += ["--folder", str(folder / "figures"), "--out", str(folder / "out")]
-    return [command, *arguments, *(runs_dir if command in ("runs", "report", "resume", "run") else [])]
+        return [command, *surplus, "--folder", str(folder / "figures"), "--out", str(folder / "out")]
+    if command in ("report", "resume"):
+        return [command, pick_word(rng, ["shapes", str(folder), "x" * 300]), *runs_dir, *surplus]
+    return [command, *(runs_dir if command == "runs" else [str(folder)] if command == "work" else []), *surplus]
 
 
 def try_command(rng: random.Random, folder: Path) -> None:
@@ -162,8 +182,8 @@ def pick_object(rng: random.Random, depth: int = 0) -> Any:
     """A value of any kind, as a program may hand it over."""
     simple: list[Any] = [
         *TEXTS, None, True, 0, 1, 7, -3, 0.5, float("nan"), float("inf"), 2**31, 10**30, 1j, b"x", Decimal("0.1"), Fraction(1, 3),
-        np.float32(0.5), np.int64(3), np.array([1, 2]), torch.tensor(3), torch.tensor([0.1, 0.2]), Path("x"), range(3), object(), len, type,
-        {1, 2}, frozenset({"L", "ab"}), {"L": 1}.keys(), iter("ab"), (c for c in "ab"), Ellipsis, np.datetime64("2020"), bytearray(b"y"),
+        np.float32(0.5), np.int64(3), np.array([1, 2]), torch.tensor(3), torch.tensor([0.1, 0.2]), Path("x"), range(3), object(), len,
+        {1, 2}, frozenset({"L", "ab"}), {"L": 1}.keys(), iter("ab"), (c for c in "ab"), Ellipsis, bytearray(b"y"), type,
     ]  # fmt: skip
     if depth < 2 and rng.random() < 0.3:
         parts = [pick_object(rng, depth + 1) for _ in range(rng.randrange(5))]
@@ -239,8 +259,7 @@ def make_images(rng: random.Random, folder: Path) -> None:
     folder.mkdir()
     levels = ["train", "test"] if rng.random() < 0.6 else [rng.choice(LEVELS) for _ in range(rng.randrange(4))]
     for level in dict.fromkeys(levels):
-        classes = ["cat", "dog", "$a_b$", "ü", os.fsdecode(b"\xff\xfe"), "<i>", "a b", "__MACOSX", ".git", "x" * 200]
-        for name in ["cat", "dog"] if rng.random() < 0.5 else rng.sample(classes, rng.randrange(4)):
+        for name in ["cat", "dog"] if rng.random() < 0.5 else rng.sample(CLASSES, rng.randrange(4)):
             place = folder / level / name
             if rng.random() < 0.1:
                 place /= "deeper"
@@ -406,8 +425,8 @@ def fault(case: dict[str, Any]) -> str | None:
         return "a traceback"
     if code == 0 and not case["stdout"]:
         return "nothing done, nothing said"
-    if code and not (said and said[-1].startswith("metaug: ")):
-        return "no sentence"
+    if code and [line.startswith("metaug: ") for line in said if "step/s" not in line] != [True]:
+        return "not one sentence"
     return None
 
 
