@@ -119,27 +119,33 @@ def _cifar_batch(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
     return images, check_labels(labels, 100 if fine else 10, path)
 
 
+def list_cifar(root: Path, fine: bool) -> list[Path]:
+    """The files with the images of CIFAR-10 or CIFAR-100 below `root`, that of the test last: the binary version if it is there."""
+    names = ["train", "test"] if fine else [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    binary = root / ("cifar-100-binary" if fine else "cifar-10-batches-bin")
+    if binary.is_dir():
+        return [binary / f"{name}.bin" for name in names]
+    return [root / ("cifar-100-python" if fine else "cifar-10-batches-py") / name for name in names]
+
+
 def read_cifar(root: Path, fine: bool) -> tuple:
     """CIFAR-10, or (fine) CIFAR-100 with its fine labels, below `root`: the binary version if it is there, else Python's."""
-    if fine:
-        binary, python, files = "cifar-100-binary", "cifar-100-python", ["train", "test"]
-        key, meta, text = "fine_label", "meta", "fine_label_names.txt"
+    files = list_cifar(root, fine)
+    folder, key = files[0].parent, "fine_label" if fine else "label"
+    if files[0].suffix == ".bin":
+        classes = read_lines(folder / ("fine_label_names.txt" if fine else "batches.meta.txt"))
     else:
-        binary, python = "cifar-10-batches-bin", "cifar-10-batches-py"
-        files = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
-        key, meta, text = "label", "batches.meta", "batches.meta.txt"
-    folder = root / binary
-    if folder.is_dir():
-        files = [f"{file}.bin" for file in files]
-        classes = read_lines(folder / text)
-    else:
-        folder = root / python
-        names = read_pickle(folder / meta).get(f"{key}_names", [])
+        names = read_pickle(folder / ("meta" if fine else "batches.meta")).get(f"{key}_names", [])
         classes = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-    *train, (test, test_labels) = [_cifar_batch(folder / file, f"{key}s") for file in files]
+    *train, (test, test_labels) = [_cifar_batch(file, f"{key}s") for file in files]
     if len(classes) != (100 if fine else 10):
         raise DataError(f"{folder} names {len(classes)} classes, not {100 if fine else 10}")
     return [images for images, _ in train], np.concatenate([labels for _, labels in train]), test, test_labels, classes
+
+
+def list_stl10(root: Path) -> list[Path]:
+    """The files with the images and labels of STL-10 below `root`."""
+    return [root / "stl10_binary" / f"{part}.bin" for part in ("train_X", "train_y", "unlabeled_X", "test_X", "test_y")]
 
 
 def read_stl10(root: Path) -> tuple:
@@ -249,7 +255,7 @@ class ImageFolders:
         """Say how many files were skipped, and why."""
         if self.skipped.total():
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common(6) if count)
-            warnings.warn(f"{self.root}: {self.skipped.total()} files are skipped: {reasons}", stacklevel=3)
+            warnings.warn(f"files skipped in {self.root}: {reasons}", stacklevel=3)
 
 
 def find_name(names: Sequence[str], known: Sequence[str]) -> str | None:
