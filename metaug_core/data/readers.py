@@ -224,9 +224,10 @@ class ImageFolders:
         places = [sorted({os.path.dirname(path) for path in paths}) for paths in images]
         deep = [below for below in places if len(below) > 1]
         if deep and not any(str(folder / name) in below for name, below in zip(classes, places, strict=True)):
+            one, other = (os.path.relpath(place, self.root) for place in deep[0][:2])
             raise DataError(
-                f"{folder}: the images lie a level too deep, in {deep[0][0]} and {deep[0][1]}: {folder / 'CLASS'} is expected to "
-                f"hold them, or {self.root / 'train' / 'CLASS'} and {self.root / 'test' / 'CLASS'}"
+                f"{self.root}: the images lie a level too deep, in {one} and {other}; they are expected in folders CLASS, or in "
+                "train/CLASS and test/CLASS"
             )
         labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in images])
         return [path for paths in images for path in paths], labels
@@ -254,7 +255,7 @@ class ImageFolders:
     def warn(self) -> None:
         """Say how many files were skipped, and why."""
         if self.skipped.total():
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common(6) if count)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common(10) if count)
             warnings.warn(f"files skipped in {self.root}: {reasons}", stacklevel=3)
 
 

@@ -267,16 +267,16 @@ def measure_representation(
 def represent_images(
     name: str, networks: nn.Module, mag: nn.Module | None, config: Config, images: AnyImages, draw: int | None = None
 ) -> Labelled:
-    """One representation of all images, with their labels."""
+    """One representation of all images, with their labels. MetaugError if it is not finite."""
     if name == "raw pixels":
         x = raw_pixels(images, config, draw)
     elif name == AUGMENTED:
         x = embeddings(networks, images, config, mag, draw).transpose(0, 1).flatten(1)
     else:
         x = features(networks, images, config, draw)
-    if wrong := int((~x.isfinite().all(1)).sum()):
+    if wrong := int((~x.norm(dim=1).isfinite()).sum()):
         raise MetaugError(
-            f"{name}: the features of {wrong} of {len(x)} images are not finite in {config.name()}; nothing is stored"
+            f"{name}: the features of {wrong} of {len(x)} images are NaN, infinite or too large for their norm in {config.name()}"
         )
     return Labelled(x, images.labels)
 

@@ -36,7 +36,7 @@ def check(run: Run, data: Mapping[str, Any]) -> None:
     asked, used = run.config.train_images or 0, kept.get("pretrain", math.inf) + kept.get("val", 0)
     if used < asked and not run.config.fewer_images:  # it was trained with a preset's number
         raise DataError(
-            f"train_images {asked} is more than the {used} images of run {run.path.name}; a preset takes what there is"
+            f"train_images {asked} is more than the {used} images of run {run.path.name}; train_images all takes all of them"
         )
 
 
