@@ -28,10 +28,9 @@ def check(run: Run, data: Mapping[str, Any]) -> None:
     if not isinstance(kept, dict):
         raise StoreError(f"{file} does not hold a record of images")
     if any(kept[name] != data[name] for name in kept.keys() & data.keys() if data[name] is not None):
-        where = f"{run.config.dataset} in {run.config.data_dir}"
         raise DataError(
-            f"run {run.path.name} is of other data: it was trained on {describe(kept)}, and {where} is {describe(data)}; "
-            "give these a runs_dir of their own, or the run its former data_dir"
+            f"run {run.path.name} is of other data: it was trained on {describe(kept)}, and the images of "
+            f"{run.config.dataset} now are {describe(data)}; give these a runs_dir of their own, or the run its former data_dir"
         )
     asked, used = run.config.train_images or 0, kept.get("pretrain", math.inf) + kept.get("val", 0)
     if used < asked and not run.config.fewer_images:  # it was trained with a preset's number
