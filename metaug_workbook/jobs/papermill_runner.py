@@ -108,6 +108,7 @@ def check_parameters(
     named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
     config = build_config(named | further)
     dumped = config.model_dump(mode="json", include=set(further))
+    dumped = {name: ALL if value is None else value for name, value in dumped.items()}  # a None would be the preset's
     values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
     return values, config if "seed" in known else None
 

@@ -96,6 +96,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"inner_lr": math.inf}, "inner_lr: must be finite, got inf"),
     ({"momentum": 1}, "momentum: must be less than 1, got 1"),
     ({"seed": 2**40}, "seed: must be less than 2147483648"),
+    ({"train_images": "al"}, "train_images: must be a whole number, got 'al'"),
     ({"train_images": 0}, "train_images: must be greater than 0, got 0"),
     ({"device": "gpu"}, "device: must be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"),
     # contradictory
