@@ -80,7 +80,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     """Share of the labelled training images held out for the kNN monitor and for choosing; 0: none, no monitor."""
     storage: Literal["auto", "device", "stream"] = "auto"
     """Whole data set as uint8 on the device, or decoded by workers as it is needed; auto: device up to 8 GB."""
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Threads or processes that decode images."""
 
     # --- views

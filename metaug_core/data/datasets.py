@@ -38,6 +38,7 @@ from metaug_core.data.images import (
     read_all,
 )
 from metaug_core.registry import DATASETS
+from metaug_core.runtime.device import explain_memory
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
 SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
@@ -228,6 +229,8 @@ def read_raw(config: Config) -> RawSplits:
     labels = to_labels(raw.train_labels, train.shape[0], in_train)
     test_labels = to_labels(raw.test_labels, test.shape[0], in_test)
     seen = np.unique(labels[labels >= 0])
+    if len(seen) < 2:
+        raise DataError(f"{in_train}: the images are of fewer than two classes")
     if raw.classes is None and len(seen) and seen[-1] >= len(seen):
         numbers = ", ".join(map(str, seen[:5])) + (", ..." if len(seen) > 5 else "")
         raise DataError(
@@ -237,8 +240,6 @@ def read_raw(config: Config) -> RawSplits:
     classes = tuple(map(str, seen if raw.classes is None else raw.classes))
     readers.check_labels(labels, len(classes), in_train, lowest=-1)
     readers.check_labels(test_labels, len(classes), in_test)
-    if len(seen) < 2:
-        raise DataError(f"{in_train}: the images are of fewer than two classes")
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"{config.dataset}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
     return RawSplits(train, labels, test, test_labels, classes)
@@ -251,6 +252,7 @@ def is_streamed(config: Config, size: int, device: torch.device) -> bool:
     return size > ON_DEVICE or (device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2)
 
 
+@explain_memory()
 def load(config: Config, device: torch.device | str = "cpu") -> Splits:
     """The splits of config.dataset on the device, or streaming to it (config.storage). Raises DataError."""
     raw, device = read_raw(config), torch.device(device)

@@ -20,7 +20,7 @@ from metaug_core.data.images import DataError, explain_os_errors, read_bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "dev")  # the earliest counts
 # What systems put beside the images, in lower case; folders and files with a dot in front are skipped too.
-SYSTEM_FOLDERS = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "thumbs.db",
+SYSTEM_FILES = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "thumbs.db",
                   "desktop.ini", "__pycache__"}  # fmt: skip
 # What a pickle names to describe a numpy array. None of it is called: harmless things stand in for it.
 ARRAY_NAMES = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
@@ -180,17 +180,19 @@ class ImageFolders:
     def skip_folder(self, path: str) -> None:
         self.skipped[f"in {os.path.basename(path)}"] += sum(len(files) for *_, files in os.walk(path))
 
-    def scan(self, folder: str | Path) -> Iterator[os.DirEntry[str]]:
-        """What is in a folder, by name, without what is hidden or belongs to a system. DataError if it cannot be read."""
+    def scan(self, folder: str | Path) -> Iterator[tuple[str, bool]]:
+        """Name by name what is in a folder, and whether it is one, without what is hidden or belongs to a system.
+
+        DataError if it cannot be read.
+        """
         with explain_os_errors(folder), os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS:
-                    if entry.is_dir():
-                        self.skip_folder(entry.path)
-                    else:
-                        self.skipped["hidden"] += 1
+                if not entry.name.startswith(".") and entry.name.casefold() not in SYSTEM_FILES:
+                    yield entry.name, entry.is_dir()
+                elif entry.is_dir():
+                    self.skip_folder(entry.path)
                 else:
-                    yield entry
+                    self.skipped["hidden"] += 1
 
     def is_image(self, name: str) -> bool:
         """Whether a file is an image by its ending; counted if it is not."""
@@ -203,10 +205,10 @@ class ImageFolders:
         """The sorted names of the folders in a folder; DataError if there are none."""
         self.owners[os.path.realpath(folder)] = None
         names = []
-        for entry in self.scan(folder):
-            if entry.is_dir():
-                names.append(entry.name)
-            elif self.is_image(entry.name):
+        for name, is_folder in self.scan(folder):
+            if is_folder:
+                names.append(name)
+            elif self.is_image(name):
                 self.skipped["outside the folders of classes"] += 1
         if not names:
             raise DataError(f"{folder} has no folders, one for each class")
@@ -245,11 +247,11 @@ class ImageFolders:
             if real in self.owners:  # a second link to it, or one to a folder above
                 continue
             self.owners[real] = top
-            for entry in self.scan(folder):
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif self.is_image(entry.name):
-                    paths.append(entry.path)
+            for name, is_folder in self.scan(folder):
+                if is_folder:
+                    folders.append(os.path.join(folder, name))
+                elif self.is_image(name):
+                    paths.append(os.path.join(folder, name))
         return sorted(paths)
 
     def warn(self) -> None:
@@ -278,7 +280,7 @@ def read_folder(root: Path) -> tuple:
         split = train_name or (root / "train").exists() or {name.casefold() for name in names} <= {*TEST}
     if split:
         train, test = root / (train_name or "train"), root / (test_name or "test")
-        for name in {*names} - {train.name, test.name}:
+        for name in sorted({*names} - {train.name, test.name}):
             folders.skip_folder(str(root / name))
         classes = folders.list_classes(train)
         if odd := sorted(set(classes) ^ set(folders.list_classes(test))):

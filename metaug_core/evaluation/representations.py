@@ -27,7 +27,7 @@ from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, 
 from metaug_core.methods.base import initial_networks
 from metaug_core.runs import data
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
+from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
 from metaug_core.views.augmentation import plain, split
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 2048, 512  # for BatchNorm's statistics of training images
@@ -163,6 +163,7 @@ def mag_moved(run: Run) -> float | None:
 # --- evaluation of a run
 
 
+@explain_memory()
 def evaluate(
     run: Run,
     split: str = "test",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metaug_core.config import ConfigError
+from metaug_core.errors import MetaugError
 
 T = TypeVar("T")
 
@@ -81,6 +82,20 @@ def read_limits(root: Path, controller: str, name: str) -> list[str]:
                 with suppress(OSError):
                     limits[folder] = (folder / name).read_text().strip()
     return list(limits.values())
+
+
+@contextmanager
+def explain_memory() -> Iterator[None]:
+    """Context manager: a tensor for which there is no memory is a MetaugError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeErrors of several kinds
+        text = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(word in text for word in ("allocate", "overflowed")):
+            raise
+        raise MetaugError(
+            f"there is not enough memory: {text[-160:]}; smaller networks, banks or minibatches need less"
+        ) from None
 
 
 # --- number formats

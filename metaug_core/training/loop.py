@@ -20,7 +20,7 @@ from metaug_core.errors import MetaugError, Paused
 from metaug_core.registry import METHODS
 from metaug_core.runs import data, store
 from metaug_core.runtime import distributed
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
+from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
 from metaug_core.training import checkpoint, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
@@ -67,6 +67,7 @@ def fit_trials(
     return runs
 
 
+@explain_memory()
 def attempt(
     configs: Sequence[Config], report: Reporter | None = None, splits: datasets.Splits | None = None
 ) -> tuple[list[store.Run], dict[str, MetaugError]]:

@@ -116,7 +116,7 @@ def test_the_modifier_oucl_does_not_ask_for_a_temperature():
 
 ELSEWHERE = {"device": "auto", "graphs": "off", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
              "checkpoint_minutes": 1.0, "tensorboard": True, "log_every": 3, "monitor_every": 2,
-             "protocol": "uniform"}  # fmt: skip
+             "protocol": "uniform", "fewer_images": True}  # fmt: skip
 
 
 def test_where_and_how_fast_and_how_often_one_looks_is_not_in_the_name():

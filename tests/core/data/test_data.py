@@ -588,6 +588,11 @@ def test_folder_faults(tmp_path: Path):
     refused("half/test is missing", read(tmp_path / "half"))
     image_folder(tmp_path / "other", ("test",), {"cat": 2, "dog": 2})
     refused("other/train is missing", read(tmp_path / "other"))
+    for link in ("train/dog/round", "train/dog/round.png"):
+        image_folder(tmp_path / "links", ("train", "test"), {"cat": 2, "dog": 2})
+        (tmp_path / "links" / link).symlink_to(tmp_path / "links" / link)
+        refused(f"links/{link} cannot be read: ", read(tmp_path / "links"))
+        (tmp_path / "links" / link).unlink()
     image_folder(tmp_path / "alone", ("",), {"cat": 2, "dog": 1})
     refused("alone/dog has one image", read(tmp_path / "alone"))
     (tmp_path / "other/train").write_text("x")

@@ -619,7 +619,10 @@ def test_splits_of_another_config_are_refused(tiny, change, sentence):
 def test_splits_that_say_nothing_of_themselves_are_taken(tiny, tmp_path):
     loaded, config = datasets.load(tiny()), tiny(val_fraction=0.2)
     by_hand = datasets.Splits(loaded.pretrain, loaded.train, loaded.val, loaded.test)
-    assert fit(config, quiet, by_hand).finished
+    run = fit(config, quiet, by_hand)
+    assert run.finished
+    with pytest.raises(MetaugError, match=r"is of other data: it was trained on \(pretrain 90, .* are \(pretrain 80, "):
+        evaluate(run, "val", measures=("knn",))  # 20 images, of which it was trained on some
     settings = tiny(storage="device", batch_size=8, runs_dir=tmp_path / "other")  # the same images
     assert fit(settings, quiet, loaded).finished
 
