@@ -20,8 +20,8 @@ from metaug_core.data.images import DataError, explain_os_errors, read_bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation", "dev")  # the earliest counts
 # What systems put beside the images, in lower case; folders and files with a dot in front are skipped too.
-SYSTEM_FILES = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "thumbs.db",
-                  "desktop.ini", "__pycache__"}  # fmt: skip
+SYSTEM_FILES = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "#snapshot",
+                "thumbs.db", "desktop.ini", "__pycache__"}  # fmt: skip
 # What a pickle names to describe a numpy array. None of it is called: harmless things stand in for it.
 ARRAY_NAMES = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
                ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}  # fmt: skip
@@ -283,6 +283,8 @@ def read_folder(root: Path) -> tuple:
         for name in sorted({*names} - {train.name, test.name}):
             folders.skip_folder(str(root / name))
         classes = folders.list_classes(train)
+        if not test.exists():
+            raise DataError(f"{test} is missing, and so are {', '.join(TEST[1:])}, of which one would do")
         if odd := sorted(set(classes) ^ set(folders.list_classes(test))):
             raise DataError(f"{train} and {test} differ in classes: only one of them has {odd[0]!r}")
         parts = *folders.list_images(train, classes), *folders.list_images(test, classes)

@@ -157,12 +157,13 @@ CONTAINERS = {  # files below the root -> cores, bytes
 
 
 @pytest.mark.parametrize(("files", "cores", "memory"), CONTAINERS.values(), ids=CONTAINERS)
-def test_the_limits_of_a_container_are_seen(tmp_path, files, cores, memory):
+def test_the_limits_of_a_container_are_seen(tmp_path, monkeypatch, files, cores, memory):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(48), raising=False)
     for name, text in files.items():
         file = tmp_path / ("proc/self/cgroup" if name == "proc" else f"sys/fs/cgroup/{name}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text + "\n")
-    assert device.count_cores(tmp_path) == min(cores, len(os.sched_getaffinity(0)))
+    assert device.count_cores(tmp_path) == min(cores, 48)
     assert device.limit_memory(tmp_path) == memory
 
 
