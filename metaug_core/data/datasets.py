@@ -69,7 +69,7 @@ class RawSplits(NamedTuple):
     classes: Sequence[str] | None = None  # names by label; None: the numbers
 
 
-IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction")  # settings
+IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "fewer_images", "val_fraction")  # settings
 
 
 @dataclass(frozen=True)
