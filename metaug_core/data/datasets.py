@@ -69,7 +69,15 @@ class RawSplits(NamedTuple):
     classes: Sequence[str] | None = None  # names by label; None: the numbers
 
 
-IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "fewer_images", "val_fraction")  # settings
+IMAGES = (
+    "dataset",
+    "data_dir",
+    "image_size",
+    "stored_size",
+    "train_images",
+    "fewer_images",
+    "val_fraction",
+)  # settings
 
 
 @dataclass(frozen=True)
@@ -86,18 +94,14 @@ class Splits:
     @cached_property
     def data(self) -> dict[str, Any]:
         """What the images are, JSON-ready, for `runs.data`: counts, and a digest of their files or of the images themselves."""
-        val = () if self.val is None else (self.val,)
+        parts = [part for part in (self.pretrain, self.val, self.test) if part is not None]
         counts = {
             "pretrain": len(self.pretrain),
             "train": len(self.train),
-            "val": sum(map(len, val)),
+            "val": len(self.val or ()),
             "test": len(self.test),
         }
-        digest = (
-            {"images": digest_images(self.pretrain, *val, self.test)}
-            if self.source is None
-            else {"source": self.source}
-        )
+        digest = {"source": self.source} if self.source else {"images": digest_images(*parts)}
         return counts | {"classes": len(self.train.classes)} | digest
 
 
@@ -140,7 +144,8 @@ def digest_images(*parts: AnyImages) -> str:
 def digest_source(config: Config, raw: RawSplits | None = None) -> str | None:
     """What a data set is read from, found without reading an image: `digest_files`, or that it is drawn.
 
-    raw: what was read (`read_raw`). None: cannot be told so, of a loader of the user's own. Raises DataError if files are missing.
+    raw: what was read (`read_raw`), if it was. Returns None for arrays of a user's own, or where only the user's own loader could
+    tell. Raises DataError if files are missing.
     """
     own = DATASETS.added(config.dataset)
     if not own and config.dataset in LISTS:
@@ -231,7 +236,7 @@ def read_raw(config: Config) -> RawSplits:
     seen = np.unique(labels[labels >= 0])
     if len(seen) < 2:
         raise DataError(f"{in_train}: the images are of fewer than two classes")
-    if raw.classes is None and len(seen) and seen[-1] >= len(seen):
+    if raw.classes is None and seen[-1] >= len(seen):
         numbers = ", ".join(map(str, seen[:5])) + (", ..." if len(seen) > 5 else "")
         raise DataError(
             f"{in_train}: labels must be 0..{len(seen) - 1}, a number for each class, and these are {numbers}; number them so, or "
