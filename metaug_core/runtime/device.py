@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,8 +94,10 @@ def explain_memory() -> Iterator[None]:
         text = " ".join(str(error).split())
         if not isinstance(error, MemoryError) and not any(word in text for word in ("allocate", "overflowed")):
             raise
+        size = re.search(r"tried to allocate [0-9.]+ \w+", text, re.IGNORECASE)
+        what = size[0].lower() if size else text[:100]
         raise MetaugError(
-            f"there is not enough memory: {text[-160:]}; smaller networks, banks or minibatches need less"
+            f"there is not enough memory: {what}; smaller networks, banks or minibatches need less"
         ) from None
 
 

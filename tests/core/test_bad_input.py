@@ -189,7 +189,7 @@ LOADERS: list[tuple[Any, dict[str, Any], str]] = [
         "train_images 500 is more than the 100 training images of bad",
     ),
     (lambda config: (*images(20), *images()), {"val_fraction": 0.001}, "val_fraction 0.001 of 20 images of bad"),
-    (lambda config: torch.empty(2**50), {}, "there is not enough memory: "),
+    (lambda config: torch.empty(2**50), {}, "there is not enough memory: tried to allocate 4503599627370496 bytes; "),
     (lambda config: torch.empty(2**40, 2**40), {}, "there is not enough memory: "),
     (lambda config: (["/nowhere/a.png"] * 50, images(50)[1], *images()), {}, "/nowhere/a.png is missing"),
 ]
