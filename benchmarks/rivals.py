@@ -10,7 +10,6 @@ their queues; the figure is images per second, the median over rounds. (The thir
 """
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -32,7 +31,7 @@ from torchvision import transforms
 from metaug_core import ENCODERS, VIEWS, Config
 from metaug_core.data.datasets import Images
 from metaug_core.networks.encoders import output_dim
-from metaug_core.runtime.device import keep_freed_memory
+from metaug_core.runtime.device import count_cores, keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import make_noise
 
@@ -179,7 +178,7 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, help="of the published recipe at 224 px; lightly's is four times that at 32 px"
     )
-    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
+    parser.add_argument("--workers", type=int, default=min(16, count_cores()))
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = pick_device(args.device)

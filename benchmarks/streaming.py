@@ -9,7 +9,6 @@ decoding takes its share of the cores. Each number of workers has its turn withi
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ from torch import Tensor
 from metaug_core import Config
 from metaug_core.data import datasets
 from metaug_core.data.datasets import StreamedImages
-from metaug_core.runtime.device import keep_freed_memory
+from metaug_core.runtime.device import count_cores, keep_freed_memory
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import make_noise
 
@@ -125,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     args.width, args.batch = args.width or default(device, 1.0, 0.25), args.batch or default(device, 64, 16)
-    args.steps, most = args.steps or default(device, 30, 8), os.cpu_count() or 1
+    args.steps, most = args.steps or default(device, 30, 8), count_cores()
     args.workers = args.workers or sorted({0, 1, 2, min(4, most), most // 2, min(16, most)})
     with tempfile.TemporaryDirectory() as folder:
         size = pictures(Path(folder), args.images)
@@ -134,7 +133,7 @@ def main() -> None:
                         device=args.device)  # fmt: skip
         rows = measure(config, args.workers, args.rounds, args.steps, device)
     print(f"conv x {args.width}, {args.method}, 224 px, batch {args.batch}; {args.images} JPEGs of {size / 1e3:.0f} KB; "
-          f"{os.cpu_count()} cores; medians of {args.rounds} rounds of {args.steps} steps")  # fmt: skip
+          f"{count_cores()} cores; medians of {args.rounds} rounds of {args.steps} steps")  # fmt: skip
     print(table(rows, **{"workers": "{workers}", "decoding alone, images/s": "{decoded_per_second:.0f}",
                          "step, at hand": "{at_hand_per_second:.0f}", "step, streamed": "{streamed_per_second:.0f}",
                          "waits": "{waited_share:.0%}", "step slower by": "{step_slower:.2f}"}))  # fmt: skip

@@ -33,6 +33,7 @@ from metaug_core.settings import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+ALL = "all"  # of train_images, as a text; None among a notebook's parameters means the preset's
 HOME = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # the checkout, or where the user works
 
 # Raised when the same settings give other numbers, or when a default is another (tests/core/test_identity.py).
@@ -42,13 +43,18 @@ EVALUATION_VERSION = 2
 # Where and how fast a run is computed and how often one looks, not what it computes: these do not enter a run's name. Of a
 # protocol, the settings that it brings do.
 NOT_IDENTITY = {"device", "graphs", "runs_dir", "data_dir", "workers", "storage", "checkpoint_minutes", "tensorboard", "log_every",
-                "monitor_every", "protocol"}  # fmt: skip
+                "monitor_every", "protocol", "fewer_images"}  # fmt: skip
 RECIPE_NEEDS = ("epochs", "batch_size", "image_size")  # to scale a recipe
 IN_EVERY_NAME = {"dataset", "method", "encoder", "seed"}
 
 
 class ConfigError(MetaugError):
     """A setting is unknown, ill-typed, out of range or contradicts another."""
+
+
+def find_folder(variable: str, default: Path) -> Path:
+    """The folder that a variable of the environment names; the default if it is not set, or empty."""
+    return Path(os.environ.get(variable) or default).expanduser()
 
 
 class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, ProjectionSettings):
@@ -59,19 +65,22 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     # --- data
     dataset: str = "shapes"
     """shapes, cifar10, cifar100, stl10, tiny-imagenet, imagenet, or folder (then data_dir is the image folder)."""
-    data_dir: Path = Path(os.environ.get("METAUG_DATA", HOME / "data"))
+    data_dir: Path = find_folder("METAUG_DATA", HOME / "data")
     """Where downloaded data sets lie; for `folder`, the folder with train/CLASS/* and test/CLASS/* itself."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the views that the encoders see, in pixels."""
     stored_size: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Side to which images of any size (folder, imagenet) are resized when read; None: image_size."""
     train_images: Positive | None = None
-    """How many training images to use, drawn evenly with the seed of the data (0); None: all."""
+    """How many training images to use, drawn evenly with the seed of the data (0); all or None: all."""
+    fewer_images: bool = False
+    """Take all images of a data set that has fewer than train_images, instead of refusing it. Presets do; a number of one's own is
+    asked for as it stands."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the labelled training images held out for the kNN monitor and for choosing; 0: none, no monitor."""
     storage: Literal["auto", "device", "stream"] = "auto"
     """Whole data set as uint8 on the device, or decoded by workers as it is needed; auto: device up to 8 GB."""
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Threads or processes that decode images."""
 
     # --- views
@@ -164,7 +173,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     graphs: Literal["auto", "forked", "off"] = "auto"
     """auto: on CUDA a step is captured once as a graph and replayed; forked: in it the views' encoders run side by side (not yet
     measured on a GPU); off: every kernel is launched by itself."""
-    runs_dir: Path = Path(os.environ.get("METAUG_RUNS", HOME / "runs"))
+    runs_dir: Path = find_folder("METAUG_RUNS", HOME / "runs")
     """Folder of all runs."""
     log_every: Positive = 20
     """Steps between two rows of metrics."""
@@ -191,6 +200,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     @classmethod
     def over(cls, preset: Mapping[str, Any], given: Mapping[str, Any]) -> "Config":
         """What is given on top of what method and protocol bring, and these on top of a preset's values."""
+        given = demand_images(given)
         brought = settings_brought({**preset, **given}, preset.get("width", cls.model_fields["width"].default))
         config = cls(**{**preset, **brought, **given})
         config._preset, config._given = preset, given
@@ -213,6 +223,11 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
             raise ValueError(f"{info.field_name}: {fault}")
         return value
 
+    @field_validator("train_images", mode="before")
+    @classmethod
+    def _all(cls, value: Any) -> Any:
+        return None if value == ALL else value
+
     @field_validator("dataset", "encoder", "method", "views")
     @classmethod
     def _known(cls, value: Any, info) -> Any:
@@ -231,7 +246,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     def replace(self, /, **changes: Any) -> "Config":
         """A copy with these settings changed and everything checked again. Another method comes with its own defaults: those of the
         old one go, and what was given or is a preset's stays as `preset` would have it."""
-        return type(self).over(self._preset, {**self._given, **changes})
+        return type(self).over(self._preset, {**self._given, **demand_images(changes)})
 
     def idle(self, name: str) -> str | None:
         """Why this setting changes nothing in the run, in a sentence; None: it can."""
@@ -276,6 +291,11 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.dataset}-{self.method}-{self.encoder}-s{self.seed}-{digest}"
+
+
+def demand_images(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is given, where a number of training images is one that must be there."""
+    return {"fewer_images": False, **given} if "train_images" in given else given
 
 
 def method_defaults(name: object) -> Mapping[str, Any]:

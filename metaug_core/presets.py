@@ -17,6 +17,7 @@ QUICK: dict[str, Any] = {
     "width": 0.25,
     "mag_hidden": 256,
     "train_images": 5000,
+    "fewer_images": True,
     "epochs": 4,
     "batch_size": 64,
     # A bank entry is a whole pass old, here a quarter of the training: at this rate the encoders learn to leave their own past

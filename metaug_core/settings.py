@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -149,13 +149,13 @@ class SingleSettings(Settings):
     """m of averaged networks, m old + (1 - m) new after each step (MoCo 0.999, BYOL 0.996 in runs of many more steps)."""
     ema_schedule: Literal["constant", "cosine"] = "constant"
     """m stays, or rises to 1 at the end of the run by half a cosine (BYOL)."""
-    queue_size: Annotated[int, Field(ge=0)] = 4096
+    queue_size: Annotated[int, Field(ge=0, lt=2**31)] = 4096
     """Past features of each view that are remembered (MoCo, NNCLR, SwAV; SwAV also 0)."""
     shared_queue: bool = False
     """One queue for all views, as for two crops of one kind, or one for each."""
     barlow_lambda: Rate = 0.0051
     """Weight of the off-diagonal entries of Barlow Twins' cross-correlation."""
-    prototypes: Annotated[int, Field(ge=2)] = 512
+    prototypes: Annotated[int, Field(ge=2, lt=2**31)] = 512
     """SwAV's prototypes (3000 in the paper and in solo-learn on CIFAR; 512 is lightly's number)."""
     prototypes_frozen_epochs: Rate = 1.0
     """SwAV: passes over the images in which the prototypes stay as drawn (the authors: 1 on ImageNet, solo-learn: 2 on CIFAR)."""

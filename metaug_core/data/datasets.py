@@ -7,10 +7,13 @@ images and labels and, optionally, class names; images are uint8 (N, 3, H, W) or
     splits = load(Config(dataset="mine"), "cuda")
 """
 
+import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import readers, shapes
 from metaug_core.data.images import (
+    CHUNK,
     AnyImages,
     DataError,
     Files,
@@ -34,11 +38,18 @@ from metaug_core.data.images import (
     read_all,
 )
 from metaug_core.registry import DATASETS
+from metaug_core.runtime.device import explain_memory
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
 SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
 SHAPES_TEST = (2_000, 2)
 ARCHIVES = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}  # url, md5, folder
+LISTS = {  # the files of the data sets that are not folders of images
+    "cifar10": lambda config: readers.list_cifar(config.data_dir, fine=False),
+    "cifar100": lambda config: readers.list_cifar(config.data_dir, fine=True),
+    "stl10": lambda config: readers.list_stl10(config.data_dir),
+}
+DIGESTED = 50_000  # files whose sizes, or images whose bytes, enter a digest: evenly spaced ones of more
 PLACES = {  # the folders in data_dir, one of which holds the data set; a download makes the first
     "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
     "cifar100": ("cifar-100-python", "cifar-100-binary"),
@@ -58,7 +69,15 @@ class RawSplits(NamedTuple):
     classes: Sequence[str] | None = None  # names by label; None: the numbers
 
 
-IMAGES = ("dataset", "data_dir", "image_size", "stored_size", "train_images", "val_fraction")  # settings
+IMAGES = (
+    "dataset",
+    "data_dir",
+    "image_size",
+    "stored_size",
+    "train_images",
+    "fewer_images",
+    "val_fraction",
+)  # settings
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,20 @@ class Splits:
     val: AnyImages | None  # held out of the labelled training images; None: val_fraction 0
     test: AnyImages
     of: Mapping[str, Any] | None = None  # the settings `IMAGES` of the config they were loaded for; None: made by hand
+    source: str | None = None  # what `digest_source` says of them; None: only the images themselves tell
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the images are, JSON-ready, for `runs.data`: counts, and a digest of their files or of the images themselves."""
+        parts = [part for part in (self.pretrain, self.val, self.test) if part is not None]
+        counts = {
+            "pretrain": len(self.pretrain),
+            "train": len(self.train),
+            "val": len(self.val or ()),
+            "test": len(self.test),
+        }
+        digest = {"source": self.source} if self.source else {"images": digest_images(*parts)}
+        return counts | {"classes": len(self.train.classes)} | digest
 
 
 def refuse_foreign(splits: Splits, config: Config) -> None:
@@ -80,6 +113,49 @@ def refuse_foreign(splits: Splits, config: Config) -> None:
             raise ConfigError(
                 f"splits were loaded with {name} {value}, but the run has {wanted}: datasets.load(config) gives its own"
             )
+
+
+def digest_files(paths: Sequence[str | Path]) -> str:
+    """How many files there are, and a digest of their sizes and of their names below the folder that holds all of them.
+
+    The files are not read. Raises DataError if one is missing.
+    """
+    names = [str(path) for path in paths]
+    start = os.path.commonprefix([min(names), max(names)]).rfind(os.sep) + 1  # noqa: RUF071  (cut at a separator)
+    digest = hashlib.sha256(
+        "\n".join(name[start:].replace(os.sep, "/") for name in names).encode(errors="surrogateescape")
+    )
+    for name in names[:: math.ceil(len(names) / DIGESTED)]:
+        with explain_os_errors(name):
+            digest.update(b"%d " % os.stat(name).st_size)
+    return f"{len(names)} files, digest {digest.hexdigest()[:12]}"
+
+
+def digest_images(*parts: AnyImages) -> str:
+    """A digest of images and labels; the same for images that are streamed."""
+    digest = hashlib.sha256()
+    for images in parts:
+        digest.update(images.labels.cpu().numpy().tobytes())
+        for pixels in images.batches(torch.arange(0, len(images), math.ceil(len(images) / DIGESTED)).split(CHUNK)):
+            digest.update(pixels.cpu().numpy().tobytes())
+    return f"digest {digest.hexdigest()[:12]}"
+
+
+def digest_source(config: Config, raw: RawSplits | None = None) -> str | None:
+    """What a data set is read from, found without reading an image: `digest_files`, or that it is drawn.
+
+    raw: what was read (`read_raw`), if it was. Returns None for arrays of a user's own, or where only the user's own loader could
+    tell. Raises DataError if files are missing.
+    """
+    own = DATASETS.added(config.dataset)
+    if not own and config.dataset in LISTS:
+        return digest_files(LISTS[config.dataset](config))
+    if not own and config.dataset == "shapes":
+        return "drawn"
+    raw = raw if raw or own else read_raw(config)
+    if raw is None or not isinstance(raw.train, Files) or not isinstance(raw.test, Files):
+        return None
+    return digest_files([*raw.train.paths, *raw.test.paths])
 
 
 def stratified_sample(labels: np.ndarray, count: int) -> np.ndarray:
@@ -99,11 +175,16 @@ def divide(labels: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray, 
     """Positions of labelled training, unlabelled training and validation images, by labels int (N,), -1 for unlabelled.
 
     train_images limits all of them, labelled ones come first; val_fraction is of the labelled ones. The seed has no influence.
+    DataError if there are fewer than train_images, unless it is a preset's (fewer_images).
     """
     known, free = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
     if (limit := config.train_images) is not None:
-        if limit > len(labels):
-            raise DataError(f"train_images {limit} is more than the {len(labels)} training images of {config.dataset}")
+        if limit > len(labels) and not config.fewer_images:
+            raise DataError(
+                f"train_images {limit} is more than the {len(labels)} training images of {config.dataset}; "
+                "train_images all takes all of them"
+            )
+        limit = min(limit, len(labels))
         known = known[stratified_sample(labels[known], min(limit, len(known)))]
         free = free[stratified_sample(labels[free], limit - len(known))]
     held = stratified_sample(labels[known], round(config.val_fraction * len(known)))
@@ -152,11 +233,18 @@ def read_raw(config: Config) -> RawSplits:
     train, test = to_source(raw.train, config, in_train), to_source(raw.test, config, in_test)
     labels = to_labels(raw.train_labels, train.shape[0], in_train)
     test_labels = to_labels(raw.test_labels, test.shape[0], in_test)
-    classes = tuple(map(str, range(labels.max() + 1) if raw.classes is None else raw.classes))
+    seen = np.unique(labels[labels >= 0])
+    if len(seen) < 2:
+        raise DataError(f"{in_train}: the images are of fewer than two classes")
+    if raw.classes is None and seen[-1] >= len(seen):
+        numbers = ", ".join(map(str, seen[:5])) + (", ..." if len(seen) > 5 else "")
+        raise DataError(
+            f"{in_train}: labels must be 0..{len(seen) - 1}, a number for each class, and these are {numbers}; number them so, or "
+            "let the loader return the names of all classes too"
+        )
+    classes = tuple(map(str, seen if raw.classes is None else raw.classes))
     readers.check_labels(labels, len(classes), in_train, lowest=-1)
     readers.check_labels(test_labels, len(classes), in_test)
-    if len(np.unique(labels[labels >= 0])) < 2:
-        raise DataError(f"{in_train}: the images are of fewer than two classes")
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"{config.dataset}: training images are {train.shape[1:]}, test images {test.shape[1:]}")
     return RawSplits(train, labels, test, test_labels, classes)
@@ -169,6 +257,7 @@ def is_streamed(config: Config, size: int, device: torch.device) -> bool:
     return size > ON_DEVICE or (device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2)
 
 
+@explain_memory()
 def load(config: Config, device: torch.device | str = "cpu") -> Splits:
     """The splits of config.dataset on the device, or streaming to it (config.storage). Raises DataError."""
     raw, device = read_raw(config), torch.device(device)
@@ -190,6 +279,7 @@ def load(config: Config, device: torch.device | str = "cpu") -> Splits:
         val=place(raw.train, raw.train_labels, held) if len(held) else None,
         test=place(raw.test, raw.test_labels, np.arange(len(raw.test_labels))),
         of={name: getattr(config, name) for name in IMAGES},
+        source=digest_source(config, raw),
     )
 
 
@@ -227,17 +317,25 @@ DATASETS.register_own(
 def download(name: str, data_dir: Path) -> Path:
     """Download data set `name` and check its md5. Returns its folder, which appears in data_dir complete or not at all.
 
-    Does nothing if it is there already. Raises DataError if the data set cannot be downloaded, or the download fails.
+    One that is there already is read, and no more is done. Raises DataError if it is not whole, if the data set cannot be
+    downloaded, or the download fails.
     """
     DATASETS[name]  # raises if it is unknown
     if name not in ARCHIVES:
         where = f"put {PLACES[name][0]} into {data_dir}" if name in PLACES else "it is made, or read from where it lies"
         raise DataError(f"{name} cannot be downloaded here: {where}")
     archive, final = ARCHIVES[name], data_dir / PLACES[name][0]
+    with explain_os_errors(data_dir):
+        there = [data_dir / place for place in PLACES[name] if (data_dir / place).exists()]
+    if there:
+        try:
+            read_raw(Config(dataset=name, data_dir=data_dir))
+        except DataError as error:
+            raise DataError(
+                f"{there[-1]} is there, but not whole: {error}; remove it, then download it again"
+            ) from None
+        return there[-1]
     try:
-        for place in PLACES[name]:
-            if (data_dir / place).exists():
-                return data_dir / place
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
             download_and_extract_archive(archive.url, folder, md5=archive.tgz_md5)

@@ -3,6 +3,7 @@
 Whatever is wrong with a file is one sentence (`DataError`).
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,16 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
         raise DataError(f"{error.filename or path} {why}") from None
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """All of a file. DataError if it is not there, may not be read, or is a pipe, socket or device, which need not have an end."""
+    with explain_os_errors(path):
+        mode = os.stat(path).st_mode
+        if not (S_ISREG(mode) or S_ISDIR(mode)):
+            raise DataError(f"{path} is a pipe, a socket or a device where a file is expected")
+        with open(path, "rb") as file:
+            return file.read()
+
+
 def one_line(error: Exception) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -70,9 +82,7 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     Raises DataError, naming the file, if it cannot be opened or decoded.
     """
     try:
-        with explain_os_errors(path), open(path, "rb") as file:
-            content = BytesIO(file.read())
-        with Image.open(content) as image:
+        with Image.open(BytesIO(read_bytes(path))) as image:
             image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
             ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image)

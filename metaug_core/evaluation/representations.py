@@ -25,8 +25,9 @@ from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
 from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, measure
 from metaug_core.methods.base import initial_networks
+from metaug_core.runs import data
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
+from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
 from metaug_core.views.augmentation import plain, split
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 2048, 512  # for BatchNorm's statistics of training images
@@ -162,6 +163,7 @@ def mag_moved(run: Run) -> float | None:
 # --- evaluation of a run
 
 
+@explain_memory()
 def evaluate(
     run: Run,
     split: str = "test",
@@ -180,7 +182,8 @@ def evaluate(
 
     The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
     folder, and a call computes only what is missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not
-    finished, the split is empty, a name is unknown, or splits hold other images.
+    finished, the split is empty, a name is unknown, splits hold other images, the run is of other data, or a weight or a
+    feature is not finite.
     """
     check_request(run, split, augmented, measures, representations)
     stored = run.evaluation(split)
@@ -192,10 +195,13 @@ def evaluate(
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
         splits = splits or datasets.load(run.config, device)
         with keep_freed_memory(), arithmetic(run.config.precision):
+            data.check(run, splits.data)
             for name in filter(missing.get, missing):
                 row = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
         write_json(run.evaluation_file(split), stored)  # at the end: a run with unreadable encoders gets no evaluation
+    else:
+        data.check_finished([run], splits)
     columns = [*measures, *COLUMNS, *(["draws"] if "probe_paper" in measures else [])]
     return pd.DataFrame([stored[name] for name in names], pd.Index(names, name="representation"), columns)
 
@@ -244,8 +250,8 @@ def measure_representation(
             return represent(splits.train, draw).x
 
         val = represent(splits.val) if splits.val is not None and split != "val" else None
-        data = (represent(splits.train), represent(evaluated), val, len(splits.train.classes))
-        rows.append(measure(*data, measures, take_in_turn(encode_crops, draws)))
+        parts = (represent(splits.train), represent(evaluated), val, len(splits.train.classes))
+        rows.append(measure(*parts, measures, take_in_turn(encode_crops, draws)))
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {
         "epochs": len(rows),
         "n_train": len(splits.train),
@@ -262,13 +268,17 @@ def measure_representation(
 def represent_images(
     name: str, networks: nn.Module, mag: nn.Module | None, config: Config, images: AnyImages, draw: int | None = None
 ) -> Labelled:
-    """One representation of all images, with their labels."""
+    """One representation of all images, with their labels. MetaugError if it is not finite."""
     if name == "raw pixels":
         x = raw_pixels(images, config, draw)
     elif name == AUGMENTED:
         x = embeddings(networks, images, config, mag, draw).transpose(0, 1).flatten(1)
     else:
         x = features(networks, images, config, draw)
+    if wrong := int((~x.norm(dim=1).isfinite()).sum()):
+        raise MetaugError(
+            f"{name}: the features of {wrong} of {len(x)} images are NaN, infinite or too large for their norm in {config.name()}"
+        )
     return Labelled(x, images.labels)
 
 

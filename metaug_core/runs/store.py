@@ -1,6 +1,6 @@
 """A run's folder: what is in it, how it is written so that no kill or full disk can tear it, and how it is found again.
 
-    config.json  environment.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
+    config.json  environment.json  data.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
     encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json  the executed notebook  figures/
 
 metrics.jsonl holds only what the same request gives again; wall times stand apart in timing.jsonl. Tensors are safetensors with
@@ -95,7 +95,7 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
 
 def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, source: Path) -> None:
-    """Load the tensors under prefix into module. StoreError if a name or a shape is not the module's."""
+    """Load the tensors under prefix into module. StoreError if a name or a shape is not the module's, or a number not finite."""
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     own = module.state_dict()
     if values.keys() != own.keys():
@@ -105,6 +105,10 @@ def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, 
         if value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
             raise StoreError(f"{source} does not fit this run's config: {prefix}{name} has shape {shapes}")
+        if not value.isfinite().all():
+            raise StoreError(
+                f"{source} is damaged: {prefix}{name} is not finite; train the run anew in another runs_dir"
+            )
     module.load_state_dict(values)
 
 

@@ -1,14 +1,19 @@
-"""Where and how numbers are computed: the device, the format of products, freed memory, and CUDA streams side by side."""
+"""Where and how numbers are computed: the device, cores, the format of products, freed memory, CUDA streams side by side."""
 
 import ctypes
+import math
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from metaug_core.config import ConfigError
+from metaug_core.errors import MetaugError
 
 T = TypeVar("T")
 
@@ -34,6 +39,66 @@ def pick_device(wanted: str) -> str:
     if not available[wanted]:
         raise ConfigError(f"device {wanted!r} is not available on this machine; device 'auto' takes what there is")
     return wanted
+
+
+# --- cores and memory of a container
+
+
+def count_cores(root: Path = Path("/")) -> int:
+    """CPU cores that this process may use, at least 1: as many as it may run on, or its container's quota, rounded up.
+
+    root: of the file system, in which proc and sys lie.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    times, periods = (read_limits(root, "cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    quotas = [*map(str.split, read_limits(root, "cpu", "cpu.max")), *zip(times, periods, strict=False)]
+    limits = [int(time) / int(period) for time, period in quotas if time not in ("max", "-1")]
+    return max(1, min([cores, *map(math.ceil, limits)]))
+
+
+def limit_memory(root: Path = Path("/")) -> float:
+    """Bytes that this process's container may take; inf without a limit. root: as of `count_cores`."""
+    limits = [*read_limits(root, "memory", "memory.max"), *read_limits(root, "memory", "memory.limit_in_bytes")]
+    return min((int(limit) for limit in limits if limit != "max"), default=math.inf)
+
+
+def read_limits(root: Path, controller: str, name: str) -> list[str]:
+    """What the files of this name say of this process's control groups and of those above them; [] where there are none.
+
+    One hierarchy for all controllers (v2), or a folder of its own for each (v1).
+    """
+    mount = root / "sys/fs/cgroup"
+    try:
+        groups = [line.split(":", 2)[1:] for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        groups = []
+    limits = {}
+    for controllers, path in [["", "/"], [controller, "/"], *groups]:
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = mount / (controllers if (mount / controllers).is_dir() else controller)
+        group = top / path.lstrip("/")  # inside a container only its root may be there
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                with suppress(OSError):
+                    limits[folder] = (folder / name).read_text().strip()
+    return list(limits.values())
+
+
+@contextmanager
+def explain_memory() -> Iterator[None]:
+    """Context manager: a tensor for which there is no memory is a MetaugError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeErrors of several kinds
+        text = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(word in text for word in ("allocate", "overflowed")):
+            raise
+        size = re.search(r"tried to allocate [0-9.]+ \w+", text, re.IGNORECASE)
+        what = size[0].lower() if size else text[:100]
+        raise MetaugError(
+            f"there is not enough memory: {what}; smaller networks, banks or minibatches need less"
+        ) from None
 
 
 # --- number formats

@@ -18,9 +18,9 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
 from metaug_core.registry import METHODS
-from metaug_core.runs import store
+from metaug_core.runs import data, store
 from metaug_core.runtime import distributed
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
+from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
 from metaug_core.training import checkpoint, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
@@ -46,7 +46,7 @@ def fit(config: Config, report: Reporter | None = None, splits: datasets.Splits 
 
     Ctrl-C and SIGTERM take effect between two steps: the run is saved, then KeyboardInterrupt is raised. Raises MetaugError
     (one sentence): Paused after a `stop.request` in the run's folder (saved too), missing data, splits of other images, a
-    run that another process trains, a full disk, NaN in the loss.
+    run of other data, one that another process trains, a full disk, NaN in the loss.
     """
     return fit_trials([config], report, splits)[0]
 
@@ -67,6 +67,7 @@ def fit_trials(
     return runs
 
 
+@explain_memory()
 def attempt(
     configs: Sequence[Config], report: Reporter | None = None, splits: datasets.Splits | None = None
 ) -> tuple[list[store.Run], dict[str, MetaugError]]:
@@ -75,6 +76,7 @@ def attempt(
     Raises what does not belong to one run: configs that do not fit together, missing data, BusyError (nothing was trained then).
     """
     runs = [store.request(config) for config in configs]
+    data.check_finished(runs, splits)
     failures: dict[str, MetaugError] = {}
     if all(run.finished for run in runs):
         return runs, failures
@@ -157,6 +159,7 @@ def open_trials(
         with keep_failure(run, failures):
             s = state.create(run.config, splits, device)
             if run.checkpoint.exists():
+                data.check(run, splits.data)
                 checkpoint.restore(s, run.checkpoint)
             trials.append(Trial(run, s, splits))
     return trials
@@ -301,6 +304,7 @@ class Trial:
         """Prepare the run's folder, and take the monitor's reading of the untrained networks."""
         if self.writes:
             store.begin(self.run, self.s.step, self.s.device, eager_because)
+            data.record(self.run, self.splits.data)
             if self.s.config.tensorboard:
                 self.board = open_tensorboard(self.run, self.s.step)
         self.started = self.saved_at = self.reported_at = self.looked_at = time.monotonic()

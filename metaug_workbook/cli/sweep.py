@@ -117,6 +117,7 @@ def interrupt_on_sigterm() -> Iterator[None]:
 @contextmanager
 def choose_workers(state: Any, scheduler: str | None, workers: int | None) -> Iterator[Any]:
     """The executor of a sweep: the workers of a Dask scheduler, or so many processes here. None if nothing is to be done."""
+    from metaug_core.runtime.device import count_cores
     from metaug_core.training import loop
     from metaug_workbook.jobs import dask_cluster, runner
 
@@ -129,7 +130,7 @@ def choose_workers(state: Any, scheduler: str | None, workers: int | None) -> It
         yield None
     else:
         on_cpu = loop.pick_device(state.plan.configs[0].device) == "cpu"
-        count = min(workers or (runner.count_cores() if on_cpu else 1), len(todo))
+        count = min(workers or (count_cores() if on_cpu else 1), len(todo))
         with runner.start_processes(count, state.plan.folder / "workers.log") as executor:
             yield executor
 

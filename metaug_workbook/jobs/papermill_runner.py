@@ -28,7 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from metaug_core.config import HOME, Config, ConfigError
+from metaug_core.config import ALL, HOME, Config, ConfigError
 from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
 from metaug_workbook.jobs.estimate import format_duration
@@ -72,6 +72,8 @@ def parse_value(name: str, text: str, annotation: str) -> Any:
     optional, base = "Optional" in annotation, annotation.strip().removeprefix("Optional[").removesuffix("]")
     if optional and text == "None":
         return None
+    if name == "train_images" and text == ALL:
+        return text
     try:
         if base in KINDS:
             return TypeAdapter(KINDS[base]).validate_python(text)
@@ -106,6 +108,7 @@ def check_parameters(
     named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
     config = build_config(named | further)
     dumped = config.model_dump(mode="json", include=set(further))
+    dumped = {name: ALL if value is None else value for name, value in dumped.items()}  # a None would be the preset's
     values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
     return values, config if "seed" in known else None
 

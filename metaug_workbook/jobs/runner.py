@@ -6,7 +6,6 @@ A job is what is wanted of one run, or of several that train side by side. `exec
 worker, under the run's lock: a run is done once, whoever asks for it, and what a dead worker leaves is taken up where it stands.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +26,10 @@ from metaug_core.data import datasets
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import DEFAULT_MEASURES
-from metaug_core.runs import store
+from metaug_core.runs import data, store
 from metaug_core.runs.store import BusyError, Run
 from metaug_core.runtime import distributed
+from metaug_core.runtime.device import count_cores, limit_memory
 from metaug_core.training import loop
 from metaug_core.training.progress import Progress, RunsBar, RunsReporter
 from metaug_workbook.jobs.processes import SAVE_SECONDS, LocalProcesses
@@ -192,6 +192,7 @@ def run_jobs(
     where that one leaves it. view(number of runs) gives the reporter. Interrupted, it asks the runs under way to save, waits for
     them and raises KeyboardInterrupt; the same call goes on. A run that somebody else asks to stop counts as failed in this call.
     """
+    data.check_finished(run for job in jobs for run in job.runs)
     watch, failures = Watch(jobs, view), {}
 
     def settle(job: Job, outcomes: Mapping[str, Sequence[Any]]) -> Job | None:
@@ -289,9 +290,10 @@ def make_table(
     that diverged before is not tried again unless retry. measures, representations, split: as `evaluate`. augmented: also z and z~,
     where the method has a MAG. together: so many runs of the same images are trained side by side in one process (a gain on CUDA;
     6 % on a CPU). processes: of so many, each with its share of the threads; None: `count_processes`. view(number of runs to do)
-    gives the reporter. Raises MetaugError for an unknown measure or representation.
+    gives the reporter. Raises MetaugError for an unknown measure or representation, or a finished run of other data.
     """
     wanted = Wanted(tuple(measures), tuple(representations), augmented, split)
+    data.check_finished(map(store.request, configs))
     todo = list_missing(configs, measures, representations, augmented, retry, split)
     if not todo:
         return read_table(configs, split)
@@ -328,21 +330,17 @@ def common_settings(config: Config) -> str:
 
 def count_processes(runs: Sequence[Run]) -> int:
     """How many processes make these runs fastest here: one for each of torch's threads (`OMP_NUM_THREADS`) and each run, as far
-    as memory goes. One on a GPU, which a process fills by itself (`together`)."""
+    as cores and memory go. One on a GPU, which a process fills by itself (`together`)."""
     if distributed.started() > 1 or any(loop.pick_device(run.config.device) != "cpu" for run in runs):
         return 1
-    return max(1, min(torch.get_num_threads(), len(runs), psutil.virtual_memory().available // WORKER_BYTES))
-
-
-def count_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = min(psutil.virtual_memory().available, limit_memory())
+    return max(1, min(torch.get_num_threads(), count_cores(), len(runs), int(memory // WORKER_BYTES)))
 
 
 @contextmanager
 def start_processes(processes: int, log: Path) -> Iterator[Executor]:
     """Within, so many worker processes of this machine for `run_jobs`, each with its share of torch's threads."""
-    executor = LocalProcesses(processes, log, max(1, torch.get_num_threads() // processes))
+    executor = LocalProcesses(processes, log, max(1, min(torch.get_num_threads(), count_cores()) // processes))
     try:
         yield executor
     except BaseException:

@@ -21,7 +21,7 @@ import pandas as pd
 from metaug_core import extensions
 from metaug_core.config import Config, ConfigError
 from metaug_core.errors import Interrupted, MetaugError
-from metaug_core.runs import store
+from metaug_core.runs import data, store
 from metaug_core.training.progress import RunsBar, RunsReporter
 from metaug_workbook.jobs import grid, papermill_runner
 from metaug_workbook.jobs.runner import Job, group_configs, run_jobs
@@ -197,14 +197,15 @@ def run_sweep(
 ) -> None:
     """Do what is missing of a sweep and write its table: first the runs, then their notebooks. say hears of every failure.
 
-    Raises KeyboardInterrupt once the runs under way are saved, and MetaugError if the workers are gone. What was finished and what
-    failed is recorded in every case.
+    Raises KeyboardInterrupt once the runs under way are saved, and MetaugError if the workers are gone or a finished run is of
+    other data. What was finished and what failed is recorded in every case.
     """
 
     def settle(run: store.Run, failure: str | None) -> None:
         if line := sweep.settle(run, failure):
             say(line)
 
+    data.check_finished(sweep.runs)
     sweep.record()
     for number in sweep.missing():  # with retry: whoever comes to it sees what happened this time
         sweep.runs[number].clear_failure()

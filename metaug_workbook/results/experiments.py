@@ -114,10 +114,11 @@ def identify_floor(config: Config) -> tuple[Any, ...]:
 
 def count_images(config: Config) -> int:
     """How many images a pass of this run has. Raises DataError if they must be counted and are not there."""
-    known = TRAINING_IMAGES.get(config.dataset) if config.train_images is None else config.train_images
-    if known is None:
-        return len(datasets.load(config, "cpu").pretrain)
-    return round(known * (1 - config.val_fraction))
+    counts = [count for count in (TRAINING_IMAGES.get(config.dataset), config.train_images) if count is not None]
+    if not counts or (config.fewer_images and len(counts) == 1):
+        labelled, unlabelled, _ = datasets.divide(datasets.read_raw(config).train_labels, config)
+        return len(labelled) + len(unlabelled)
+    return round(min(counts) * (1 - config.val_fraction))
 
 
 def time_step(config: Config) -> float:

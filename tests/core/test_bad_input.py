@@ -98,6 +98,10 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"inner_lr": math.inf}, "inner_lr: must be finite, got inf"),
     ({"momentum": 1}, "momentum: must be less than 1, got 1"),
     ({"seed": 2**40}, "seed: must be less than 2147483648"),
+    ({"bank_negatives": 10**12}, "bank_negatives: must be less than 2147483648, got 1000000000000"),
+    ({"queue_size": 10**12}, "queue_size: must be less than 2147483648"),
+    ({"workers": 10**6}, "workers: must be less than or equal to 1024, got 1000000"),
+    ({"train_images": "al"}, "train_images: must be a whole number, got 'al'"),
     ({"train_images": 0}, "train_images: must be greater than 0, got 0"),
     ({"device": "gpu"}, "device: must be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"),
     # contradictory
@@ -187,6 +191,8 @@ LOADERS: list[tuple[Any, dict[str, Any], str]] = [
         "train_images 500 is more than the 100 training images of bad",
     ),
     (lambda config: (*images(20), *images()), {"val_fraction": 0.001}, "val_fraction 0.001 of 20 images of bad"),
+    (lambda config: torch.empty(2**50), {}, "there is not enough memory: tried to allocate 4503599627370496 bytes; "),
+    (lambda config: torch.empty(2**40, 2**40), {}, "there is not enough memory: "),
     (lambda config: (["/nowhere/a.png"] * 50, images(50)[1], *images()), {}, "/nowhere/a.png is missing"),
 ]
 

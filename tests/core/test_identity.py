@@ -34,7 +34,7 @@ from metaug_core import (
     sources,
     with_mag,
 )
-from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, NOT_IDENTITY
+from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, NOT_IDENTITY, find_folder
 from metaug_core.methods import CMC, Method
 from metaug_core.methods.base import Composition
 from metaug_core.registry import MODIFIERS
@@ -116,7 +116,7 @@ def test_the_modifier_oucl_does_not_ask_for_a_temperature():
 
 ELSEWHERE = {"device": "auto", "graphs": "off", "runs_dir": "/tmp/x", "data_dir": "/tmp/y", "workers": 7, "storage": "stream",
              "checkpoint_minutes": 1.0, "tensorboard": True, "log_every": 3, "monitor_every": 2,
-             "protocol": "uniform"}  # fmt: skip
+             "protocol": "uniform", "fewer_images": True}  # fmt: skip
 
 
 def test_where_and_how_fast_and_how_often_one_looks_is_not_in_the_name():
@@ -166,6 +166,17 @@ def test_every_setting_that_decides_a_result_is_in_the_name_for_a_method_that_us
             assert before.name() != before.replace(lr_steps=(1,)).name()
             continue
         assert Config(**{**settings, name: value}).name() != Config(**settings).name(), name
+
+
+@pytest.mark.parametrize("value", [None, "", "~/mine", "mine"])
+def test_a_folder_of_the_environment(monkeypatch, value):
+    """Set but empty is as not set."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("METAUG_RUNS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("METAUG_RUNS", value)
+    wanted = {"~/mine": Path("/home/me/mine"), "mine": Path("mine")}.get(value or "", Path("default"))
+    assert find_folder("METAUG_RUNS", Path("default")) == wanted
 
 
 def test_a_setting_that_is_new_renames_no_run():

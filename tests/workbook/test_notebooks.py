@@ -111,6 +111,11 @@ def test_a_notebook_of_many_runs_is_checked_but_belongs_to_no_run(name):
     values, config = papermill_runner.check_parameters(path, {"seeds": "3", "dataset": "cifar10", "max_hours": "2"})
     assert (values, config) == ({"seeds": 3, "dataset": "cifar10", "max_hours": 2.0}, None)
     assert papermill_runner.check_parameters(FOLDER / "01_pretrain.ipynb", {"seed": "3"})[1] == preset("quick", seed=3)
+    values, config = papermill_runner.check_parameters(FOLDER / "01_pretrain.ipynb", {"train_images": "all"})
+    assert values == {"train_images": "all"}
+    assert config == preset("quick", train_images=None)
+    values, _ = papermill_runner.check_parameters(FOLDER / "07_hyperparameters.ipynb", {"train_images": "all"})
+    assert values == {"settings": {"train_images": "all"}}  # not a parameter of its own
     for given, refusal in (({"encoder": "conf"}, "unknown encoder 'conf'"), ({"epochs": "0"}, "epochs")):
         with pytest.raises(ConfigError, match=refusal):
             papermill_runner.check_parameters(path, given)

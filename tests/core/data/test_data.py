@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -28,6 +30,7 @@ from metaug_core.data import datasets, shapes
 from metaug_core.data.datasets import DataError, Images, StreamedImages, load
 from metaug_core.data.images import read_image
 from metaug_core.errors import MetaugError
+from metaug_core.presets import preset
 from metaug_core.registry import DATASETS
 
 REAL = ROOT.parent / "shared/data/cifar10-images.tar.gz"
@@ -344,6 +347,101 @@ def test_folder_without_splits_holds_out_every_fifth(tmp_path: Path):
     same(splits.train, stacked(for_training, ""), [0] * 8 + [1] + [2] * 4)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [("training", "testing"), ("TRAIN", "Test"), ("Train", "valid"), ("train", "Validation"), ("training", "DEV")],
+)
+def test_folder_with_other_names_of_its_splits(tmp_path: Path, parts: tuple[str, str]):
+    written = image_folder(tmp_path, parts, {"cat": 3, "dog": 4})
+    splits = load(config(dataset="folder", data_dir=tmp_path))
+    assert splits.test.classes == ("cat", "dog")
+    same(splits.train, stacked(written, parts[0]), [0] * 3 + [1] * 4)
+    same(splits.test, stacked(written, parts[1]), [0] * 3 + [1] * 4)
+
+
+@pytest.mark.parametrize(
+    "parts", [("part 1", "part 2"), ("photos",), ("photos/train", "photos/test"), ("train/a", "test/a")]
+)
+def test_images_a_level_too_deep_are_refused(tmp_path: Path, parts: tuple[str, ...]):
+    image_folder(tmp_path, parts, {"cat": 2, "dog": 2})
+    refused(
+        f"{tmp_path}: the images lie a level too deep, in .*/cat and .*/dog; they are expected in",
+        lambda: load(config(dataset="folder", data_dir=tmp_path)),
+    )
+
+
+def test_links_to_folders_are_followed(tmp_path: Path):
+    written = image_folder(tmp_path, ("train", "test", "../more"), {"cat": 2, "dog": 2})
+    (tmp_path / "train/cat/more").symlink_to(tmp_path / "../more/cat")
+    (tmp_path / "train/cat/again").symlink_to(tmp_path / "../more/cat")  # read once
+    (tmp_path / "train/cat/more/here").symlink_to(tmp_path / "train/cat")
+    (tmp_path / "train/dog/above").symlink_to(tmp_path)
+    pixels = {path: stacked(written, path) for path in ("train/cat", "../more/cat", "train/dog", "test")}
+    splits = load(config(dataset="folder", data_dir=tmp_path))
+    cats = np.concatenate([pixels["train/cat"], pixels["../more/cat"]])
+    same(splits.train, np.concatenate([cats, pixels["train/dog"]]), [0] * 4 + [1] * 2)
+    same(splits.test, pixels["test"], [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("link", "to"), [("train/cat/x", "train/dog"), ("train/cat/x", "test/cat"), ("test/dog/x", "train/dog")]
+)
+def test_a_link_to_images_of_another_class_or_split_is_refused(tmp_path: Path, link: str, to: str):
+    image_folder(tmp_path, ("train", "test"), {"cat": 2, "dog": 2})
+    (tmp_path / link).symlink_to(tmp_path / to)
+    refused(
+        "leads to the images of .*: an image has one class, and one of train and test",
+        lambda: load(config(dataset="folder", data_dir=tmp_path)),
+    )
+
+
+def test_skipped_files_are_said_once(tmp_path: Path):
+    image_folder(
+        tmp_path,
+        ("",),
+        {"cat": 4, "dog": 3, "__MACOSX": 6, "cat/@eaDir/x": 5, ".ipynb_checkpoints": 4, "lost+found": 3},
+    )
+    (tmp_path / "cat/a.gif").write_bytes(b"")
+    (tmp_path / "cat/b.GIF").write_bytes(b"")
+    (tmp_path / "notes").write_text("")
+    (tmp_path / "Thumbs.db").write_bytes(b"")
+    save(tmp_path / "beside.png", noise(1, 8)[0])
+    words = (
+        f"files skipped in {tmp_path}: 6 in __MACOSX, 5 in @eaDir, 4 in .ipynb_checkpoints, 3 in lost+found, 2 .gif, "
+        "1 hidden, 1 outside the folders of classes, 1 without an ending"
+    )
+    with pytest.warns(UserWarning, match="files skipped") as warned:
+        splits = load(config(dataset="folder", data_dir=tmp_path))
+    assert [str(warning.message) for warning in warned] == [words]
+    assert (splits.test.classes, len(splits.train), len(splits.test)) == (("cat", "dog"), 5, 2)
+
+
+def test_a_folder_beside_train_and_test_is_said(tmp_path: Path):
+    image_folder(tmp_path, ("train", "test", "extra"), {"cat": 2, "dog": 2})
+    with pytest.warns(UserWarning, match="4 in extra"):
+        load(config(dataset="folder", data_dir=tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(
+    ("dataset", "place"),
+    [
+        ("folder", "train/cat/001.png"),
+        ("cifar10", "cifar-10-batches-py/data_batch_2"),
+        ("stl10", "stl10_binary/class_names.txt"),
+    ],
+)
+def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path, dataset: str, place: str):
+    image_folder(tmp_path, ("train", "test"), {"cat": 2, "dog": 2})
+    six = [batch(3, seed) for seed in range(6)]
+    cifar_python(tmp_path, six[:5], six[5], python=3)
+    stl10(tmp_path)
+    (tmp_path / place).unlink()
+    os.mkfifo(tmp_path / place)
+    with pytest.warns(UserWarning, match="files skipped") if dataset == "folder" else nullcontext():
+        refused(f"{place} is a pipe, a socket or a device", lambda: load(config(dataset=dataset, data_dir=tmp_path)))
+
+
 def test_imagenet_is_a_folder_with_train_and_val(tmp_path: Path):
     read = functools.partial(load, config(dataset="imagenet", data_dir=tmp_path, storage="stream"))
     refused("imagenet is not in .*: download it from its authors and put imagenet there", read)
@@ -490,6 +588,11 @@ def test_folder_faults(tmp_path: Path):
     refused("half/test is missing", read(tmp_path / "half"))
     image_folder(tmp_path / "other", ("test",), {"cat": 2, "dog": 2})
     refused("other/train is missing", read(tmp_path / "other"))
+    for link in ("train/dog/round", "train/dog/round.png"):
+        image_folder(tmp_path / "links", ("train", "test"), {"cat": 2, "dog": 2})
+        (tmp_path / "links" / link).symlink_to(tmp_path / "links" / link)
+        refused(f"links/{link} cannot be read: ", read(tmp_path / "links"))
+        (tmp_path / "links" / link).unlink()
     image_folder(tmp_path / "alone", ("",), {"cat": 2, "dog": 1})
     refused("alone/dog has one image", read(tmp_path / "alone"))
     (tmp_path / "other/train").write_text("x")
@@ -594,6 +697,9 @@ def test_own_data_set_faults(mine: Callable):
         ((x, y, x, y, ["only"]), "mine, training has label 1, outside -1..0"),
         ((x, [0] * 4, x, [0] * 4), "fewer than two classes"),
         ((x, [-1] * 4, x, [0] * 4), "fewer than two classes|outside"),
+        ((x, [0, 10, 20, 30], x, y), r"labels must be 0..3, .*these are 0, 10, 20, 30; number them so"),
+        ((x, [1, 2, 1, 2], x, y), r"labels must be 0..1, .*these are 1, 2; number them so"),
+        ((x, [15_000_000, 0, 2**62, 1], x, y), r"labels must be 0..3, .*these are 0, 1, 15000000, 4611686018427387904"),
     ):
         mine(*values)
         refused(words, lambda: load(config(dataset="mine")))
@@ -602,6 +708,9 @@ def test_own_data_set_faults(mine: Callable):
         "train_images 5 is more than the 4 training images of mine",
         lambda: load(config(dataset="mine", train_images=5)),
     )
+    mine(x, [0, 3, 0, 3], x, [0, 1, 2, 3], ["a", "b", "c", "d"])  # the names say how many classes there are
+    assert load(config(dataset="mine")).train.classes == ("a", "b", "c", "d")
+    mine(x, y, x, y)
     refused("val_fraction 0.1 of 4 images", lambda: load(config(dataset="mine", val_fraction=0.1)))
     refused("stored_size 16 is for image files", lambda: load(config(dataset="mine", stored_size=16)))
     with pytest.raises(MetaugError, match="did you mean 'mine'"):
@@ -666,6 +775,63 @@ def test_unlabelled_images_are_never_held_out(mine: Callable):
     assert isinstance(splits.pretrain, Images)
     assert isinstance(splits.train, Images)
     assert splits.train.pixels.data_ptr() == splits.pretrain.pixels.data_ptr()  # not stored twice
+
+
+def test_a_number_of_ones_own_is_asked_for_and_a_presets_is_a_most(tmp_path: Path):
+    image_folder(tmp_path, ("train", "test"), {"cat": 30, "dog": 20})
+    small: dict[str, Any] = {
+        "dataset": "folder",
+        "data_dir": tmp_path,
+        "image_size": 8,
+        "val_fraction": 0,
+        "batch_size": 8,
+    }
+    for_all = preset("sketch", **small)
+    assert (for_all.train_images, len(load(for_all).train)) == (1600, 50)
+    assert len(load(Config(**for_all.model_dump(mode="json"))).train) == 50  # as a worker or a resumed run has it
+    assert len(load(for_all.replace(seed=1)).train) == 50
+    assert len(load(preset("sketch", **small, train_images=40)).train) == 40
+    for text in ("all", None):
+        assert preset("sketch", **small, train_images=text).train_images is None
+        assert Config(train_images=text).name() == Config().name()
+    for asked in (preset("sketch", **small, train_images=1600), for_all.replace(train_images=1600),
+                  Config(**for_all.model_dump(mode="json")).replace(train_images=1600)):  # fmt: skip
+        assert asked.name() == for_all.name()
+        refused("train_images 1600 is more than the 50 .*; train_images all takes all", lambda asked=asked: load(asked))
+
+
+# --- what a data set is
+
+
+def test_a_digest_of_files_is_of_their_names_and_sizes(tmp_path: Path):
+    image_folder(tmp_path / "a", ("train", "test"), {"cat": 2, "dog": 2})
+    one = config(dataset="folder", data_dir=tmp_path / "a")
+    source = datasets.digest_source(one)
+    assert source is not None
+    assert source.startswith("8 files, digest ")
+    assert load(one).data == {"pretrain": 4, "train": 4, "val": 0, "test": 4, "classes": 2, "source": source}
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert datasets.digest_source(config(dataset="folder", data_dir=tmp_path / "moved")) == source
+    file = tmp_path / "a/train/cat/000.png"
+    content = file.read_bytes()
+    file.write_bytes(content + b"\0")
+    assert datasets.digest_source(one) != source
+    file.write_bytes(content)
+    assert datasets.digest_source(one) == source
+    file.rename(file.with_name("x.png"))
+    assert datasets.digest_source(one) != source
+
+
+def test_a_digest_of_images_is_the_same_streamed_or_not(mine: Callable):
+    x, y = noise(300, 8), [0, 1, 2] * 100
+    mine(x, y, x[:9], y[:9])
+    kept, streamed = (load(config(dataset="mine", storage=storage)).data for storage in ("device", "stream"))
+    assert kept == streamed
+    x[299, 2, 7, 7] ^= 1
+    assert load(config(dataset="mine")).data["images"] != kept["images"]
+    x[299, 2, 7, 7] ^= 1
+    mine(x, y, x[:9], [*y[:8], 0])
+    assert load(config(dataset="mine")).data["images"] != kept["images"]
 
 
 # --- Images and StreamedImages
@@ -880,6 +1046,32 @@ def test_download(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, 
     same(load(config(dataset="cifar10", data_dir=root)).test, *six[5])
     offer("absent.tar.gz", md5)
     assert datasets.download("cifar10", root) == root / "cifar-10-batches-py"  # it is there
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
+@pytest.mark.parametrize("damage", ["empty folder", "a file", "empty file", "half a file", "a file less"])
+def test_what_is_there_and_not_whole_is_not_taken_for_downloaded(tmp_path: Path, name: str, damage: str):
+    if name == "stl10":
+        stl10(tmp_path)
+    else:
+        fine = name == "cifar100"
+        batches = [batch(3, seed, 10) for seed in range(1 if fine else 5)]
+        cifar_python(tmp_path, batches, batch(3, 5), python=2, fine=fine)
+    folder = tmp_path / datasets.PLACES[name][0]
+    assert datasets.download(name, tmp_path) == folder  # whole
+    victim = max(folder.iterdir(), key=lambda file: file.stat().st_size)
+    content = victim.read_bytes()
+    if damage in ("empty folder", "a file"):
+        shutil.rmtree(folder)
+        folder.mkdir() if damage == "empty folder" else folder.touch()
+    elif damage == "a file less":
+        victim.unlink()
+    else:
+        victim.write_bytes(content[: len(content) // 2 if damage == "half a file" else 0])
+    refused(
+        f"{folder} is there, but not whole: .*; remove it, then download it again",
+        lambda: datasets.download(name, tmp_path),
+    )
 
 
 def test_what_cannot_be_downloaded(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metaug_core import ENCODERS, MetaugError, evaluate, fit
+from metaug_core import ENCODERS, MetaugError, evaluate, fit, open_run
 from metaug_core.data import datasets
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import (
@@ -35,6 +36,7 @@ from metaug_core.evaluation.representations import (
     load_networks,
     over_seeds,
 )
+from metaug_core.runs.store import read_tensors, write_tensors
 from metaug_core.training import diagnostics, state
 from metaug_core.views.augmentation import plain, split
 
@@ -350,12 +352,28 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_computed(run, tiny,
     assert not list(other.path.glob("evaluation-*"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_an_encoder_that_is_not_finite_gets_no_accuracies(run, tmp_path, value):
+    shutil.copytree(run.path, tmp_path / run.path.name)
+    copied = open_run(tmp_path / run.path.name, tmp_path)
+    copied.evaluation_file().unlink(missing_ok=True)
+    file = copied.encoder_files()[-1]
+    tensors, scalars = read_tensors(file)
+    name = next(name for name in tensors if name.startswith("networks.encoders."))
+    tensors[name] = torch.full_like(tensors[name], value)
+    write_tensors(file, tensors, scalars)
+    words = (
+        "the features of [0-9]+ of [0-9]+ images are NaN, infinite or too large"
+        if value == 1e30
+        else f"{name} is not finite"
+    )
+    with pytest.raises(MetaugError, match=words):
+        evaluate(copied, measures=("knn",))
+    assert not copied.evaluation_file().exists()
+
+
 def test_an_unfinished_run_with_kept_encoders_is_not_evaluated(run, tmp_path):
     """Its mean would be over too few epochs, and would be found again when it is finished."""
-    import shutil
-
-    from metaug_core import open_run
-
     shutil.copytree(run.path, tmp_path / run.path.name)
     copied = open_run(tmp_path / run.path.name, tmp_path)
     (copied.path / "finished.json").unlink()

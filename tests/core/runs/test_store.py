@@ -287,9 +287,11 @@ def test_list_runs_leaves_out_what_cannot_be_read(runs_dir, tmp_path):
 def test_a_run_folder_describes_itself(tiny):
     run = fit(tiny(method="simclr", views=("RGB", "RGB"), epochs=1), lambda progress: None)
     names = {path.name for path in run.path.iterdir() if path.name != ".lock"}  # the system keeps that file
-    assert names == {"config.json", "environment.json", "metrics.jsonl", "similarities.jsonl", "timing.jsonl",
+    assert names == {"config.json", "environment.json", "data.json", "metrics.jsonl", "similarities.jsonl", "timing.jsonl",
                      "checkpoint.safetensors", "encoders", "finished.json"}  # fmt: skip
     assert read_json(run.path / "finished.json") == {"epochs": 1, "steps": 5}
+    data = read_json(run.path / "data.json")
+    assert data == {"pretrain": 90, "train": 90, "val": 10, "test": 60, "classes": 4, "images": data["images"]}
     assert open_run(run.path, Path("/nowhere")).config == run.config
     with safetensors.safe_open(run.checkpoint, "pt") as file:
         metadata = file.metadata()

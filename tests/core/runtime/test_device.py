@@ -1,10 +1,14 @@
 """What the setting `precision` does to torch's switches, and what it leaves of the user's own."""
 
+import math
+import os
+
 import pytest
 import torch
 
 from metaug_core import evaluate, fit, fit_trials, preset
 from metaug_core.config import ConfigError
+from metaug_core.runtime import device
 from metaug_core.runtime.device import CPU, CUDA, arithmetic, computed_in, unit_roundoff
 
 BACKENDS = torch.backends
@@ -128,6 +132,49 @@ def test_on_a_cpu_tf32_is_float32_to_the_bit(tiny, tmp_path):
     runs = [fit(tiny(precision=precision), lambda at: None) for precision in ("float32", "tf32")]
     assert runs[0].path != runs[1].path
     assert runs[0].metrics.equals(runs[1].metrics)
+
+
+CONTAINERS = {  # files below the root -> cores, bytes
+    "none": ({}, math.inf, math.inf),
+    "v2": ({"cpu.max": "100000 100000", "memory.max": "4096"}, 1, 4096),
+    "v2, no limit": ({"cpu.max": "max 100000", "memory.max": "max"}, math.inf, math.inf),
+    "v2, of a group above": (
+        {"proc": "0::/pod/one", "pod/one/cpu.max": "max 100000", "pod/cpu.max": "50000 100000", "pod/one/memory.max": "9",
+         "pod/memory.max": "7"},
+        1,
+        7,
+    ),
+    "v1": (
+        {"proc": "4:memory:/\n3:cpu,cpuacct:/docker/1", "cpu,cpuacct/docker/1/cpu.cfs_quota_us": "80000",
+         "cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000", "memory/memory.limit_in_bytes": "5"},
+        1,
+        5,
+    ),
+    "v1, seen from inside": ({"proc": "3:cpu:/docker/1", "cpu/cpu.cfs_quota_us": "9", "cpu/cpu.cfs_period_us": "10"}, 1, math.inf),
+    "v1, no limit": ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf, math.inf),
+    "many": ({"cpu.max": "6400000 100000"}, math.inf, math.inf),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "cores", "memory"), CONTAINERS.values(), ids=CONTAINERS)
+def test_the_limits_of_a_container_are_seen(tmp_path, monkeypatch, files, cores, memory):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(48), raising=False)
+    for name, text in files.items():
+        file = tmp_path / ("proc/self/cgroup" if name == "proc" else f"sys/fs/cgroup/{name}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert device.count_cores(tmp_path) == min(cores, 48)
+    assert device.limit_memory(tmp_path) == memory
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("200000 100000", 2), ("1000 100000", 1), ("250000 100000", 3)]
+)
+def test_a_quota_is_rounded_up(tmp_path, monkeypatch, quota, cores):
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    assert device.count_cores(tmp_path) == cores
 
 
 def test_trials_of_two_precisions_are_refused(tiny):

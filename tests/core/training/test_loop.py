@@ -3,13 +3,16 @@
 import copy
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import TINY, same
+from PIL import Image
+from tiny import TINY, patterns, same
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -21,7 +24,7 @@ from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods import base
 from metaug_core.objectives.similarity import Pairs, similarity
-from metaug_core.runs.store import Run, read_tensors
+from metaug_core.runs.store import Run, read_tensors, request
 from metaug_core.training import cuda_graphs, loop, state, step
 from metaug_core.training.loop import pick_device
 from metaug_core.training.progress import Progress
@@ -616,7 +619,10 @@ def test_splits_of_another_config_are_refused(tiny, change, sentence):
 def test_splits_that_say_nothing_of_themselves_are_taken(tiny, tmp_path):
     loaded, config = datasets.load(tiny()), tiny(val_fraction=0.2)
     by_hand = datasets.Splits(loaded.pretrain, loaded.train, loaded.val, loaded.test)
-    assert fit(config, quiet, by_hand).finished
+    run = fit(config, quiet, by_hand)
+    assert run.finished
+    with pytest.raises(MetaugError, match=r"is of other data: it was trained on \(pretrain 90, .* are \(pretrain 80, "):
+        evaluate(run, "val", measures=("knn",))  # 20 images, of which it was trained on some
     settings = tiny(storage="device", batch_size=8, runs_dir=tmp_path / "other")  # the same images
     assert fit(settings, quiet, loaded).finished
 
@@ -625,6 +631,80 @@ def test_splits_on_another_device_are_refused(tiny):
     splits = datasets.load(tiny(), "meta")
     with pytest.raises(ConfigError, match="splits lie on meta, but the run is to train on cpu"):
         fit(tiny(), quiet, splits)
+
+
+# --- of which data
+
+
+@pytest.fixture
+def stored(tiny, tmp_path, monkeypatch):
+    """stored(folder) -> Config of a tiny run on image files, train/CLASS and val/CLASS, in folder/imagenet; three each."""
+
+    def config(folder: str, classes: str = "", **changes: Any) -> Config:
+        for name in classes:
+            for number, part in enumerate(("train", "val") * 3):
+                file = tmp_path / folder / "imagenet" / part / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                noise = torch.randint(
+                    256, (16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
+                )
+                Image.fromarray(noise.numpy()).save(file)
+        settings = {"method": "cmc", "negatives": "batch", "batch_size": 4, "epochs": 1, "val_fraction": 0, **changes}
+        return tiny(dataset="imagenet", data_dir=tmp_path / folder, **settings)
+
+    return config
+
+
+def test_a_finished_run_is_of_its_data(stored, tmp_path):
+    run = fit(stored("a", "cd"), quiet)
+    measured = {"measures": ("knn",), "representations": ("trained",)}
+    table = evaluate(run, **measured)
+    other = stored("b", "cde")
+    assert other.name() == run.path.name
+    before = r"\(pretrain 6, train 6, val 0, test 6, classes 2, source 12 files, digest [0-9a-f]{12}\)"
+    words = f"{run.path.name} is of other data: it was trained on {before}, and .* imagenet now are .*source 18 files, digest "
+    for refused in (
+        lambda: fit(other, quiet),
+        lambda: fit(run.config, quiet, datasets.load(other)),
+        lambda: evaluate(request(other), **measured),  # stored
+        lambda: evaluate(request(other), measures=("probe_fast",)),
+        lambda: evaluate(run, splits=replace(datasets.load(other), of=None), **measured),
+    ):
+        with pytest.raises(MetaugError, match=words):
+            refused()
+    shutil.move(tmp_path / "a", tmp_path / "c")
+    for data_dir in ("a", "c"):  # gone, and moved
+        assert fit(stored(data_dir), quiet).finished
+        assert evaluate(request(stored(data_dir)), **measured).equals(table)
+    (run.path / "data.json").unlink()  # a run from before the record fits all
+    assert fit(other, quiet).finished
+
+
+def test_a_run_goes_on_with_its_data_alone(stored, tmp_path):
+    run = fit(stored("a", "cd"), quiet)
+    (run.path / "finished.json").unlink()
+    with pytest.raises(MetaugError, match="is of other data"):
+        fit(stored("b", "cde"), quiet)
+    assert not run.finished
+    assert fit(stored("a"), quiet).finished
+
+
+def test_arrays_of_a_file_that_is_written_anew_are_other_data(tiny, tmp_path, monkeypatch):
+    np.savez(tmp_path / "mine.npz", *patterns(100, 0), *patterns(60, 1))
+    monkeypatch.setitem(DATASETS, "mine", lambda config: tuple(np.load(tmp_path / "mine.npz").values()))
+    run = fit(tiny(dataset="mine", epochs=1), quiet)
+    assert evaluate(run, measures=("knn",)).shape[0] == 3
+    np.savez(tmp_path / "mine.npz", *patterns(100, 2), *patterns(60, 1))
+    with pytest.raises(MetaugError, match="is of other data: .* images digest "):
+        evaluate(run, measures=("probe_fast",))
+
+
+def test_a_run_of_a_presets_number_of_images_is_none_of_that_number(tiny):
+    few = tiny(train_images=500, fewer_images=True, epochs=1)
+    run = fit(few, quiet)
+    assert fit(few, quiet).finished
+    with pytest.raises(MetaugError, match=f"train_images 500 is more than the 100 images of run {run.path.name}"):
+        fit(few.replace(train_images=500), quiet)
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import same, saved
+from PIL import Image
+from tiny import TINY, same, saved
 
 from metaug_core import DATASETS, METHODS, Config, MetaugError, extensions, fit_trials
 from metaug_core.runs import lock, store
 from metaug_core.training.progress import silent
-from metaug_workbook.jobs import papermill_runner, processes, runner
+from metaug_workbook.jobs import papermill_runner, processes, runner, sweep
 from metaug_workbook.jobs.processes import LocalProcesses
 from metaug_workbook.results import tables
 
@@ -306,12 +307,40 @@ def test_what_another_process_does_is_waited_for_and_not_done_again(config):
     assert len(sessions(configs[0])) == 1
 
 
-def test_one_process_for_each_thread_and_run_as_far_as_memory_goes(config, monkeypatch):
+def test_a_table_does_not_hold_runs_of_other_data(tmp_path):
+    """Nor does a sweep or a list of jobs take them for its own."""
+    configs = []
+    for folder, classes in (("a", "cd"), ("b", "cde")):
+        for part in ("train", "val"):
+            for name in classes:
+                (tmp_path / folder / "imagenet" / part / name).mkdir(parents=True)
+                for n in range(4):
+                    Image.new("RGB", (16, 16), (9 * n, 0, 0)).save(
+                        tmp_path / folder / "imagenet" / part / name / f"{n}.png"
+                    )
+        configs.append(Config(**{**TINY, "dataset": "imagenet", "method": "cmc", "negatives": "batch", "batch_size": 4, "epochs": 1,
+                                 "val_fraction": 0, "data_dir": tmp_path / folder, "runs_dir": tmp_path / "runs"}))  # fmt: skip
+    measures = {"measures": ("knn",), "representations": ("trained",)}
+    assert runner.make_table(configs[:1], **measures)["state"].tolist() == ["finished"]
+    plan = sweep.Plan(
+        "b", "01_pretrain", (), ({},), (configs[1],), (), tables.Wanted(("knn",), ("trained",), False, "test")
+    )
+    for refused in (
+        lambda: runner.make_table(configs[1:], **measures),
+        lambda: runner.run_jobs([runner.Job((configs[1],))]),
+        lambda: sweep.run_sweep(sweep.Sweep(plan)),
+    ):
+        with pytest.raises(MetaugError, match="is of other data: .*classes 2, .* now are .*24 files"):
+            refused()
+
+
+def test_one_process_for_each_thread_and_run_as_far_as_cores_and_memory_go(config, monkeypatch):
     runs = [store.request(config(seed=seed)) for seed in range(4)]
     threads = torch.get_num_threads()
     try:
-        for count, expected in ((1, 1), (3, 3), (9, 4)):
+        for count, cores, expected in ((1, 9, 1), (3, 9, 3), (9, 9, 4), (9, 2, 2)):
             torch.set_num_threads(count)
+            monkeypatch.setattr(runner, "count_cores", lambda cores=cores: cores)
             monkeypatch.setattr(runner, "WORKER_BYTES", 1)
             assert runner.count_processes(runs) == expected
             monkeypatch.setattr(runner, "WORKER_BYTES", 2**60)

@@ -68,6 +68,7 @@ REFUSED = [
     (["--grid", "lr=0.1,0.1"], "--grid lr=0.1,0.1: 0.1 stands there twice"),
     (["--grid", "lr=0.1", "--grid", "lr=0.2"], "--grid lr is given twice"),
     (["--grid", "lr=0.1", "--set", "lr=0.2"], "lr stands in --grid and in --set"),
+    (["--grid", "train_images=all,many"], "cell train_images=many: train_images: "),
     (["--grid", "lr=0.1,0.10"], "cells lr=0.1 and lr=0.10 are one and the same run"),
     (["--grid", "device=cpu,auto"], "cells device=cpu and device=auto are one and the same run"),
     (["--grid", "cpc_grid=4,5"], "--grid cpc_grid=4,...: cpc_grid changes nothing: method 'metaug' does not use it"),
