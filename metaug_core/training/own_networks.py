@@ -1,0 +1,197 @@
+"""Encoders and methods of the user's own: what is found out about them once, before the first step, and how every pass of a step
+over one minibatch sees one function, as the exact meta-gradient needs it.
+
+The package's own networks draw nothing, write no buffer but BatchNorm's and have a forward mode, so none of this is done for them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.backends import cudnn, mkldnn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaug_core.errors import MetaugError
+from metaug_core.extensions import one_line
+from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics, reverse_tangent, tangent
+from metaug_core.meta.meta_gradient import detach_leaf, vjp
+from metaug_core.runs.store import weights
+from metaug_core.runtime import distributed
+from metaug_core.runtime.device import unit_roundoff
+
+if TYPE_CHECKING:
+    from metaug_core.methods.base import Context
+    from metaug_core.training.state import TrainState
+
+HOOKS = "with a MAG, torch.utils.checkpoint and other hooks on saved tensors would use the weights of another pass: leave them out"
+
+
+# --- one function in all passes of a step
+
+
+class Repeats:
+    """Random numbers and buffers of one step. Each pass draws the numbers that the first of its kind drew, and finds the buffers
+    as they were before it; what a repeated pass draws or writes is forgotten. So after the step the generators stand where one
+    pass over the networks and one over the loss leave them."""
+
+    def __init__(self, s: "TrainState"):
+        self.generators = [torch, getattr(torch, s.device)] if s.device != "cpu" else [torch]
+        self.first: dict[str, list[Tensor]] = {}
+        self.buffers = [
+            clone(dict(module.named_buffers())) if module is not None else {} for module in (s.networks, s.mag)
+        ]
+
+    def random_state(self) -> list[Tensor]:
+        return [generator.get_rng_state() for generator in self.generators]
+
+    def set_random_state(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_rng_state(state)
+
+    @contextmanager
+    def repeat(self, kind: str) -> Iterator[None]:
+        """Context manager: a pass of this kind, "networks" or "loss"."""
+        if (
+            torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        ):  # only steps that draw nothing are captured
+            yield
+            return
+        now = self.random_state()
+        if kind not in self.first:
+            self.first[kind] = now
+            yield
+            return
+        self.set_random_state(self.first[kind])
+        try:
+            yield
+        finally:
+            self.set_random_state(now)
+
+
+def clone(buffers: Params) -> Params:
+    """Buffers for one `functional_call`: what it writes is written to these."""
+    return {name: b.clone() for name, b in buffers.items()}
+
+
+# --- the tangent pass
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Context manager: recurrent layers and attention by plain operations, which have derivatives of every order and both modes."""
+    before = cudnn.enabled, mkldnn.enabled
+    try:
+        cudnn.enabled = mkldnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        cudnn.enabled, mkldnn.enabled = before
+
+
+def by_plain_kernels(way: Callable) -> Callable:
+    def compute(*arguments) -> tuple[Tensor, Tensor]:
+        with plain_kernels():
+            return way(*arguments)
+
+    return compute
+
+
+TANGENTS = (tangent, by_plain_kernels(tangent), reverse_tangent, by_plain_kernels(reverse_tangent))
+
+
+# --- before the first step
+
+
+def check(s: "TrainState", views: list[Tensor], context: "Context") -> None:
+    """Try the networks and the loss on one minibatch, and choose how the tangent pass is computed (`s.tangent`).
+
+    Nothing that a run saves is changed. Raises MetaugError for networks that give other features in a second pass, a loss that is
+    no scalar or has no gradient, and with a MAG for networks without the derivatives that it needs.
+    """
+    names = " and ".join(s.config.own_code())
+    for name, value in weights(s.networks).items():
+        if not isinstance(value, Tensor):
+            raise MetaugError(f"{names}: {name} cannot be saved, it is a {type(value).__name__}: keep it in a buffer")
+    repeats = Repeats(s)
+    buffers, mag_buffers = repeats.buffers
+
+    def features(theta: Params) -> Tensor:
+        with distributed.whole_batch(), repeats.repeat("networks"):
+            return functional_call(s.networks, theta | clone(buffers), (views,))
+
+    before, theta = repeats.random_state(), s.theta
+    recorded = Recorder()
+    with recorded:
+        z = features(theta)
+    leaf = detach_leaf(z)
+    with repeats.repeat("loss"):
+        mag = s.mag
+        augment = (lambda x: functional_call(mag, s.omega | clone(mag_buffers), (x,))) if mag is not None else None
+        check_terms(s.method.terms(leaf, context, augment), leaf, names)
+    s.draws = any(not torch.equal(a, b) for a, b in zip(before, repeats.random_state(), strict=True))
+    if not torch.isfinite(z).all():
+        return  # the first step says so
+    with torch.no_grad():
+        again = features(theta)
+    roundoff = [torch.finfo(p.dtype).eps / 2 for p in theta.values()]
+    tolerance = 1e-3 + 16 * max(unit_roundoff(s.config.precision, s.device), *roundoff)
+    if distributed.any_of(not torch.allclose(z, again, tolerance, tolerance * float(z.detach().abs().max())), s.device):
+        raise MetaugError(
+            f"{names}: two passes over the same images give different features: draw random numbers from torch's global generator "
+            "alone, and keep what a pass changes in buffers (register_buffer)"
+        )
+    if s.trains_mag and s.config.meta == "forward" and s.config.mag_gradient == "whole":
+        with frozen_statistics(s.networks):
+            s.tangent, s.tangent_because = choose_tangent(features, theta, recorded, tolerance, names)
+
+
+def check_terms(terms: dict[str, Tensor], z: Tensor, names: str) -> None:
+    """MetaugError if a term of the loss is not a scalar tensor, or none depends on the features z."""
+    for term in terms.values():
+        if not isinstance(term, Tensor) or term.dim() or not term.is_floating_point():
+            what = (
+                f"a tensor {tuple(term.shape)} of {term.dtype}"
+                if isinstance(term, Tensor)
+                else f"a {type(term).__name__}"
+            )
+            raise MetaugError(f"{names}: the loss is {what}, needs a tensor with one real number (loss.mean())")
+    total = torch.stack([*terms.values()]).sum()
+    if not total.requires_grad or torch.autograd.grad(total, z, allow_unused=True, retain_graph=True)[0] is None:
+        raise MetaugError(f"{names}: the loss has no gradient to the features z")
+
+
+def choose_tangent(features: Callable, theta: Params, recorded: Recorder, tolerance: float,
+                   names: str) -> tuple[Callable, str | None]:  # fmt: skip
+    """The first of `TANGENTS` that the networks allow and that agrees with their backward, and why it is not the first.
+
+    They agree if <J v, u> = <v, J^T u> for random u and v. So a network that cuts its gradient (no_grad, a straight-through
+    estimate), which forward mode does not see, has the derivative that its training has.
+    """
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
+            z = features(theta)
+    except RuntimeError as error:
+        raise MetaugError(f"{names}: {one_line(error)}") from error
+    u = distributed.gather(torch.randn_like(z.detach()), 1)
+    v = {name: torch.randn_like(p.detach()) for name, p in theta.items()}
+    back = vjp(z, theta, u)
+    wanted = sum((v[name].double() * back[name].double()).sum() for name in theta)
+    because = None
+    for way in TANGENTS:
+        try:
+            _, z_dot = way(features, theta, v, recorded)
+        except Exception as error:
+            because = because or one_line(error)
+            continue
+        z_dot = distributed.gather(z_dot, 1).double()
+        error = (z_dot * u).sum() - wanted
+        if not distributed.any_of(not bool(error.abs() <= tolerance * z_dot.norm()), str(z.device.type)):
+            return way, because
+        because = because or "forward mode gives another derivative than the backward"
+    raise MetaugError(
+        f"{names}: the networks lack the second derivative that the MAG needs ({because}); mag_gradient 'direct' or a method "
+        "without the MAG does without"
+    )
