@@ -5,11 +5,11 @@ The package's own networks draw nothing, write no buffer but BatchNorm's and hav
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.backends import cudnn, mkldnn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,6 +18,7 @@ from metaug_core.errors import MetaugError
 from metaug_core.extensions import one_line
 from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics, reverse_tangent, tangent
 from metaug_core.meta.meta_gradient import detach_leaf, vjp
+from metaug_core.methods.modifiers import find_base
 from metaug_core.runs.store import weights
 from metaug_core.runtime import distributed
 from metaug_core.runtime.device import unit_roundoff
@@ -40,9 +41,7 @@ class Repeats:
     def __init__(self, s: "TrainState"):
         self.generators = [torch, getattr(torch, s.device)] if s.device != "cpu" else [torch]
         self.first: dict[str, list[Tensor]] = {}
-        self.buffers = [
-            clone(dict(module.named_buffers())) if module is not None else {} for module in (s.networks, s.mag)
-        ]
+        self.buffers = {m: clone(dict(m.named_buffers())) for m in (s.networks, s.mag) if m is not None}
 
     def random_state(self) -> list[Tensor]:
         return [generator.get_rng_state() for generator in self.generators]
@@ -53,27 +52,42 @@ class Repeats:
 
     @contextmanager
     def repeat(self, kind: str) -> Iterator[None]:
-        """Context manager: a pass of this kind, "networks" or "loss"."""
-        if (
-            torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        ):  # only steps that draw nothing are captured
-            yield
+        """Context manager: a pass of this kind, "networks" or "loss". Attention in the latter has a second derivative."""
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            yield  # a captured step draws nothing (`explain_eager_steps`)
             return
         now = self.random_state()
-        if kind not in self.first:
-            self.first[kind] = now
-            yield
-            return
-        self.set_random_state(self.first[kind])
+        repeated = kind in self.first
+        self.set_random_state(self.first.setdefault(kind, now))
         try:
-            yield
+            with sdpa_kernel(SDPBackend.MATH) if kind == "loss" else nullcontext():
+                yield
         finally:
-            self.set_random_state(now)
+            if repeated:
+                self.set_random_state(now)
+
+    def call(self, module: nn.Module, weights: Params, inputs: Any) -> Tensor:
+        """module(inputs) with these weights, and with copies of the buffers: what it writes is written to them."""
+        tensors = weights | clone(self.buffers[module])
+        ties = {place: tensors[name] for place, name in find_ties(module).items() if name in tensors}
+        return functional_call(module, tensors | ties, (inputs,), tie_weights=False)
 
 
 def clone(buffers: Params) -> Params:
-    """Buffers for one `functional_call`: what it writes is written to these."""
     return {name: b.clone() for name, b in buffers.items()}
+
+
+def find_ties(module: nn.Module) -> dict[str, str]:
+    """The further places of each weight and buffer that stands in several, each with its name among `named_parameters`.
+
+    `functional_call` would find them too, but it leaves the weights of a call in a part that is itself in several places.
+    """
+    names = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
+    ties = {}
+    for prefix, part in module.named_modules():  # each part once
+        own = (*part.named_parameters(recurse=False, remove_duplicate=False), *part.named_buffers(recurse=False))
+        ties |= {f"{prefix}.{name}".removeprefix("."): names[id(t)] for name, t in own}
+    return {place: name for place, name in ties.items() if place != name}
 
 
 # --- the tangent pass
@@ -115,21 +129,24 @@ def check(s: "TrainState", views: list[Tensor], context: "Context") -> None:
     for name, value in weights(s.networks).items():
         if not isinstance(value, Tensor):
             raise MetaugError(f"{names}: {name} cannot be saved, it is a {type(value).__name__}: keep it in a buffer")
-    repeats = Repeats(s)
-    buffers, mag_buffers = repeats.buffers
+    if not callable(getattr(s.networks, "encoders", None)):
+        raise MetaugError(f"{names}: the networks need a module `encoders`, whose features evaluation uses")
+    repeats, theta, recorded = Repeats(s), s.theta, Recorder()
+    before = repeats.random_state()
 
     def features(theta: Params) -> Tensor:
         with distributed.whole_batch(), repeats.repeat("networks"):
-            return functional_call(s.networks, theta | clone(buffers), (views,))
+            return repeats.call(s.networks, theta, views)
 
-    before, theta = repeats.random_state(), s.theta
-    recorded = Recorder()
     with recorded:
         z = features(theta)
-    leaf = detach_leaf(z)
+    if not isinstance(z, Tensor):
+        raise MetaugError(f"{names}: the networks give a {type(z).__name__}, need one tensor z (V, B, d)")
+    leaf, base, mag = detach_leaf(z), find_base(s.method), s.mag
     with repeats.repeat("loss"):
-        mag = s.mag
-        augment = (lambda x: functional_call(mag, s.omega | clone(mag_buffers), (x,))) if mag is not None else None
+        if base is not s.method:  # a MAG's terms add it to others
+            check_terms({"loss": base.loss(leaf, context)}, leaf, names)
+        augment = (lambda x: repeats.call(mag, s.omega, x)) if mag is not None else None
         check_terms(s.method.terms(leaf, context, augment), leaf, names)
     s.draws = any(not torch.equal(a, b) for a, b in zip(before, repeats.random_state(), strict=True))
     if not torch.isfinite(z).all():

@@ -24,7 +24,7 @@ from metaug_core.networks.activation_checkpointing import checkpoint_first_block
 from metaug_core.optimisers import set_rate
 from metaug_core.runtime import distributed
 from metaug_core.training import diagnostics
-from metaug_core.training.own_networks import Repeats, clone
+from metaug_core.training.own_networks import Repeats
 from metaug_core.training.state import TrainState
 
 
@@ -122,19 +122,20 @@ def mag_step(
     assert mag is not None
     assert optimiser is not None
     compute = partial(look_ahead, jvp=s.tangent) if config.meta == "forward" else look_ahead_reference
-    buffers, mag_buffers = s.repeats.buffers if s.repeats is not None else ({}, {})
+    call = (
+        s.repeats.call if s.repeats is not None else lambda module, weights, x: functional_call(module, weights, (x,))
+    )
 
     outer_views, outer_context = outer or (views, context)
 
     def features(views: list[Tensor], theta: Params) -> Tensor:
         lean = checkpoint_first_block(config.meta == "forward" and distributed.count() == 1)
         with distributed.whole_batch(), lean, repeat(s, "networks"):
-            return functional_call(s.networks, theta | clone(buffers), (views,))
+            return call(s.networks, theta, views)
 
     def loss(terms: Callable, context: Context, z: Tensor, omega: Params) -> Tensor:
-        weights = omega | clone(mag_buffers)
         with repeat(s, "loss"):
-            return sum_terms(terms(z, context, lambda x: functional_call(mag, weights, (x,))))
+            return sum_terms(terms(z, context, lambda x: call(mag, omega, x)))
 
     outer_loss = partial(loss, method.outer_terms, outer_context)
     outer_features = partial(features, outer_views) if outer else None
