@@ -72,5 +72,6 @@ def place(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and the beginning of what it says."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """The kind of an error and the first line of what it says."""
+    said = str(error).strip().splitlines() or ["it says nothing more"]
+    return f"{type(error).__name__}: {said[0][:200]}"

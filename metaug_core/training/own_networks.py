@@ -160,9 +160,16 @@ def check(s: "TrainState", views: list[Tensor], context: "Context") -> None:
             f"{names}: two passes over the same images give different features: draw random numbers from torch's global generator "
             "alone, and keep what a pass changes in buffers (register_buffer)"
         )
-    if s.trains_mag and s.config.meta == "forward" and s.config.mag_gradient == "whole":
-        with frozen_statistics(s.networks):
-            s.tangent, s.tangent_because = choose_tangent(features, theta, recorded, tolerance, names)
+    if not s.trains_mag or s.config.mag_gradient != "whole":
+        return
+    with frozen_statistics(s.networks):
+        try:
+            with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
+                z = features(theta)
+        except RuntimeError as error:
+            raise MetaugError(f"{names}: {one_line(error)}") from error
+        if s.config.meta == "forward":
+            s.tangent, s.tangent_because = choose_tangent(features, z, theta, recorded, tolerance, names)
 
 
 def check_terms(terms: dict[str, Tensor], z: Tensor, names: str) -> None:
@@ -180,22 +187,19 @@ def check_terms(terms: dict[str, Tensor], z: Tensor, names: str) -> None:
         raise MetaugError(f"{names}: the loss has no gradient to the features z")
 
 
-def choose_tangent(features: Callable, theta: Params, recorded: Recorder, tolerance: float,
+def choose_tangent(features: Callable, z: Tensor, theta: Params, recorded: Recorder, tolerance: float,
                    names: str) -> tuple[Callable, str | None]:  # fmt: skip
     """The first of `TANGENTS` that the networks allow and that agrees with their backward, and why it is not the first.
 
-    They agree if <J v, u> = <v, J^T u> for random u and v. So a network that cuts its gradient (no_grad, a straight-through
-    estimate), which forward mode does not see, has the derivative that its training has.
+    z: features(theta), with its graph. They agree if <J v, u> = <v, J^T u> for random u and v. So a network that cuts its gradient
+    (no_grad, a straight-through estimate), which forward mode does not see, has the derivative that its training has.
     """
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
-            z = features(theta)
-    except RuntimeError as error:
-        raise MetaugError(f"{names}: {one_line(error)}") from error
     u = distributed.gather(torch.randn_like(z.detach()), 1)
     v = {name: torch.randn_like(p.detach()) for name, p in theta.items()}
     back = vjp(z, theta, u)
-    wanted = sum((v[name].double() * back[name].double()).sum() for name in theta)
+    wanted = sum(
+        (v[name].cpu().double() * back[name].cpu().double()).sum() for name in theta
+    )  # an MPS device has no float64
     because = None
     for way in TANGENTS:
         try:
@@ -203,8 +207,8 @@ def choose_tangent(features: Callable, theta: Params, recorded: Recorder, tolera
         except Exception as error:
             because = because or one_line(error)
             continue
-        z_dot = distributed.gather(z_dot, 1).double()
-        error = (z_dot * u).sum() - wanted
+        z_dot = distributed.gather(z_dot, 1).cpu().double()
+        error = (z_dot * u.cpu()).sum() - wanted
         if not distributed.any_of(not bool(error.abs() <= tolerance * z_dot.norm()), str(z.device.type)):
             return way, because
         because = because or "forward mode gives another derivative than the backward"

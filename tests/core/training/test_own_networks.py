@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metaug_core import ENCODERS, METHODS, Config, MetaugError, evaluate, fit
 from metaug_core.methods import Method, base
+from metaug_core.networks.encoders import conv, output_dim
 from metaug_core.networks.memory import copy_module
 from metaug_core.objectives.losses import alignment, uniformity
 from metaug_core.runs.store import read_tensors, request
@@ -142,6 +143,9 @@ OWN: dict[str, Any] = {
     "shared": lambda channels, config: nn.Sequential(plain(channels), trunk(torch.get_default_dtype())),
     "weight norm": normalise(parametrizations.weight_norm),
     "old weight norm": normalise(nn.utils.weight_norm),
+    "package's conv": lambda channels, config: nn.Sequential(
+        net := conv(channels, config), parametrizations.weight_norm(nn.Linear(output_dim(net, channels, config), 10))
+    ),
     "spectral norm": normalise(parametrizations.spectral_norm),
     "attention": lambda channels, config: Attention(channels, 0.0),
     "attention with dropout": lambda channels, config: Attention(channels, 0.2),
@@ -221,7 +225,9 @@ def in_double(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-SLOWER = {"attention": 1} | dict.fromkeys(("weight norm", "old weight norm", "spectral norm", "function", "no_grad"), 2)
+SLOWER = {"attention": 1} | dict.fromkeys(
+    ("weight norm", "old weight norm", "package's conv", "spectral norm", "function", "no_grad"), 2
+)
 SGD = {"delta": 0.5, "inner_lr": 0.5, "mag_optimiser": "sgd", "mag_lr": 1.0}
 
 
@@ -365,6 +371,8 @@ REFUSED: list[tuple[str, Any, dict[str, str], str]] = [
     ("no derivative", lambda c, _: Function(c, lambda h, m: SquareOnce.apply(h)), {"method": "metaug"}, "second derivative"),
     ("checkpoint", lambda c, _: Function(c, lambda h, m: checkpoint(torch.tanh, h, use_reentrant=False)), {"method": "metaug"},
      "torch.utils.checkpoint"),
+    ("checkpoint, double backward", lambda c, _: Function(c, lambda h, m: checkpoint(torch.tanh, h, use_reentrant=False)),
+     {"method": "metaug", "meta": "double-backward"}, "torch.utils.checkpoint"),
 ]  # fmt: skip
 
 
