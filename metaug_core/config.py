@@ -282,10 +282,15 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}
         if self.dataset == "folder":
             settings["data_dir"] = str(self.data_dir.resolve())
-        named = [(registry.DATASETS, self.dataset), (registry.ENCODERS, self.encoder), (registry.METHODS, self.method)]
-        named += [(registry.VIEWS, view) for view in self.views]
-        added = [entry for table, name in named for entry in table.added(name)]
+        added = [*registry.DATASETS.added(self.dataset), *(entry for own in self.own_code().values() for entry in own)]
         return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(added)} if added else {})
+
+    def own_code(self) -> dict[str, list[object]]:
+        """Encoder, method and views of the user's own, each with what was entered for it: {"encoder 'mine'": [build]}."""
+        named = [(registry.ENCODERS, self.encoder), (registry.METHODS, self.method)]
+        named += [(registry.VIEWS, view) for view in self.views]
+        added = {f"{table.kind} {name!r}": table.added(name) for table, name in named}
+        return {name: entries for name, entries in added.items() if entries}
 
     def name(self) -> str:
         """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""

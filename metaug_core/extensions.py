@@ -1,10 +1,15 @@
-"""A user's own Python file, which enters methods, encoders, views or data sets in the registries (`--import my_methods.py`)."""
+"""A user's own Python file, which enters methods, encoders, views or data sets in the registries (`--import my_methods.py`), and
+what its code raises later, as one sentence."""
 
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from metaug_core import sources
+from metaug_core.config import Config
 from metaug_core.errors import MetaugError
 
 loaded: list[Path] = []  # in this process; one that helps it needs them too
@@ -40,3 +45,33 @@ def load(file: str | Path) -> Path:
         raise MetaugError(f"cannot import {file}: line {line}: {type(error).__name__}: {what}") from None
     loaded.append(path)
     return path
+
+
+@contextmanager
+def name_failures(config: Config, doing: str) -> Iterator[None]:
+    """Context manager: an error while the user's own encoder, method or views are used becomes a MetaugError that says whose code
+    it was, where, and in what. Without code of the user's own an error stays what it is."""
+    try:
+        yield
+    except MetaugError:
+        raise
+    except Exception as error:
+        if not (own := config.own_code()):
+            raise
+        raise MetaugError(f"{' and '.join(own)}: {doing} failed{place(error)}: {one_line(error)}") from error
+
+
+def place(error: BaseException) -> str:
+    """The file and line of the user's code that raised the error; nothing if none of it was being run."""
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if sources.users(frame.f_globals.get("__name__"))
+    ]
+    return lines[-1] if lines else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    said = str(error).strip().splitlines() or ["it says nothing more"]
+    return f"{type(error).__name__}: {said[0][:200]}"

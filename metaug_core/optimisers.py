@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaug_core.config import Config
+from metaug_core.errors import MetaugError
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch's list operations take and give them
 TRUST = 0.001  # LARS' coefficient in the code of SimCLR, BYOL and Barlow Twins
@@ -67,14 +68,23 @@ def make_optimiser(kind: str, groups: list[dict[str, Any]], lr: float, momentum:
 
 def group_parameters(networks: nn.Module, config: Config) -> list[dict[str, Any]]:
     """The parameters of encoders and heads in the groups that config asks for: one, unless biases and BatchNorm weights are left
-    out of weight decay, or the predictor's rate is constant."""
+    out of weight decay, or the predictor's rate is constant. Frozen ones are left out. MetaugError for complex ones, and if all are
+    frozen."""
     predictors = getattr(networks, "predictors", None)
     of_predictor = {id(p) for p in predictors.parameters()} if predictors is not None else set()
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for p in networks.parameters():
+    for name, p in networks.named_parameters():
+        if p.is_complex():
+            raise MetaugError(
+                f"the optimisers take real weights, and {name} is complex: keep it as torch.view_as_real gives it"
+            )
+        if not p.requires_grad:
+            continue
         constant = id(p) in of_predictor and config.predictor_lr_schedule == "constant"
         left_out = not config.decay_norm_and_bias and p.dim() < 2  # biases and the weights of BatchNorm are vectors
         groups.setdefault((constant, left_out), []).append(p)
+    if not groups:
+        raise MetaugError("the networks have no weight to train: all are frozen (requires_grad False)")
     return [
         {"params": parameters, "weight_decay": 0.0 if left_out else config.weight_decay, "constant_rate": constant}
         | ({"adapted": not left_out} if config.optimiser == "lars" else {})

@@ -84,6 +84,11 @@ class Registry(dict[Any, Any]):
 class Methods(Registry):
     """Methods by name, and those that a name composes: `cmc+hard+mag` is `cmc` with the modifiers `hard` and `mag` on it."""
 
+    def __setitem__(self, name: str, entry: Any) -> None:
+        if not hasattr(entry, "description"):
+            raise MetaugError(f"METHODS[{name!r}] must be a subclass of metaug_core.methods.Method, got {shown(entry)}")
+        super().__setitem__(name, entry)
+
     def __missing__(self, name: object):
         base, *parts = str(name).split("+")
         if not parts or self.filled_by is not None:

@@ -4,8 +4,7 @@ No epoch is chosen: the result is that of the last epoch, or the mean over the l
 the random crops that one of them trains on in `crops`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +23,9 @@ from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
 from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, measure
+from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
+from metaug_core.networks.encoders import evaluating
 from metaug_core.runs import data
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
@@ -82,19 +83,6 @@ def embed(networks: nn.Module, rgb: Tensor, config: Config) -> Tensor:
     return networks(split(rgb, config.views))
 
 
-@contextmanager
-def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Context manager: the modules are in evaluation mode (BatchNorm uses its running statistics)."""
-    training = [(module, module.training) for module in modules if module is not None]
-    try:
-        for module, _ in training:
-            module.eval()
-        yield
-    finally:
-        for module, mode in training:
-            module.train(mode)
-
-
 # --- BatchNorm's statistics
 
 
@@ -120,9 +108,10 @@ def estimate_mag_bn_stats(networks: nn.Module, mag: nn.Module, images: AnyImages
 def average_bn_stats(module: nn.Module, images: AnyImages, forward: Callable[[Tensor], Any]) -> None:
     """Set the running statistics of the module's BatchNorm to their mean over forward(pixels) of up to 2048 images.
 
-    All other layers are in evaluation mode: dropout would draw from a run's random numbers.
+    All other layers are in evaluation mode: dropout would draw from a run's random numbers. A frozen BatchNorm, one in evaluation
+    mode, keeps its statistics.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
+    norms = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
     momenta = [norm.momentum for norm in norms]
     rows = torch.linspace(0, len(images) - 1, min(STATISTICS_IMAGES, len(images))).long()
     parts = rows.tensor_split(-(-len(rows) // STATISTICS_BATCH))  # of equal size, so that each has the same weight
@@ -197,7 +186,8 @@ def evaluate(
         with keep_freed_memory(), arithmetic(run.config.precision):
             data.check(run, splits.data)
             for name in filter(missing.get, missing):
-                row = measure_representation(name, run, split, splits, device, missing[name])
+                with name_failures(run.config, "evaluation"):
+                    row = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
         write_json(run.evaluation_file(split), stored)  # at the end: a run with unreadable encoders gets no evaluation
     else:

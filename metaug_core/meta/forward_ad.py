@@ -77,17 +77,24 @@ class Tangents(TorchFunctionMode):
         record = next(self.records, None) if func in RECORDED else None
         if func in (torch.conv2d, F.linear) and not kwargs:
             return _product(record, func, *args)
-        if func is F.batch_norm and args[1] is None and None not in (kwargs.get("weight"), kwargs.get("bias")):
-            return _batch_norm(record, args[0], kwargs["weight"], kwargs["bias"], kwargs["eps"])
+        weight, bias, eps = (kwargs.get(name) for name in ("weight", "bias", "eps"))
+        if (
+            func is F.batch_norm
+            and args[1:] == (None, None)
+            and weight is not None
+            and bias is not None
+            and eps is not None
+        ):
+            return _batch_norm(record, args[0], weight, bias, eps)
         return func(*args, **kwargs)
 
 
 def _product(record: Record | None, func: Callable, x: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any):
     """Convolution or linear map: f(x, w)_dot = f(x, w_dot) + f(x_dot, w)."""
+    if fwAD.unpack_dual(weight).tangent is None:  # frozen, or not a weight
+        return func(x, weight, bias, *how)
     (x, x_dot), (weight, weight_dot) = fwAD.unpack_dual(x), fwAD.unpack_dual(weight)
     bias, bias_dot = fwAD.unpack_dual(bias) if bias is not None else (None, None)
-    if weight_dot is None:
-        return func(x if x_dot is None else fwAD.make_dual(x, x_dot), weight, bias, *how)
     tangent = func(x, weight_dot, bias_dot, *how)
     if x_dot is not None:
         tangent += func(x_dot, weight, None, *how)
@@ -132,11 +139,34 @@ def tangent(
         return z, torch.zeros_like(z) if z_dot is None else z_dot
 
 
+def reverse_tangent(
+    features: Callable[[Params], Tensor], theta: Params, direction: Params, recorded: Recorder | None = None
+) -> tuple[Tensor, Tensor]:
+    """`tangent` by two backward passes, for a network with an operation that has no forward mode.
+
+    The first backward, J^T u, is linear in u, so that its own backward along direction is J direction. recorded is accepted for
+    the same signature and not used.
+    """
+    del recorded
+    leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+    z = features(leaves)
+    u = torch.zeros_like(z, requires_grad=True)
+    backward = torch.autograd.grad(z, [*leaves.values()], u, create_graph=True, allow_unused=True)
+    depends = [
+        (g, direction[name]) for name, g in zip(leaves, backward, strict=True) if g is not None and g.requires_grad
+    ]
+    if not depends:
+        return z.detach(), torch.zeros_like(z)
+    outputs, directions = zip(*depends, strict=True)
+    (z_dot,) = torch.autograd.grad(outputs, u, directions, materialize_grads=True, allow_unused=True)
+    return z.detach(), z_dot.detach()
+
+
 @contextmanager
 def frozen_statistics(*modules: nn.Module | None) -> Iterator[None]:
     """Context manager: BatchNorm in training mode normalises by batch statistics and does not update its running ones, as
-    look-ahead and tangent passes must."""
-    norms = [m for module in modules if module for m in module.modules() if isinstance(m, _NormBase)]
+    look-ahead and tangent passes must. One in evaluation mode (frozen) uses its running ones, here as elsewhere."""
+    norms = [m for module in modules if module for m in module.modules() if isinstance(m, _NormBase) and m.training]
     before = [norm.track_running_stats for norm in norms]
     try:
         for norm in norms:

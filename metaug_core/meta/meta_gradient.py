@@ -222,12 +222,13 @@ def _compute_regular(features: Features, loss: Loss, theta: Params, omega: Param
 
 def look_ahead(features: Features, loss: Loss, theta: Params, omega: Params, update: Update, outer_loss: Loss | None = None,
                regular: Regular | None = None, *, outer_features: Features | None = None, mixed: bool = True,
-               measure: bool = False) -> LookAhead:  # fmt: skip
+               measure: bool = False, jvp: Callable = tangent) -> LookAhead:  # fmt: skip
     """The meta-gradient by one tangent pass (see the module's text), with what a training step wants to log.
 
     update: the rate l of eq. 3, or the rule of the step (`next_step`). outer_loss: L' where it differs from loss (eq. 6 adds
     alpha R_sigma). regular: what the regular step has computed. outer_features: of the minibatch of L', where it is not the inner
-    one. mixed False: the direct part alone, at theta'. measure: `mixed_share` as well.
+    one. mixed False: the direct part alone, at theta'. measure: `mixed_share` as well. jvp: computes the tangent pass, `tangent`
+    or, for a network that has no forward mode, `reverse_tangent`.
     Cost in encoder passes, forward = 1 and backward = 2: 3 (0 if shared) + 3 + 3 (2 if recorded; 0 if not mixed).
     """
     own = _leaves(omega)
@@ -249,21 +250,21 @@ def look_ahead(features: Features, loss: Loss, theta: Params, omega: Params, upd
             z = distributed.gather(features(theta), 1)
         return LookAhead(direct, z, z_ahead.detach(), value.detach())
     direction = vjp(z, ahead, feature_gradient)
-    z, second = _mixed_part(features, loss, theta, own, source, descent, direction, regular)
+    z, second = _mixed_part(features, loss, theta, own, source, descent, direction, regular, jvp)
     share = _mixed_share(direct, second) if measure else None
     gradient = {name: direct[name] + second[name] for name in omega}
     return LookAhead(gradient, z, z_ahead.detach(), value.detach(), share)
 
 
 def _mixed_part(features: Features, loss: Loss, theta: Params, omega: Params, source: Params, descent: Descent,
-                direction: Params, regular: Regular) -> tuple[Tensor, Params]:  # fmt: skip
+                direction: Params, regular: Regular, jvp: Callable) -> tuple[Tensor, Params]:  # fmt: skip
     """z at theta, and - d/d omega <z_dot, dL/dz (z, omega)> with z_dot = J_z(theta) P direction."""
     factor = -1.0
     if isinstance(descent.scale, dict):
         direction = {name: descent.scale[name] * v for name, v in direction.items()}
     else:  # a rate is multiplied at the features, the smallest place
         factor = -descent.scale
-    z, z_dot = (distributed.gather(t, 1) for t in tangent(features, theta, direction, regular.recorded))
+    z, z_dot = (distributed.gather(t, 1) for t in jvp(features, theta, direction, regular.recorded))
     feature_gradient = regular.feature_gradient
     if feature_gradient is None:
         z, source = z.detach().requires_grad_(), omega

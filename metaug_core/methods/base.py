@@ -30,8 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from metaug_core.config import Config, ConfigError
+from metaug_core.errors import shown
+from metaug_core.extensions import name_failures
 from metaug_core.networks.encoders import Networks
-from metaug_core.networks.memory import Bank
+from metaug_core.networks.memory import Bank, copy_module
 from metaug_core.objectives import losses
 from metaug_core.objectives.similarity import Pairs, other_views
 from metaug_core.recipes import Recipe
@@ -270,8 +272,15 @@ def draw_from_bank(bank: Bank | None, config: Config, indices: Tensor, labels: T
 
 def initial_networks(method: Method, classes: int, seed: int) -> tuple[nn.Module, nn.Module | None]:
     """Create theta and omega, on the CPU: the same for a seed on every machine. The global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), name_failures(method.config, "creating the networks"):
         torch.manual_seed(seed)
         networks, mag = method.networks(classes), method.mag()
+        for made in (networks, mag):
+            if made is not None and not isinstance(made, nn.Module):
+                raise ConfigError(
+                    f"method {method.config.method!r}: its networks and its MAG must be torch modules, got {shown(made)}"
+                )
+        if method.config.own_code():  # a user's function may give the same module again, to another run or seed
+            networks, mag = copy_module(networks), copy_module(mag) if mag is not None else None
     # Max-pool and BatchNorm are several times faster with channels last, convolutions somewhat.
     return networks.to(memory_format=torch.channels_last), mag

@@ -3,7 +3,8 @@
 An encoder is any module (B, C, H, W) -> (B, D); a user's own takes one line, ``ENCODERS["mine"] = lambda channels, config: net``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core.config import Config
-from metaug_core.errors import MetaugError
+from metaug_core.errors import MetaugError, shown
+from metaug_core.extensions import name_failures, one_line, place
 from metaug_core.networks.activation_checkpointing import FirstBlock
 from metaug_core.networks.heads import alexnet_units, head
 from metaug_core.registry import ENCODERS, VIEWS
@@ -83,20 +85,70 @@ ENCODERS.register_own(
 )
 
 
+def build_encoder(channels: int, config: Config) -> nn.Module:
+    """The encoder that config names. Raises MetaugError if what the table holds for it makes no module."""
+    with name_failures(config, "creating it"):
+        encoder = ENCODERS[config.encoder](channels, config)
+    if not isinstance(encoder, nn.Module):
+        raise MetaugError(
+            f"encoder {config.encoder!r}: its function must return a torch.nn.Module, got {shown(encoder)}"
+        )
+    return encoder
+
+
 def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
-    """D, by a trial run in evaluation mode, which changes no statistics. Raises MetaugError if the output is not (B, D)."""
-    training = encoder.training
-    with torch.no_grad():
-        try:
-            shape = encoder.eval()(torch.zeros(2, channels, config.image_size, config.image_size)).shape
-        except RuntimeError as error:
-            raise MetaugError(
-                f"encoder {config.encoder!r} does not take {channels} x {config.image_size} px images: {error}"
-            ) from None
-    encoder.train(training)
-    if len(shape) != 2 or 0 in shape:
-        raise MetaugError(f"encoder {config.encoder!r} gives shape {tuple(shape)} from 2 images, needs (2, D)")
-    return shape[1]
+    """D, by trial runs in evaluation mode, which change no statistics. Raises MetaugError if the output is not (B, D)."""
+    dims = set()
+    for count in (2, 1):
+        images = torch.zeros(count, channels, config.image_size, config.image_size)
+        with torch.no_grad(), evaluating(encoder):
+            try:
+                h = encoder(images)
+            except Exception as error:
+                raise MetaugError(
+                    f"encoder {config.encoder!r} does not take {channels} x {config.image_size} px images "
+                    f"(float32, on the CPU){place(error)}: {one_line(error)}"
+                ) from error
+        refuse_other_output(h, count, config.encoder)
+        dims.add(h.shape[1])
+    if len(dims) > 1:
+        raise MetaugError(
+            f"encoder {config.encoder!r} gives {sorted(dims)} features: their number depends on that of images"
+        )
+    return dims.pop()
+
+
+def refuse_other_output(h: object, count: int, name: str, dim: int | None = None) -> None:
+    """MetaugError if h is not a tensor (count, D) of real numbers, or D is not dim."""
+    needed = f"({count}, {'D' if dim is None else dim})"
+    if not isinstance(h, Tensor):
+        raise MetaugError(
+            f"encoder {name!r} gives a {type(h).__name__}, needs one tensor {needed}: return the features alone"
+        )
+    if h.dim() != 2 or len(h) != count or 0 in h.shape or dim not in (None, h.shape[1]):
+        raise MetaugError(
+            f"encoder {name!r} gives shape {tuple(h.shape)} from {count} image{'s' * (count > 1)}, needs {needed}: flatten it, "
+            "or average over the rest"
+        )
+    if not h.is_floating_point():
+        raise MetaugError(f"encoder {name!r} gives {h.dtype}, needs real numbers of floating point")
+
+
+@contextmanager
+def evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Context manager: the modules are in evaluation mode (BatchNorm uses its running statistics). Afterwards each part is in the
+    mode that it was in: a frozen BatchNorm of a user's may be in evaluation mode for good."""
+    trained = [(module, module.training) for module in modules if module is not None]
+    modes = [(part, part.training) for module, _ in trained for part in module.modules()]
+    try:
+        for module, _ in trained:
+            module.eval()
+        yield
+    finally:
+        for module, mode in trained:
+            module.train(mode)
+        for part, mode in modes:
+            part.training = mode
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -116,11 +168,12 @@ class Encoders(nn.Module):
         self.joint = config.encoder_norm == "joint"
         self.bf16 = config.precision == "bf16"
         self.forked = config.graphs == "forked"
+        self.own = config.encoder if ENCODERS.added(config.encoder) else None  # the name of a user's encoder
         self.nets = nn.ModuleDict()
         self.dims: dict[str, int] = {}
         for name in dict.fromkeys(config.views):
             channels = VIEWS[name].channels
-            self.nets[name] = ENCODERS[config.encoder](channels, config)
+            self.nets[name] = build_encoder(channels, config)
             self.dims[name] = output_dim(self.nets[name], channels, config)
 
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
@@ -131,10 +184,23 @@ class Encoders(nn.Module):
         return apply_by_name(encode, images, names, self.joint, forked)
 
     def _encode(self, name: str, images: Tensor) -> Tensor:
+        net, x = self.nets[name], channels_last(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            h = self.nets[name](channels_last(images))
-        # Head and loss are float32 under bf16; a float64 network (in tests) stays float64.
-        return h.float() if self.bf16 else h
+            h = net(x) if self.own is None else self._encode_by_own(net, x, self.own, self.dims[name])
+        # Head and loss are of the images' type (float32) under bf16, and after a user's encoder of another type.
+        return h.to(images.dtype)
+
+    @staticmethod
+    def _encode_by_own(net: nn.Module, images: Tensor, name: str, dim: int) -> Tensor:
+        """h (B, D) by a user's encoder, which may change its input in place. MetaugError if it is no such h, or has no gradient."""
+        h = net(images.clone())
+        refuse_other_output(h, len(images), name, dim)
+        if torch.is_grad_enabled() and not h.requires_grad and any(p.requires_grad for p in net.parameters()):
+            raise MetaugError(
+                f"encoder {name!r} has weights to train, but its output has no gradient (detach, no_grad, a reentrant checkpoint); "
+                "freeze them by requires_grad_(False) if that is meant"
+            )
+        return h
 
 
 def apply_by_name(networks: Mapping[str, Callable[[Tensor], Tensor]], inputs: Sequence[Tensor], names: Sequence[str],

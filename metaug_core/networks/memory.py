@@ -73,6 +73,22 @@ class Queue(nn.Module):
         self.place.copy_((rows[-1] + 1) % self.entries.shape[1])
 
 
+def copy_module(module: nn.Module) -> nn.Module:
+    """A copy of a module with the hooks on its weights, which torch leaves behind. What a module's hook computes anew in every pass
+    (the weight of `torch.nn.utils.weight_norm`) is cut from its graph, because torch copies no tensor with one."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(part)[name] = value.detach()
+    with torch.no_grad():  # a scripted module's weights would be results of the copy
+        copied = deepcopy(module)
+    for old, new in zip(module.parameters(), copied.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+        for hook in (old._backward_hooks or {}).values():
+            new.register_hook(hook)
+    return copied
+
+
 class Averaged(nn.Module):
     """The exponential moving average of a method's networks: MoCo's key encoder, BYOL's target."""
 
@@ -80,7 +96,7 @@ class Averaged(nn.Module):
 
     def __init__(self, networks: nn.Module, config: Config, images: int):
         super().__init__()
-        self.networks = deepcopy(networks).requires_grad_(False)
+        self.networks = copy_module(networks).requires_grad_(False)
         self.momentum = config.ema_momentum
         self.total_steps = config.epochs * (images // config.batch_size) if config.ema_schedule == "cosine" else None
         device = next(networks.parameters()).device
@@ -101,5 +117,5 @@ class Averaged(nn.Module):
             share = share * (1 + torch.cos(torch.pi * self.steps / self.total_steps)) / 2
         with torch.no_grad():
             for name, own in self.networks.named_parameters():
-                own.lerp_(theirs[name], share)
+                own.lerp_(theirs[name], share.to(own.dtype))
         self.steps += 1

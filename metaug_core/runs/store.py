@@ -72,8 +72,13 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", scalars: dict[str, A
     """One safetensors file; the scalars ride in its header as JSON, so that the two cannot come apart."""
     import safetensors.torch
 
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write(path, safetensors.torch.save(tensors, {"format": FORMAT, "scalars": json.dumps(scalars)}))
+    stored, places = {}, set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().cpu().contiguous()
+        shared = t.untyped_storage().data_ptr() in places  # by tied weights, which safetensors does not write
+        stored[name] = t.clone() if shared else t
+        places.add(stored[name].untyped_storage().data_ptr())
+    write(path, safetensors.torch.save(stored, {"format": FORMAT, "scalars": json.dumps(scalars)}))
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
@@ -94,10 +99,15 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
         raise StoreError(f"cannot read {path}: its scalars are damaged") from None
 
 
+def weights(module: "nn.Module") -> "dict[str, Tensor]":
+    """Parameters and buffers of a module by name, also the buffers that are not in its `state_dict` (persistent=False)."""
+    return dict(module.named_buffers(remove_duplicate=False)) | module.state_dict()
+
+
 def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, source: Path) -> None:
     """Load the tensors under prefix into module. StoreError if a name or a shape is not the module's, or a number not finite."""
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    own = module.state_dict()
+    own, parameters = weights(module), dict(module.named_parameters(remove_duplicate=False))
     if values.keys() != own.keys():
         name = sorted(values.keys() ^ own.keys())[0]
         raise StoreError(f"{source} does not fit this run's config: {prefix}{name} is in only one of the two")
@@ -105,11 +115,14 @@ def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, 
         if value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
             raise StoreError(f"{source} does not fit this run's config: {prefix}{name} has shape {shapes}")
-        if not value.isfinite().all():
+        if value.isnan().any() or (name in parameters and value.isinf().any()):  # a mask may hold -inf
             raise StoreError(
                 f"{source} is damaged: {prefix}{name} is not finite; train the run anew in another runs_dir"
             )
-    module.load_state_dict(values)
+    in_state_dict = module.state_dict().keys()
+    module.load_state_dict({name: value for name, value in values.items() if name in in_state_dict})
+    for name in values.keys() - in_state_dict:
+        own[name].copy_(values[name])
 
 
 class Run:
@@ -318,20 +331,23 @@ def sync(path: Path) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
 
 
-def begin(run: Run, step: int, device: str, eager_because: str | None = None) -> None:
+def begin(
+    run: Run, step: int, device: str, eager_because: str | None = None, tangent_because: str | None = None
+) -> None:
     """Start or take up a run that stands at step: config, environment (one entry a session), and no rows beyond step.
 
-    eager_because: why its steps are not captured as CUDA graphs, if they are not.
+    eager_because: why its steps are not captured as CUDA graphs, if they are not. tangent_because: why its meta-gradient is
+    computed in a slower way, if it is.
     """
     from metaug_core.runs.environment import environment
 
     run.clear_failure()  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     sessions = run.sessions if step > 0 else []
-    write_json(
-        run.path / "environment.json",
-        [*sessions, environment(device) | {"from_step": step, "eager_because": eager_because}],
-    )
+    session = environment(device) | {"from_step": step, "eager_because": eager_because}
+    if tangent_because:
+        session["tangent_because"] = tangent_because
+    write_json(run.path / "environment.json", [*sessions, session])
     for name in ("metrics.jsonl", "similarities.jsonl", "timing.jsonl"):
         keep_rows(run.path / name, step if step > 0 else -1)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaug_core.runs.store import StoreError, load_module, read_tensors, write_tensors
+from metaug_core.runs.store import StoreError, load_module, read_tensors, weights, write_tensors
 from metaug_core.training.state import TrainState
 
 COUNTERS = ("epoch", "position", "step")
@@ -64,8 +64,13 @@ def restore(s: TrainState, path: Path) -> None:
 
 
 def find_nonfinite(s: TrainState) -> str | None:
-    """The name of a weight, a statistic or a remembered feature that is NaN or infinite; None if all are finite."""
-    return next((name for name, value in _weights(s).items() if not torch.isfinite(value).all()), None)
+    """The name of a weight, a statistic or a remembered feature that is NaN or infinite; None if all are finite. A frozen weight or
+    a buffer that was so from the beginning (a mask of -inf) is not meant."""
+    return next((name for name in list_nonfinite(s) if name not in s.infinite), None)
+
+
+def list_nonfinite(s: TrainState) -> list[str]:
+    return [name for name, value in _weights(s).items() if not torch.isfinite(value).all()]
 
 
 def _modules(s: TrainState) -> dict[str, nn.Module]:
@@ -75,7 +80,7 @@ def _modules(s: TrainState) -> dict[str, nn.Module]:
 
 def _weights(s: TrainState) -> dict[str, Tensor]:
     """Parameters and buffers of all modules, by prefixed name."""
-    return {prefix + name: t for prefix, module in _modules(s).items() for name, t in module.state_dict().items()}
+    return {prefix + name: t for prefix, module in _modules(s).items() for name, t in weights(module).items()}
 
 
 def _optimisers(s: TrainState) -> dict[str, torch.optim.Optimizer]:

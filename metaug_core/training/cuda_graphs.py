@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaug_core.errors import MetaugError
+from metaug_core.extensions import name_failures
 from metaug_core.runtime import distributed
 from metaug_core.runtime.device import side_by_side
 from metaug_core.training.diagnostics import describe
@@ -48,6 +50,8 @@ def explain_eager_steps(states: Sequence[TrainState]) -> str | None:
         return "several processes take part"
     if any(s.config.meta == "double-backward" for s in states):
         return "meta double-backward is the plain reference"
+    if any(s.draws and s.trains_mag for s in states):
+        return "each pass of a step draws the random numbers of the user's own networks again"
     for s in states:
         if not s.method.description.captured:
             return f"method {s.config.method!r} waits for the device within a step"
@@ -84,8 +88,9 @@ class Stepper:
         self.seen: Counter[tuple] = Counter()
         self.replays: dict[tuple, Replay] = {}
 
-    def __call__(self, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor]]:
-        """One step of each trial that has a batch; its metrics, tensors not read yet, by the trial's number."""
+    def __call__(self, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor] | MetaugError]:
+        """One step of each trial that has a batch; its metrics, tensors not read yet, by the trial's number. The error of a user's
+        own code stands in their place."""
         if self.reason is not None:
             return {number: self._eager(number, batch) for number, batch in batches.items()}
         kind = tuple((number, batch.log, self.states[number].mag_pass) for number, batch in batches.items())
@@ -94,9 +99,13 @@ class Stepper:
             return {number: self._eager(number, batch) for number, batch in batches.items()}
         return self._replay(kind, batches)
 
-    def _eager(self, number: int, batch: Batch) -> dict[str, Tensor]:
-        with own_random_numbers(self.states[number]):
-            return train_step(self.states[number], *batch)
+    def _eager(self, number: int, batch: Batch) -> dict[str, Tensor] | MetaugError:
+        s = self.states[number]
+        try:
+            with own_random_numbers(s), name_failures(s.config, f"step {s.step + 1}"):
+                return train_step(s, *batch)
+        except MetaugError as error:
+            return error
 
     def _capture(self, kind: tuple, batches: dict[int, Batch]) -> bool:
         """Capture a kind of step without running it. False, and `reason` is set, if it cannot be captured."""
@@ -112,15 +121,14 @@ class Stepper:
             return False
         return True
 
-    def _replay(self, kind: tuple, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor]]:
+    def _replay(self, kind: tuple, batches: dict[int, Batch]) -> dict[int, dict[str, Tensor] | MetaugError]:
         replay = self.replays[kind]
         for place, batch in zip(replay.inputs, batches.values(), strict=True):
             place.pixels.copy_(batch.pixels, non_blocking=True)
             place.indices.copy_(batch.indices, non_blocking=True)
         replay.graph.replay()
-        metrics = {}
+        metrics: dict[int, dict[str, Tensor] | MetaugError] = {}
         for (number, batch), (values, z, context) in zip(batches.items(), replay.outputs, strict=True):
-            metrics[number] = {name: value.clone() for name, value in values.items()}  # the next replay overwrites them
-            if batch.log:
-                metrics[number] |= describe(self.states[number], z, context)
+            copied = {name: value.clone() for name, value in values.items()}  # the next replay overwrites them
+            metrics[number] = copied | (describe(self.states[number], z, context) if batch.log else {})
         return metrics

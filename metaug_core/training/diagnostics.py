@@ -1,7 +1,5 @@
 """Readings of a run's features and of its MAG: what a reader wants to know beside the loss. None of them changes training."""
 
-import copy
-
 import pandas as pd
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from metaug_core.evaluation import probes, representations
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods.base import Context
 from metaug_core.methods.modifiers import find_base
+from metaug_core.networks.memory import copy_module
 from metaug_core.objectives.losses import alignment, effective_rank, uniformity
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import similarity
@@ -82,7 +81,7 @@ def knn_monitor(s: TrainState, splits: Splits) -> float | None:
     )
     networks = s.networks
     if s.step == 0:  # BatchNorm has no statistics before the first step; they are estimated on a copy
-        networks = copy.deepcopy(networks)
+        networks = copy_module(networks)
         representations.estimate_bn_stats(networks, splits.train, s.config)
     h_train, h_val = (representations.features(networks, images, s.config) for images in (train, val))
     return probes.knn(h_train, train.labels, h_val, val.labels, len(train.classes))

@@ -17,16 +17,17 @@ from torch import Tensor
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
+from metaug_core.extensions import name_failures
 from metaug_core.registry import METHODS
 from metaug_core.runs import data, store
 from metaug_core.runtime import distributed
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
-from metaug_core.training import checkpoint, state
+from metaug_core.training import checkpoint, own_networks, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
 from metaug_core.training.progress import Progress, Reporter, TerminalBar
 from metaug_core.training.state import TrainState, own_random_numbers
-from metaug_core.training.step import set_rates
+from metaug_core.training.step import draw, set_rates
 
 SHARED = (*datasets.IMAGES, "storage", "device")  # settings: which images there are, and where they are kept
 TOGETHER = (*SHARED, "precision")  # what trials side by side must agree on: torch's switches hold for the whole process
@@ -156,13 +157,31 @@ def open_trials(
     """A trial for each run, from its last checkpoint; without those that fail, whose errors go into failures."""
     trials = []
     for run in runs:
-        with keep_failure(run, failures):
+        with keep_failure(run, failures), name_failures(run.config, "before the first step, a trial pass"):
             s = state.create(run.config, splits, device)
+            if s.own:
+                try_own_networks(s)
             if run.checkpoint.exists():
                 data.check(run, splits.data)
                 checkpoint.restore(s, run.checkpoint)
             trials.append(Trial(run, s, splits))
     return trials
+
+
+def try_own_networks(s: TrainState) -> None:
+    """`own_networks.check` on the first images of the data set. It leaves the run's random numbers alone."""
+    generators = {role: generator.get_state() for role, generator in s.generators.items()}
+    random, device_random = s.random, s.device_random and s.device_random.get_state()
+    rows = torch.arange(s.config.batch_size)[None]
+    pixels = next(iter(s.images.batches(distributed.own(rows, 1))))
+    with own_random_numbers(s):
+        own_networks.check(s, *draw(s, pixels, rows[0].to(s.device)))
+    s.infinite = frozenset(checkpoint.list_nonfinite(s))
+    s.random = random
+    if s.device_random is not None and device_random is not None:
+        s.device_random.set_state(device_random)
+    for role, generator in s.generators.items():
+        generator.set_state(generators[role])
 
 
 # --- the loop
@@ -303,7 +322,10 @@ class Trial:
     def begin(self, eager_because: str | None) -> None:
         """Prepare the run's folder, and take the monitor's reading of the untrained networks."""
         if self.writes:
-            store.begin(self.run, self.s.step, self.s.device, eager_because)
+            store.begin(self.run, self.s.step, self.s.device, eager_because, self.s.tangent_because)
+            if self.s.tangent_because:
+                reason = f"the meta-gradient is computed in a slower way: {self.s.tangent_because}"
+                warnings.warn(reason, RuntimeWarning, stacklevel=2)
             data.record(self.run, self.splits.data)
             if self.s.config.tensorboard:
                 self.board = open_tensorboard(self.run, self.s.step)
@@ -318,8 +340,10 @@ class Trial:
         self.waited += time.monotonic() - before
         return batch
 
-    def record_step(self, batch: Batch, metrics: dict[str, Tensor]) -> None:
-        """Count a step, log its metrics if they are to be logged, and report."""
+    def record_step(self, batch: Batch, metrics: dict[str, Tensor] | MetaugError) -> None:
+        """Count a step, log its metrics if they are to be logged, and report. Raises the error of a step that failed."""
+        if isinstance(metrics, MetaugError):
+            raise metrics
         s = self.s
         s.count_step()
         self.unread.append((s.step, metrics))
@@ -417,7 +441,7 @@ class Trial:
     def log_monitor(self) -> None:
         if not self.writes:
             return
-        with own_random_numbers(self.s):
+        with own_random_numbers(self.s), name_failures(self.s.config, "the kNN monitor"):
             accuracy = knn_monitor(self.s, self.splits)
         if accuracy is not None:
             self.log({"knn_val": accuracy})

@@ -1,7 +1,7 @@
 # pyright: reportPrivateImportUsage=false
 """Everything that changes while a run trains, in one place. `checkpoint` saves and restores it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,10 +12,12 @@ from torch.nn.utils import get_total_norm
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data.datasets import Images, Splits, StreamedImages
-from metaug_core.meta.forward_ad import Params
+from metaug_core.meta.forward_ad import Params, tangent
 from metaug_core.methods import Method
 from metaug_core.methods.base import initial_networks
 from metaug_core.optimisers import group_parameters, make_optimiser
+from metaug_core.registry import ENCODERS, METHODS
+from metaug_core.training.own_networks import Repeats
 
 ROLES = ("order", "views", "draw")  # one random generator each, so that no setting of one shifts the others
 
@@ -42,14 +44,23 @@ class TrainState:
     order: Tensor | None = None  # (N,) int64, the order of the images in the current pass; None between two passes
     omega_before: list[Tensor] | None = None  # the MAG's weights at the start of the current pass
     previous: tuple[Tensor, Tensor] | None = None  # pixels and indices of the last minibatch (`look_ahead_batch`)
+    own: bool = False  # an encoder or a method of the user's own; the four below are for it alone (`own_networks`)
+    draws: bool = False  # its networks or its loss draw random numbers
+    tangent: Callable = tangent  # how the tangent pass of the meta-gradient is computed
+    tangent_because: str | None = None  # why not in the fastest way, if so
+    repeats: Repeats | None = None  # of the step under way
+    infinite: frozenset[str] = (
+        frozenset()
+    )  # weights and buffers that hold infinities from the beginning, such as a mask
 
     @property
     def theta(self) -> Params:
-        return dict(self.networks.named_parameters())
+        """The weights of the networks that are not frozen."""
+        return {name: p for name, p in self.networks.named_parameters() if p.requires_grad}
 
     @property
     def omega(self) -> Params:
-        return dict(self.mag.named_parameters()) if self.mag is not None else {}
+        return {name: p for name, p in self.mag.named_parameters() if p.requires_grad} if self.mag is not None else {}
 
     @property
     def trains_mag(self) -> bool:
@@ -115,6 +126,7 @@ class TrainState:
 def create(config: Config, splits: Splits, device: str) -> TrainState:
     """The state before the first step. ConfigError if the method cannot train on these images."""
     method = methods.build(config)
+    own = bool(ENCODERS.added(config.encoder) or METHODS.added(config.method))
     images = splits.train if method.description.labelled else splits.pretrain
     if len(images) < config.batch_size:
         raise ConfigError(
@@ -140,12 +152,16 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         generators=generators,
         random=torch.Generator().manual_seed(config.seed).get_state(),
         device_random=torch.Generator(device).manual_seed(config.seed) if device != "cpu" else None,
+        own=own,
     )
 
 
 def make_mag_optimiser(mag: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The optimiser of omega, the parameters of the MAG."""
-    group = {"params": list(mag.parameters()), "weight_decay": config.mag_weight_decay}
+    trained = [p for p in mag.parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError(f"the MAG of method {config.method!r} has no weight to train: all are frozen, or it has none")
+    group = {"params": trained, "weight_decay": config.mag_weight_decay}
     group |= {"constant_rate": config.mag_lr_schedule == "constant"}
     return make_optimiser(config.mag_optimiser, [group], config.mag_lr, config.momentum)
 

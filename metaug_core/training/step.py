@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from metaug_core.networks.activation_checkpointing import checkpoint_first_block
 from metaug_core.optimisers import set_rate
 from metaug_core.runtime import distributed
 from metaug_core.training import diagnostics
+from metaug_core.training.own_networks import Repeats
 from metaug_core.training.state import TrainState
 
 
@@ -66,10 +67,11 @@ def regular_step(
     pairs = context.pairs(len(s.config.views))
     context = replace(context, shared=pairs)
     recorded = Recorder() if share else None
-    with distributed.whole_batch(), recorded or nullcontext():
+    with distributed.whole_batch(), recorded or nullcontext(), repeat(s, "networks"):
         z = s.networks(views)
     leaf = detach_leaf(z)
-    terms = s.method.terms(leaf, context, s.mag)
+    with repeat(s, "loss"):
+        terms = s.method.terms(leaf, context, s.mag)
     theta = s.theta
     log = log and "loss_augmented" in terms
     (pull,) = torch.autograd.grad(sum_terms(terms), leaf, create_graph=share, retain_graph=share or log)
@@ -83,6 +85,11 @@ def regular_step(
         rest = get_total_norm(gradient[name] - augmented[name] for name in theta)
         metrics["augmented_gradient_share"] = part / (part + rest)
     return Regular(gradient, pull if share else None, recorded), metrics, leaf.detach()
+
+
+def repeat(s: TrainState, kind: str) -> AbstractContextManager[None]:
+    """Context manager: a pass over the user's own networks, or their loss, sees what the first of this step saw (`Repeats`)."""
+    return s.repeats.repeat(kind) if s.repeats is not None else nullcontext()
 
 
 def sum_terms(terms: dict[str, Tensor]) -> Tensor:
@@ -114,16 +121,21 @@ def mag_step(
     config, method, mag, optimiser = s.config, s.method, s.mag, s.mag_optimiser
     assert mag is not None
     assert optimiser is not None
-    compute = look_ahead if config.meta == "forward" else look_ahead_reference
+    compute = partial(look_ahead, jvp=s.tangent) if config.meta == "forward" else look_ahead_reference
+    call = (
+        s.repeats.call if s.repeats is not None else lambda module, weights, x: functional_call(module, weights, (x,))
+    )
 
     outer_views, outer_context = outer or (views, context)
 
     def features(views: list[Tensor], theta: Params) -> Tensor:
-        with distributed.whole_batch(), checkpoint_first_block(config.meta == "forward" and distributed.count() == 1):
-            return functional_call(s.networks, theta, (views,))
+        lean = checkpoint_first_block(config.meta == "forward" and distributed.count() == 1)
+        with distributed.whole_batch(), lean, repeat(s, "networks"):
+            return call(s.networks, theta, views)
 
     def loss(terms: Callable, context: Context, z: Tensor, omega: Params) -> Tensor:
-        return sum_terms(terms(z, context, lambda x: functional_call(mag, omega, (x,))))
+        with repeat(s, "loss"):
+            return sum_terms(terms(z, context, lambda x: call(mag, omega, x)))
 
     outer_loss = partial(loss, method.outer_terms, outer_context)
     outer_features = partial(features, outer_views) if outer else None
@@ -179,6 +191,7 @@ def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
     """
     config = s.config
     views, context = draw(s, pixels, indices)
+    s.repeats = Repeats(s) if s.own and s.trains_mag else None
     outer = None
     if s.trains_mag and config.look_ahead_batch == "previous":
         outer = draw(s, *s.swap_previous(pixels, indices))
@@ -206,4 +219,7 @@ def draw(s: TrainState, pixels: Tensor, indices: Tensor) -> Inputs:
 def train_step(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> dict[str, Tensor]:
     """`update`: the metrics of one step, and with log the readings of its features (`diagnostics.describe`)."""
     metrics, z, context = update(s, pixels, indices, log)
-    return metrics | diagnostics.describe(s, z, context) if log else metrics
+    if not log:
+        return metrics
+    with repeat(s, "loss"):
+        return metrics | diagnostics.describe(s, z, context)

@@ -448,7 +448,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
     monkeypatch.setitem(METHODS, "breaking", Breaking)
     monkeypatch.setitem(FAULT, "at", 8)
     monkeypatch.setitem(FAULT, "how", how)
-    monkeypatch.setitem(FAULT, "calls", 0)
+    monkeypatch.setitem(FAULT, "calls", -1)
     config = tiny(method="breaking", checkpoint_minutes=1e-9)
     run = request(config)
     with pytest.raises(MetaugError) as error:
@@ -467,7 +467,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
 
 def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny, monkeypatch):
     monkeypatch.setitem(METHODS, "breaking", Breaking)
-    for name, value in (("at", 3), ("how", "nan"), ("calls", 0)):
+    for name, value in (("at", 3), ("how", "nan"), ("calls", -1)):
         monkeypatch.setitem(FAULT, name, value)
     with pytest.raises(MetaugError) as error:
         fit(tiny(method="breaking"), quiet)
@@ -480,7 +480,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny, monkeypatch, at):
     monkeypatch.setitem(METHODS, "breaking", Breaking)
     monkeypatch.setitem(FAULT, "at", at)
     monkeypatch.setitem(FAULT, "how", "gradient")
-    monkeypatch.setitem(FAULT, "calls", 0)
+    monkeypatch.setitem(FAULT, "calls", -1)
     config = tiny(method="breaking", log_every=1, checkpoint_minutes=1e-9)
     with pytest.raises(MetaugError) as error:
         fit(config, quiet)

@@ -416,6 +416,14 @@ def test_code_without_a_source_goes_by_its_bytes_and_constants(monkeypatch):
     assert found[0] != Config(method="cmc").name()
 
 
+def test_runs_of_own_code_have_other_names_where_the_same_code_trains_otherwise(monkeypatch):
+    monkeypatch.setitem(ENCODERS, "theirs", lambda channels, config: None)
+    configs = [Config(encoder=name) for name in ("theirs", "conv")]
+    before = [config.name() for config in configs]
+    monkeypatch.setattr(sources, "SEMANTICS", sources.SEMANTICS + 1)
+    assert [config.name() == old for config, old in zip(configs, before, strict=True)] == [False, True]
+
+
 def test_what_is_the_packages_own_has_no_source():
     for method in (*PACKAGES_OWN, "cmc+hard+mag", "moco+oucl"):
         assert "source" not in Config(method=method).identity()
