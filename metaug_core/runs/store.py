@@ -107,7 +107,7 @@ def weights(module: "nn.Module") -> "dict[str, Tensor]":
 def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, source: Path) -> None:
     """Load the tensors under prefix into module. StoreError if a name or a shape is not the module's, or a number not finite."""
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    own, parameters = weights(module), dict(module.named_parameters(remove_duplicate=False))
+    own = weights(module)
     if values.keys() != own.keys():
         name = sorted(values.keys() ^ own.keys())[0]
         raise StoreError(f"{source} does not fit this run's config: {prefix}{name} is in only one of the two")
@@ -115,7 +115,7 @@ def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, 
         if value.shape != own[name].shape:
             shapes = f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
             raise StoreError(f"{source} does not fit this run's config: {prefix}{name} has shape {shapes}")
-        if value.isnan().any() or (name in parameters and value.isinf().any()):  # a mask may hold -inf
+        if not (value.isfinite() | (value == own[name])).all():  # a mask may hold -inf from the beginning
             raise StoreError(
                 f"{source} is damaged: {prefix}{name} is not finite; train the run anew in another runs_dir"
             )
