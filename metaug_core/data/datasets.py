@@ -34,6 +34,7 @@ from metaug_core.data.images import (
     read_all,
 )
 from metaug_core.registry import DATASETS
+from metaug_core.runtime.device import arithmetic
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
 SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
@@ -169,6 +170,7 @@ def is_streamed(config: Config, size: int, device: torch.device) -> bool:
     return size > ON_DEVICE or (device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2)
 
 
+@arithmetic("float32")  # what is made of random numbers, shapes for one, is the same under any default of the user's
 def load(config: Config, device: torch.device | str = "cpu") -> Splits:
     """The splits of config.dataset on the device, or streaming to it (config.storage). Raises DataError."""
     raw, device = read_raw(config), torch.device(device)

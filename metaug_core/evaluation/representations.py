@@ -26,7 +26,7 @@ from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
 from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, measure
 from metaug_core.methods.base import initial_networks
 from metaug_core.runs.store import Run, load_module, read_tensors, write_json
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
+from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.views.augmentation import plain, split
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 2048, 512  # for BatchNorm's statistics of training images
@@ -41,14 +41,12 @@ AUGMENTED = "trained, z and z~"  # the heads kept, and the MAG's features beside
 # draw: None for plain images, else the number of a draw of random crops and flips (`crops.read_images`).
 
 
-@torch.no_grad()
 def features(networks: nn.Module, images: AnyImages, config: Config, draw: int | None = None) -> Tensor:
     """h of all distinct views, concatenated: (N, sum of D_j) float32. Downstream tasks use it; the heads are discarded."""
-    with evaluating(networks), arithmetic(config.precision):
+    with evaluating(networks), arithmetic(config.precision), torch.no_grad():
         return torch.cat([torch.cat(encode(networks, rgb, config), 1) for rgb in read_images(images, config, draw)])
 
 
-@torch.no_grad()
 def embeddings(
     networks: nn.Module, images: AnyImages, config: Config, mag: nn.Module | None = None, draw: int | None = None
 ) -> Tensor:
@@ -57,7 +55,7 @@ def embeddings(
     Call `estimate_mag_bn_stats` first: only then z~ is the function that was trained.
     """
     parts = []
-    with evaluating(networks, mag), arithmetic(config.precision):
+    with evaluating(networks, mag), arithmetic(config.precision), torch.no_grad():
         for rgb in read_images(images, config, draw):
             z = embed(networks, rgb, config)
             parts.append(z if mag is None else torch.cat([z, mag(z)]))
@@ -183,21 +181,30 @@ def evaluate(
     finished, the split is empty, a name is unknown, or splits hold other images.
     """
     check_request(run, split, augmented, measures, representations)
-    stored = run.evaluation(split)
     names = [*representations] + [AUGMENTED] * augmented
-    missing = {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
+    stored, missing = find_missing(run, split, names, measures)
     if splits is not None:
         datasets.refuse_foreign(splits, run.config)
     if any(missing.values()):
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
+        refuse_surroundings()
         splits = splits or datasets.load(run.config, device)
-        with keep_freed_memory(), arithmetic(run.config.precision):
+        with arithmetic(run.config.precision), keep_freed_memory():
+            stored, missing = find_missing(run, split, names, measures)  # another thread may have measured them
             for name in filter(missing.get, missing):
                 row = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
-        write_json(run.evaluation_file(split), stored)  # at the end: a run with unreadable encoders gets no evaluation
+            write_json(run.evaluation_file(split), stored)  # at the end: none of a run with unreadable encoders
     columns = [*measures, *COLUMNS, *(["draws"] if "probe_paper" in measures else [])]
     return pd.DataFrame([stored[name] for name in names], pd.Index(names, name="representation"), columns)
+
+
+def find_missing(
+    run: Run, split: str, names: Sequence[str], measures: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """The stored rows by representation, and of each of these names the measures that are not among them."""
+    stored = run.evaluation(split)
+    return stored, {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
 
 
 def check_request(

@@ -35,6 +35,7 @@ from metaug_core.networks.memory import Bank
 from metaug_core.objectives import losses
 from metaug_core.objectives.similarity import Pairs, other_views
 from metaug_core.recipes import Recipe
+from metaug_core.runtime.device import one_thread
 from metaug_core.settings import OPTIONAL
 from metaug_core.views.augmentation import make_views
 
@@ -270,7 +271,7 @@ def draw_from_bank(bank: Bank | None, config: Config, indices: Tensor, labels: T
 
 def initial_networks(method: Method, classes: int, seed: int) -> tuple[nn.Module, nn.Module | None]:
     """Create theta and omega, on the CPU: the same for a seed on every machine. The global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks, mag = method.networks(classes), method.mag()
     # Max-pool and BatchNorm are several times faster with channels last, convolutions somewhat.

@@ -20,7 +20,7 @@ from metaug_core.errors import MetaugError, Paused
 from metaug_core.registry import METHODS
 from metaug_core.runs import store
 from metaug_core.runtime import distributed
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device
+from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.training import checkpoint, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
@@ -79,11 +79,13 @@ def attempt(
     if all(run.finished for run in runs):
         return runs, failures
     check_trials(configs)
+    refuse_surroundings()
     device = pick_device(configs[0].device)
     if splits is not None:
         check_splits(splits, configs[0], device)
     distributed.join(device)
     with ExitStack() as stack:
+        stack.enter_context(arithmetic(configs[0].precision))
         if distributed.rank() == 0:
             for run in unfinished(runs):
                 with keep_failure(run, failures):
@@ -94,7 +96,6 @@ def attempt(
             return runs, failures
         stack.enter_context(torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []))
         stack.enter_context(keep_freed_memory())
-        stack.enter_context(arithmetic(configs[0].precision))
         splits = splits or datasets.load(todo[0].config, device)
         trials = open_trials(todo, splits, device, failures)
         if trials:

@@ -7,7 +7,6 @@ worker, under the run's lock: a run is done once, whoever asks for it, and what 
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
@@ -102,7 +101,6 @@ class LastImages:
 
 
 IMAGES = LastImages()  # of this process
-EVALUATING = threading.Lock()
 
 
 # --- one job
@@ -138,8 +136,7 @@ def train_and_evaluate(job: Job, runs: list[Run], report: Callable[[Progress], N
     _, failures = loop.attempt([run.config for run in runs if not run.finished], report, splits)
     for run in runs:
         if run.finished and job.wanted is not None:
-            # Untrained encoders are drawn from torch's one generator, and a Dask worker may have several threads.
-            with EVALUATING, loop.keep_failure(run, failures):
+            with loop.keep_failure(run, failures):
                 representations.evaluate(run, splits=splits, device=device, **job.wanted.list_arguments(run))
     return failures
 
