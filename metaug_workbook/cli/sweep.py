@@ -4,14 +4,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from metaug_core.errors import Interrupted
-from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir
 
 
 @click.command()
@@ -84,7 +83,6 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
         return
     try:
         with interrupt_on_sigterm(), choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
-            say = partial(click.echo, err=True)
             sweep.run_sweep(state, executor, asked["trials"], say=say)
     except KeyboardInterrupt:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"

@@ -166,7 +166,7 @@ def state_of_torch():
 def test_a_run_is_the_same_under_any_switches_and_these_stay(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "SHAPES_TRAIN", (20, 1))
     monkeypatch.setattr(datasets, "SHAPES_TEST", (20, 2))
-    shapes = preset("sketch", batch_size=8, val_fraction=0.2)
+    shapes = preset("sketch", train_images=20, batch_size=8, val_fraction=0.2)
     plain = fit(tiny(epochs=1), lambda at: None)
     accuracies = evaluate(plain, measures=("knn",))
     torch.set_default_dtype(torch.float64)
