@@ -19,6 +19,7 @@ from torch.nn.utils import parameters_to_vector
 
 from metaug_core import methods
 from metaug_core.config import EVALUATION_VERSION, Config
+from metaug_core.contradictions import unordered
 from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
@@ -221,8 +222,10 @@ def check_request(
 
 
 def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> None:
-    """MetaugError for a measure or representation that does not exist."""
+    """MetaugError for a measure or representation that does not exist, or for several without an order."""
     for kind, names, known in (("measure", measures, MEASURES), ("representation", representations, REPRESENTATIONS)):
+        if fault := unordered(names):
+            raise MetaugError(f"{kind}s: {fault}")
         for name in names:
             if name not in known:
                 raise MetaugError(f"unknown {kind} {name!r}{suggestion(name, known)}")

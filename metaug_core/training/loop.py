@@ -76,6 +76,7 @@ def attempt(
 
     Raises what does not belong to one run: configs that do not fit together, missing data, BusyError (nothing was trained then).
     """
+    configs = tuple(configs)  # they are read several times
     runs = [store.request(config) for config in configs]
     failures: dict[str, MetaugError] = {}
     if all(run.finished for run in runs):
