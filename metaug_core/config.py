@@ -267,10 +267,14 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}
         if self.dataset == "folder":
             settings["data_dir"] = str(self.data_dir.resolve())
+        own = self.own_entries()
+        return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(own)} if own else {})
+
+    def own_entries(self) -> list[object]:
+        """What the user has registered of the data set, encoder, method and views that it names."""
         named = [(registry.DATASETS, self.dataset), (registry.ENCODERS, self.encoder), (registry.METHODS, self.method)]
         named += [(registry.VIEWS, view) for view in self.views]
-        added = [entry for table, name in named for entry in table.added(name)]
-        return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(added)} if added else {})
+        return [entry for table, name in named for entry in table.added(name)]
 
     def name(self) -> str:
         """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parameters_to_vector
 
-from metaug_core import methods
+from metaug_core import methods, sources
 from metaug_core.config import EVALUATION_VERSION, Config
 from metaug_core.contradictions import unordered
 from metaug_core.data import datasets
@@ -26,13 +26,15 @@ from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
 from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, measure
 from metaug_core.methods.base import initial_networks
-from metaug_core.runs.store import Run, load_module, read_tensors, write_json
+from metaug_core.registry import ENCODERS, METHODS
+from metaug_core.runs.store import Run, StoreError, load_module, read_json, read_tensors, write_json
 from metaug_core.runtime.device import arithmetic, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.views.augmentation import plain, split
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 2048, 512  # for BatchNorm's statistics of training images
 COLUMNS = ["epochs", "n_train", "n_eval", "split", "method", "dataset", "seed"]
 REPRESENTATIONS = ("raw pixels", "untrained", "trained")
+INITIAL = "initial.json"  # in a run's folder
 AUGMENTED = "trained, z and z~"  # the heads kept, and the MAG's features beside the original ones
 
 
@@ -149,6 +151,44 @@ def load_networks(config: Config, classes: int, file: Path | None = None) -> tup
     return networks, mag
 
 
+def describe_networks(networks: nn.Module, mag: nn.Module | None) -> dict[str, list[float]]:
+    """Of each parameter and buffer its mean, its root mean square and its mean along a ramp, by name."""
+    readings = {}
+    for prefix, module in (("networks.", networks), ("mag.", mag)):
+        for name, value in [*module.named_parameters(), *module.named_buffers()] if module is not None else ():
+            x = value.detach().cpu().double().flatten()
+            ramp = torch.linspace(0, 1, len(x), dtype=torch.float64)
+            readings[prefix + name] = [x.mean().item(), x.square().mean().sqrt().item(), (x * ramp).mean().item()]
+    return readings
+
+
+def note_initial_networks(run: Run, classes: int, networks: nn.Module, mag: nn.Module | None) -> None:
+    """Write into the run's folder what the networks are before training, if the encoder or the method is the user's own: they may
+    come from a file."""
+    if ENCODERS.added(run.config.encoder) or METHODS.added(run.config.method):
+        write_json(run.path / INITIAL, {"classes": classes, "networks": describe_networks(networks, mag)})
+
+
+def check_initial_networks(run: Run) -> None:
+    """StoreError if encoder and method make other networks now than those that the run was trained from."""
+    file = run.path / INITIAL
+    if not file.exists():
+        return
+    noted = read_json(file)
+    with arithmetic(run.config.precision), sources.keep([run.config.own_entries()]):
+        now = describe_networks(*load_networks(run.config, noted["classes"]))
+    for name in sorted(now.keys() | noted["networks"].keys()):
+        before, after = (
+            torch.tensor(readings.get(name, []), dtype=torch.float64) for readings in (noted["networks"], now)
+        )
+        # Between processors the same draws differ by rounding.
+        if len(before) != len(after) or not torch.allclose(before, after, 0, 1e-6 * before[1].item(), equal_nan=True):
+            raise StoreError(
+                f"run {run.path.name} was trained from other networks than its encoder and method make now ({name} differs): put "
+                f"back what they load, and draw with torch's generator alone; without {run.path} it is trained anew"
+            )
+
+
 def mag_moved(run: Run) -> float | None:
     """|change of the MAG's weights in training| / |weights before it|; None without a MAG."""
     before, after = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
@@ -190,7 +230,7 @@ def evaluate(
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
         refuse_surroundings()
         splits = splits or datasets.load(run.config, device)
-        with arithmetic(run.config.precision), keep_freed_memory():
+        with arithmetic(run.config.precision), keep_freed_memory(), sources.keep([run.config.own_entries()]):
             stored, missing = find_missing(run, split, names, measures)  # another thread may have measured them
             for name in filter(missing.get, missing):
                 row = measure_representation(name, run, split, splits, device, missing[name])
@@ -219,6 +259,7 @@ def check_request(
     if augmented and load_networks(run.config, 2)[1] is None:
         raise MetaugError(f"method {run.config.method!r} has no MAG, so there are no augmented features to evaluate")
     refuse_unknown(measures, representations)
+    check_initial_networks(run)
 
 
 def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> None:

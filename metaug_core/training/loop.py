@@ -15,9 +15,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from metaug_core import sources
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
+from metaug_core.evaluation.representations import check_initial_networks, note_initial_networks
 from metaug_core.registry import METHODS
 from metaug_core.runs import store
 from metaug_core.runtime import distributed
@@ -79,6 +81,9 @@ def attempt(
     configs = tuple(configs)  # they are read several times
     runs = [store.request(config) for config in configs]
     failures: dict[str, MetaugError] = {}
+    for run in runs:
+        with keep_failure(run, failures):
+            check_initial_networks(run)
     if all(run.finished for run in runs):
         return runs, failures
     check_trials(configs)
@@ -89,6 +94,7 @@ def attempt(
     distributed.join(device)
     with ExitStack() as stack:
         stack.enter_context(arithmetic(configs[0].precision))
+        stack.enter_context(sources.keep([config.own_entries() for config in configs]))
         if distributed.rank() == 0:
             for run in unfinished(runs):
                 with keep_failure(run, failures):
@@ -311,6 +317,8 @@ class Trial:
             store.begin(self.run, self.s.step, self.s.device, eager_because)
             if self.s.config.tensorboard:
                 self.events = events.begin(self.run)
+            if self.s.step == 0:
+                note_initial_networks(self.run, len(self.splits.train.classes), self.s.networks, self.s.mag)
         self.started = self.saved_at = self.reported_at = self.looked_at = time.monotonic()
         if self.s.step == 0:
             self.log_monitor()
