@@ -144,16 +144,19 @@ def attributes(thing: object) -> dict[str, Any]:
 
 def of_numbers(thing: Any, seen: dict[int, object]) -> Iterator[str]:
     """A tensor or an array: its kind, its shape and a hash of its bytes."""
-    if hasattr(thing, "detach"):  # a tensor: numpy does not know all its kinds
-        kind, shape = thing.dtype, tuple(thing.shape)
-        array = thing.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8).numpy()
-    else:
-        array = sys.modules["numpy"].ascontiguousarray(thing)
-        kind, shape = array.dtype, array.shape
-    if array.dtype.hasobject:
-        yield from told(array.tolist(), seen)
-    else:
-        yield f"{kind} {shape} {hashlib.sha256(array.reshape(-1).view('u1')).hexdigest()}"
+    try:
+        if hasattr(thing, "detach"):  # a tensor: numpy does not know all its kinds
+            kind, shape = thing.dtype, tuple(thing.shape)
+            array = thing.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8).numpy()
+        else:
+            array = sys.modules["numpy"].ascontiguousarray(thing)
+            kind, shape = array.dtype, array.shape
+        if array.dtype.hasobject:
+            yield from told(array.tolist(), seen)
+        else:
+            yield f"{kind} {shape} {hashlib.sha256(array.reshape(-1).view('u1')).hexdigest()}"
+    except (RuntimeError, TypeError, ValueError):  # without values of its own: sparse, on the device meta
+        yield name_of(type(thing))
 
 
 def members(attributes: Mapping[str, Any], seen: dict[int, object]) -> Iterator[str]:

@@ -174,6 +174,7 @@ def check_initial_networks(run: Run) -> None:
     file = run.path / INITIAL
     if not file.exists():
         return
+    refuse_surroundings()
     noted = read_json(file)
     with arithmetic(run.config.precision), sources.keep([run.config.own_entries()]):
         now = describe_networks(*load_networks(run.config, noted["classes"]))

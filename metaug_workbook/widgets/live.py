@@ -121,5 +121,5 @@ class LiveView(Output):
     def draw(self, run: Run) -> None:
         """Show the curves of the run so far; nothing before its first row of metrics."""
         if not run.metrics.empty:
-            with self.pace:
+            with UNSEEN, self.pace:
                 self.show("curves", bundle(draw_curves(run), "loss, similarities and kNN so far"))
