@@ -23,10 +23,10 @@ def takes_runs_dir(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--runs-dir", type=kind, help=explained)(update_wrapper(with_default, command))
 
 
-def say(text: str) -> None:
-    """Print on stderr, as far as there is one."""
+def say(text: str, err: bool = True) -> None:
+    """Print on stderr, or else on stdout, as far as there is one: what is said beside the work does not end it."""
     with suppress(OSError, ValueError):
-        click.echo(text, err=True)
+        click.echo(text, err=err)
 
 
 def format_path(path: Path) -> str:

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,6 @@ def work(runs_dir: Path, names: tuple[str, ...]) -> None:
 
     with interrupt_on_sigterm():
         try:
-            worker.work(worker.read_jobs(runs_dir.resolve(), names), click.echo)
+            worker.work(worker.read_jobs(runs_dir.resolve(), names), partial(say, err=False))
         except KeyboardInterrupt:
             raise Interrupted("interrupted and saved; the same command goes on") from None
