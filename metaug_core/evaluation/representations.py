@@ -175,13 +175,16 @@ def check_initial_networks(run: Run) -> None:
     if not file.exists():
         return
     refuse_surroundings()
-    noted = read_json(file)
+    try:
+        classes, noted = (read_json(file)[key] for key in ("classes", "networks"))
+    except (KeyError, TypeError):
+        raise StoreError(
+            f"{file} does not hold what a run notes of its networks; without it they are not compared"
+        ) from None
     with arithmetic(run.config.precision), sources.keep([run.config.own_entries()]):
-        now = describe_networks(*load_networks(run.config, noted["classes"]))
-    for name in sorted(now.keys() | noted["networks"].keys()):
-        before, after = (
-            torch.tensor(readings.get(name, []), dtype=torch.float64) for readings in (noted["networks"], now)
-        )
+        now = describe_networks(*load_networks(run.config, classes))
+    for name in sorted(now.keys() | noted.keys()):
+        before, after = (torch.tensor(readings.get(name, []), dtype=torch.float64) for readings in (noted, now))
         # Between processors the same draws differ by rounding.
         if len(before) != len(after) or not torch.allclose(before, after, 0, 1e-6 * before[1].item(), equal_nan=True):
             raise StoreError(
