@@ -282,8 +282,12 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}
         if self.dataset == "folder":
             settings["data_dir"] = str(self.data_dir.resolve())
-        added = [*registry.DATASETS.added(self.dataset), *(entry for own in self.own_code().values() for entry in own)]
-        return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(added)} if added else {})
+        own = self.own_entries()
+        return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(own)} if own else {})
+
+    def own_entries(self) -> list[object]:
+        """What the user has registered of the data set, encoder, method and views that it names."""
+        return [*registry.DATASETS.added(self.dataset), *(entry for own in self.own_code().values() for entry in own)]
 
     def own_code(self) -> dict[str, list[object]]:
         """Encoder, method and views of the user's own, each with what was entered for it: {"encoder 'mine'": [build]}."""

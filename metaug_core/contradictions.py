@@ -1,6 +1,6 @@
 """What is wrong with settings, in one sentence: a fault that pydantic found, or values that cannot stand together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MappingView, Set
 from pathlib import PurePath
 from typing import Any
 
@@ -18,11 +18,18 @@ WORDS = {  # by the beginning of pydantic's type of fault
 
 
 def surprise(value: Any, switch: bool) -> str | None:
-    """What pydantic and the file system would take for something else: true for 1, a path cut at a NUL."""
+    """What pydantic and the file system would take for something else: true for 1, a path cut at a NUL, a set for a list."""
     if isinstance(value, bool) and not switch:
         return f"is not a switch, got {value}"
     if isinstance(value, str | PurePath) and "\0" in str(value):
         return f"holds a NUL character, got {shown(value)}"
+    return unordered(value)
+
+
+def unordered(value: Any) -> str | None:
+    """What is wrong with a value that has another order in every process, or none after it was read once; None: nothing."""
+    if isinstance(value, Set | MappingView | Iterator):
+        return f"needs a list or a single value: a {type(value).__name__} has no order that lasts, got {shown(value)}"
     return None
 
 

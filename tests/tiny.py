@@ -1,5 +1,7 @@
 """A data set of four patterns that takes no time to make, and settings that train on it in a fraction of a second."""
 
+import errno
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,13 @@ def patterns(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 # 90 images for training and 10 for validation: 5 steps a pass.
 DATASETS["tiny"] = lambda config: (*patterns(100, 0), *patterns(60, 1))
+
+
+class FullDisk(StringIO):
+    """A text file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def saved(run: Run) -> dict[str, Tensor]:

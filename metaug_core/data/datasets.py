@@ -38,7 +38,7 @@ from metaug_core.data.images import (
     read_all,
 )
 from metaug_core.registry import DATASETS
-from metaug_core.runtime.device import explain_memory
+from metaug_core.runtime.device import arithmetic, explain_memory
 
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
 SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
@@ -258,6 +258,7 @@ def is_streamed(config: Config, size: int, device: torch.device) -> bool:
 
 
 @explain_memory()
+@arithmetic("float32")  # what is made of random numbers, shapes for one, is the same under any default of the user's
 def load(config: Config, device: torch.device | str = "cpu") -> Splits:
     """The splits of config.dataset on the device, or streaming to it (config.storage). Raises DataError."""
     raw, device = read_raw(config), torch.device(device)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parameters_to_vector
 
-from metaug_core import methods
+from metaug_core import methods, sources
 from metaug_core.config import EVALUATION_VERSION, Config
+from metaug_core.contradictions import unordered
 from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
@@ -26,14 +27,16 @@ from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, 
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
+from metaug_core.registry import ENCODERS, METHODS
 from metaug_core.runs import data
-from metaug_core.runs.store import Run, load_module, read_tensors, write_json
-from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
+from metaug_core.runs.store import Run, StoreError, load_module, read_json, read_tensors, write_json
+from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.views.augmentation import plain, split
 
 STATISTICS_IMAGES, STATISTICS_BATCH = 2048, 512  # for BatchNorm's statistics of training images
 COLUMNS = ["epochs", "n_train", "n_eval", "split", "method", "dataset", "seed"]
 REPRESENTATIONS = ("raw pixels", "untrained", "trained")
+INITIAL = "initial.json"  # in a run's folder
 AUGMENTED = "trained, z and z~"  # the heads kept, and the MAG's features beside the original ones
 
 
@@ -43,14 +46,12 @@ AUGMENTED = "trained, z and z~"  # the heads kept, and the MAG's features beside
 # draw: None for plain images, else the number of a draw of random crops and flips (`crops.read_images`).
 
 
-@torch.no_grad()
 def features(networks: nn.Module, images: AnyImages, config: Config, draw: int | None = None) -> Tensor:
     """h of all distinct views, concatenated: (N, sum of D_j) float32. Downstream tasks use it; the heads are discarded."""
-    with evaluating(networks), arithmetic(config.precision):
+    with evaluating(networks), arithmetic(config.precision), torch.no_grad():
         return torch.cat([torch.cat(encode(networks, rgb, config), 1) for rgb in read_images(images, config, draw)])
 
 
-@torch.no_grad()
 def embeddings(
     networks: nn.Module, images: AnyImages, config: Config, mag: nn.Module | None = None, draw: int | None = None
 ) -> Tensor:
@@ -59,7 +60,7 @@ def embeddings(
     Call `estimate_mag_bn_stats` first: only then z~ is the function that was trained.
     """
     parts = []
-    with evaluating(networks, mag), arithmetic(config.precision):
+    with evaluating(networks, mag), arithmetic(config.precision), torch.no_grad():
         for rgb in read_images(images, config, draw):
             z = embed(networks, rgb, config)
             parts.append(z if mag is None else torch.cat([z, mag(z)]))
@@ -140,6 +141,48 @@ def load_networks(config: Config, classes: int, file: Path | None = None) -> tup
     return networks, mag
 
 
+def describe_networks(networks: nn.Module, mag: nn.Module | None) -> dict[str, list[float]]:
+    """Of each parameter and buffer its mean, its root mean square and its mean along a ramp, by name."""
+    readings = {}
+    for prefix, module in (("networks.", networks), ("mag.", mag)):
+        for name, value in [*module.named_parameters(), *module.named_buffers()] if module is not None else ():
+            x = value.detach().cpu().double().flatten()
+            ramp = torch.linspace(0, 1, len(x), dtype=torch.float64)
+            readings[prefix + name] = [x.mean().item(), x.square().mean().sqrt().item(), (x * ramp).mean().item()]
+    return readings
+
+
+def note_initial_networks(run: Run, classes: int, networks: nn.Module, mag: nn.Module | None) -> None:
+    """Write into the run's folder what the networks are before training, if the encoder or the method is the user's own: they may
+    come from a file."""
+    if ENCODERS.added(run.config.encoder) or METHODS.added(run.config.method):
+        write_json(run.path / INITIAL, {"classes": classes, "networks": describe_networks(networks, mag)})
+
+
+def check_initial_networks(run: Run) -> None:
+    """StoreError if encoder and method make other networks now than those that the run was trained from."""
+    file = run.path / INITIAL
+    if not file.exists():
+        return
+    refuse_surroundings()
+    try:
+        classes, noted = (read_json(file)[key] for key in ("classes", "networks"))
+    except (KeyError, TypeError):
+        raise StoreError(
+            f"{file} does not hold what a run notes of its networks; without it they are not compared"
+        ) from None
+    with arithmetic(run.config.precision), sources.keep([run.config.own_entries()]):
+        now = describe_networks(*load_networks(run.config, classes))
+    for name in sorted(now.keys() | noted.keys()):
+        before, after = (torch.tensor(readings.get(name, []), dtype=torch.float64) for readings in (noted, now))
+        # Between processors the same draws differ by rounding.
+        if len(before) != len(after) or not torch.allclose(before, after, 0, 1e-6 * before[1].item(), equal_nan=True):
+            raise StoreError(
+                f"run {run.path.name} was trained from other networks than its encoder and method make now ({name} differs): put "
+                f"back what they load, and draw with torch's generator alone; without {run.path} it is trained anew"
+            )
+
+
 def mag_moved(run: Run) -> float | None:
     """|change of the MAG's weights in training| / |weights before it|; None without a MAG."""
     before, after = (load_networks(run.config, 2, file)[1] for file in (None, run.encoder_files()[-1]))
@@ -175,25 +218,34 @@ def evaluate(
     feature is not finite.
     """
     check_request(run, split, augmented, measures, representations)
-    stored = run.evaluation(split)
     names = [*representations] + [AUGMENTED] * augmented
-    missing = {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
+    stored, missing = find_missing(run, split, names, measures)
     if splits is not None:
         datasets.refuse_foreign(splits, run.config)
     if any(missing.values()):
         device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
+        refuse_surroundings()
         splits = splits or datasets.load(run.config, device)
-        with keep_freed_memory(), arithmetic(run.config.precision):
+        with arithmetic(run.config.precision), keep_freed_memory(), sources.keep([run.config.own_entries()]):
             data.check(run, splits.data)
+            stored, missing = find_missing(run, split, names, measures)  # another thread may have measured them
             for name in filter(missing.get, missing):
                 with name_failures(run.config, "evaluation"):
                     row = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
-        write_json(run.evaluation_file(split), stored)  # at the end: a run with unreadable encoders gets no evaluation
+            write_json(run.evaluation_file(split), stored)  # at the end: none of a run with unreadable encoders
     else:
         data.check_finished([run], splits)
     columns = [*measures, *COLUMNS, *(["draws"] if "probe_paper" in measures else [])]
     return pd.DataFrame([stored[name] for name in names], pd.Index(names, name="representation"), columns)
+
+
+def find_missing(
+    run: Run, split: str, names: Sequence[str], measures: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """The stored rows by representation, and of each of these names the measures that are not among them."""
+    stored = run.evaluation(split)
+    return stored, {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
 
 
 def check_request(
@@ -207,11 +259,14 @@ def check_request(
     if augmented and load_networks(run.config, 2)[1] is None:
         raise MetaugError(f"method {run.config.method!r} has no MAG, so there are no augmented features to evaluate")
     refuse_unknown(measures, representations)
+    check_initial_networks(run)
 
 
 def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> None:
-    """MetaugError for a measure or representation that does not exist."""
+    """MetaugError for a measure or representation that does not exist, or for several without an order."""
     for kind, names, known in (("measure", measures, MEASURES), ("representation", representations, REPRESENTATIONS)):
+        if fault := unordered(names):
+            raise MetaugError(f"{kind}s: {fault}")
         for name in names:
             if name not in known:
                 raise MetaugError(f"unknown {kind} {name!r}{suggestion(name, known)}")

@@ -37,6 +37,7 @@ from metaug_core.networks.memory import Bank, copy_module
 from metaug_core.objectives import losses
 from metaug_core.objectives.similarity import Pairs, other_views
 from metaug_core.recipes import Recipe
+from metaug_core.runtime.device import one_thread
 from metaug_core.settings import OPTIONAL
 from metaug_core.views.augmentation import make_views
 
@@ -272,7 +273,7 @@ def draw_from_bank(bank: Bank | None, config: Config, indices: Tensor, labels: T
 
 def initial_networks(method: Method, classes: int, seed: int) -> tuple[nn.Module, nn.Module | None]:
     """Create theta and omega, on the CPU: the same for a seed on every machine. The global random state is left alone."""
-    with torch.random.fork_rng(devices=[]), name_failures(method.config, "creating the networks"):
+    with one_thread(), torch.random.fork_rng(devices=[]), name_failures(method.config, "creating the networks"):
         torch.manual_seed(seed)
         networks, mag = method.networks(classes), method.mag()
         for made in (networks, mag):

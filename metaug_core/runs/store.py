@@ -252,9 +252,14 @@ def last_row(path: Path) -> dict[str, Any]:
 
 def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
     """Add rows to a JSON-lines file. StoreError if the disk is full."""
+    append_bytes(path, "".join(json.dumps(row) + "\n" for row in new).encode())
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """Add to a file. StoreError if the disk is full."""
     try:
-        with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in new)
+        with path.open("ab") as file:
+            file.write(content)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
 

@@ -1,16 +1,21 @@
-"""Where and how numbers are computed: the device, cores, the format of products, freed memory, CUDA streams side by side."""
+"""Where and how numbers are computed: the device, cores, torch's switches, freed memory, and CUDA streams side by side."""
 
 import ctypes
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as fwAD
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from metaug_core.config import ConfigError
 from metaug_core.errors import MetaugError
@@ -20,6 +25,7 @@ T = TypeVar("T")
 # torch's newer switches, one for each library and operation. The older ones (`allow_tf32`) are neither read nor written: torch
 # refuses to read them wherever the newer ones say what they cannot express.
 backends: Any = torch.backends
+of_c: Any = torch._C  # what only torch's own C++ side tells
 CUDA = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
 CPU = (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul)
 
@@ -28,6 +34,7 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # options of glibc's mallopt
 
+_one_thread = threading.RLock()
 _forked: list["torch.cuda.Stream"] = []  # the stream of the current fork, if any
 
 
@@ -101,25 +108,62 @@ def explain_memory() -> Iterator[None]:
         ) from None
 
 
-# --- number formats
+# --- torch's switches
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context manager: only one thread at a time is within; others wait. torch has one set of random numbers and switches, and one
+    level of forward mode, for the whole process."""
+    while not _one_thread.acquire(timeout=1.0):  # so that Ctrl-C ends the wait on every system
+        pass
+    try:
+        yield
+    finally:
+        _one_thread.release()
 
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Context manager: products of float32 tensors are computed as the setting `precision` says, whatever the user's own
-    switches are; these are restored afterwards.
+    """Context manager: products of float32 tensors are computed as the setting `precision` says; new tensors are float32 and on the
+    CPU, gradients are recorded, anomalies are not looked for. The user's own switches are restored afterwards. In `one_thread`.
 
     tf32 differs from float32 on CUDA only. bf16 is an autocast in the encoders; everything else is float32 then.
     """
     formats = {switch: "tf32" if precision == "tf32" else "ieee" for switch in CUDA} | dict.fromkeys(CPU, "ieee")
-    before = {switch: switch.fp32_precision for switch in formats}
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(one_thread())
         for switch, value in formats.items():
+            stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
             switch.fp32_precision = value
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(torch.inference_mode(False))  # of torch.no_grad() as well
         yield
-    finally:
-        for switch, value in before.items():
-            switch.fp32_precision = value
+
+
+def refuse_surroundings() -> None:
+    """ConfigError if the code around the call changes what torch computes, so that a run would not be that of its config."""
+    around = ["torch.compile"] if torch.compiler.is_compiling() else []
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    around += [f"the torch mode {type(mode).__name__}" for mode in modes if not isinstance(mode, DeviceContext)]
+    torch.autocast_increment_nesting()
+    nested = (
+        torch.autocast_decrement_nesting()
+    )  # one that is not enabled too: in it bf16 keeps the weights of a first step
+    if nested or any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps")):
+        around.append("torch.autocast (the setting precision 'bf16' does the same)")
+    if of_c._functorch.peek_interpreter_stack() is not None:
+        around.append("vmap, grad or another transform of torch.func")
+    if fwAD._current_level >= 0:
+        around.append("torch.autograd.forward_ad")
+    if not of_c._autograd._saved_tensors_hooks_is_enabled():
+        around.append("disable_saved_tensors_hooks")
+    if around:
+        raise ConfigError(f"fit and evaluate cannot run within {around[0]}: call them outside of it")
 
 
 def computed_in(precision: str, device: str) -> str:

@@ -9,23 +9,26 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from metaug_core import sources
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
+from metaug_core.evaluation.representations import check_initial_networks, note_initial_networks
 from metaug_core.extensions import name_failures
 from metaug_core.registry import METHODS
 from metaug_core.runs import data, store
 from metaug_core.runtime import distributed
-from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device
-from metaug_core.training import checkpoint, own_networks, state
+from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
+from metaug_core.training import checkpoint, events, own_networks, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
-from metaug_core.training.progress import Progress, Reporter, TerminalBar
+from metaug_core.training.progress import UNSEEN, Progress, Reporter, TerminalBar
 from metaug_core.training.state import TrainState, own_random_numbers
 from metaug_core.training.step import draw, set_rates
 
@@ -45,9 +48,10 @@ def fit(config: Config, report: Reporter | None = None, splits: datasets.Splits 
     report is called about twice a second (None: a bar on the terminal). splits: the data, if they are loaded already.
     Under `torchrun` all processes train the one run together (`runtime.distributed`).
 
-    Ctrl-C and SIGTERM take effect between two steps: the run is saved, then KeyboardInterrupt is raised. Raises MetaugError
-    (one sentence): Paused after a `stop.request` in the run's folder (saved too), missing data, splits of other images, a
-    run of other data, one that another process trains, a full disk, NaN in the loss.
+    Ctrl-C and SIGTERM take effect between two steps: the run is saved, then KeyboardInterrupt is raised; the same holds for what
+    report raises. While another thread trains or evaluates, this one waits. Raises MetaugError (one sentence): Paused
+    after a `stop.request` in the run's folder (saved too), missing data, splits of other images, a run of other data, one that
+    another process trains, a full disk, NaN in the loss, a call from within what would change the run (autocast, vmap).
     """
     return fit_trials([config], report, splits)[0]
 
@@ -58,9 +62,9 @@ def fit_trials(
     """Train several runs of one data set side by side: seeds, or values of any setting.
 
     Each is the run that `fit` would make of its config, with its own weights, order, draws, bank and folder; on CUDA one graph
-    holds a step of all of them. report hears of the trial that has most steps to do. A trial that fails or is paused does not
-    stop the others; the first of such errors is raised when they are done. Raises as `fit`, and ConfigError if the configs
-    differ in images, device or precision.
+    holds a step of all of them. report hears of the trial that has most steps to do; what it raises stops all. A trial that fails
+    or is paused does not stop the others; the first of such errors is raised when they are done. Raises as `fit`, and ConfigError
+    if the configs differ in images, device or precision.
     """
     runs, failures = attempt(configs, report, splits)
     for error in failures.values():
@@ -76,17 +80,24 @@ def attempt(
 
     Raises what does not belong to one run: configs that do not fit together, missing data, BusyError (nothing was trained then).
     """
+    configs = tuple(configs)  # they are read several times
     runs = [store.request(config) for config in configs]
     data.check_finished(runs, splits)
     failures: dict[str, MetaugError] = {}
+    for run in runs:
+        with keep_failure(run, failures):
+            check_initial_networks(run)
     if all(run.finished for run in runs):
         return runs, failures
     check_trials(configs)
+    refuse_surroundings()
     device = pick_device(configs[0].device)
     if splits is not None:
         check_splits(splits, configs[0], device)
     distributed.join(device)
     with ExitStack() as stack:
+        stack.enter_context(arithmetic(configs[0].precision))
+        stack.enter_context(sources.keep([config.own_entries() for config in configs]))
         if distributed.rank() == 0:
             for run in unfinished(runs):
                 with keep_failure(run, failures):
@@ -97,7 +108,6 @@ def attempt(
             return runs, failures
         stack.enter_context(torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []))
         stack.enter_context(keep_freed_memory())
-        stack.enter_context(arithmetic(configs[0].precision))
         splits = splits or datasets.load(todo[0].config, device)
         trials = open_trials(todo, splits, device, failures)
         if trials:
@@ -190,14 +200,15 @@ def try_own_networks(s: TrainState) -> None:
 def train(trials: Sequence["Trial"], failures: dict[str, MetaugError]) -> None:
     """Train all trials to their last epochs, one step of each at a time.
 
-    A trial that fails or is paused leaves the loop, and its error goes into failures. KeyboardInterrupt after a signal, when all
-    trials are saved. A checkpoint at the end of a pass follows the pass's monitor reading: both rows of metrics have the same
-    step, so a resumed run could not tell that the second is missing.
+    A trial that fails or is paused leaves the loop, and its error goes into failures. Raises KeyboardInterrupt after a signal, and
+    what a report raised, when all trials are saved. A checkpoint at the end of a pass follows the pass's monitor reading: both rows
+    of metrics have the same step, so a resumed run could not tell that the second is missing.
     """
     step = Stepper([trial.s for trial in trials])
     reason = step.reason
-    with defer_signals() as signals:
+    with defer_signals() as interrupts, ExitStack() as stack:
         for trial in trials:
+            stack.callback(trial.leave)
             with leave_on_error(trial, failures):
                 trial.begin(reason)
         while batches := next_batches(trials, failures):
@@ -205,11 +216,11 @@ def train(trials: Sequence["Trial"], failures: dict[str, MetaugError]) -> None:
             for number, batch in batches.items():
                 trial = trials[number]
                 with leave_on_error(trial, failures):
-                    trial.record_step(batch, metrics[number])
+                    trial.record_step(batch, metrics[number], interrupts)
                     pass_ended = trial.s.position == trial.s.steps_per_epoch
                     if pass_ended:
                         trial.end_pass()
-                    stop = trial.look_for_stop(signals, agree=batch.log or pass_ended)
+                    stop = trial.look_for_stop(interrupts, agree=batch.log or pass_ended)
                     if stop or trial.checkpoint_is_due():
                         trial.save()
                     if stop:
@@ -217,8 +228,8 @@ def train(trials: Sequence["Trial"], failures: dict[str, MetaugError]) -> None:
             if step.reason != reason:
                 reason = step.reason
                 warn_eager([trial for trial in trials if trial.active], reason)
-    if signals or any(trial.interrupted for trial in trials):
-        raise KeyboardInterrupt
+    if interrupts or any(trial.interrupted for trial in trials):
+        raise interrupts[0] if interrupts else KeyboardInterrupt
 
 
 def next_batches(trials: Sequence["Trial"], failures: dict[str, MetaugError]) -> dict[int, Batch]:
@@ -248,21 +259,21 @@ def leave_on_error(trial: "Trial", failures: dict[str, MetaugError]) -> Iterator
 
 
 @contextmanager
-def defer_signals() -> Iterator[list[int]]:
-    """Context manager: Ctrl-C and SIGTERM are put into the list instead of striking in the middle of a step.
+def defer_signals() -> Iterator[list[BaseException]]:
+    """Context manager: for Ctrl-C and SIGTERM a KeyboardInterrupt is put into the list instead of striking in the middle of a step.
 
     Does nothing outside the main thread, where Python takes no signals.
     """
-    signals: list[int] = []
+    interrupts: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():
-        yield signals
+        yield interrupts
         return
     handlers = {
-        number: signal.signal(number, lambda number, _: signals.append(number))
+        number: signal.signal(number, lambda *_: interrupts.append(KeyboardInterrupt()))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield signals
+        yield interrupts
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -273,7 +284,10 @@ def warn_eager(trials: Sequence["Trial"], reason: str | None) -> None:
     for trial in trials:
         if trial.writes and reason is not None:
             store.note_eager(trial.run, reason)
-    warnings.warn(f"{reason}; the steps are launched kernel by kernel, which is slower", RuntimeWarning, stacklevel=2)
+    with UNSEEN:
+        warnings.warn(
+            f"{reason}; the steps are launched kernel by kernel, which is slower", RuntimeWarning, stacklevel=2
+        )
 
 
 def minibatches(s: TrainState) -> Iterator[Batch]:
@@ -314,7 +328,7 @@ class Trial:
         self.interrupted = False
         self.batches = minibatches(s)
         self.unread: list[tuple[int, dict[str, Tensor]]] = []  # steps and their metrics that were not checked yet
-        self.board: Any = None  # TensorBoard's writer, if the config wants one
+        self.events: Path | None = None  # TensorBoard's, if the config wants them
         self.first_step = s.step
         self.started = self.saved_at = self.reported_at = self.looked_at = 0.0  # by time.monotonic()
         self.waited = 0.0  # seconds for images
@@ -328,7 +342,9 @@ class Trial:
                 warnings.warn(reason, RuntimeWarning, stacklevel=2)
             data.record(self.run, self.splits.data)
             if self.s.config.tensorboard:
-                self.board = open_tensorboard(self.run, self.s.step)
+                self.events = events.begin(self.run)
+            if self.s.step == 0:
+                note_initial_networks(self.run, len(self.splits.train.classes), self.s.networks, self.s.mag)
         self.started = self.saved_at = self.reported_at = self.looked_at = time.monotonic()
         if self.s.step == 0:
             self.log_monitor()
@@ -340,8 +356,13 @@ class Trial:
         self.waited += time.monotonic() - before
         return batch
 
-    def record_step(self, batch: Batch, metrics: dict[str, Tensor] | MetaugError) -> None:
-        """Count a step, log its metrics if they are to be logged, and report. Raises the error of a step that failed."""
+    def record_step(
+        self, batch: Batch, metrics: dict[str, Tensor] | MetaugError, interrupts: list[BaseException]
+    ) -> None:
+        """Count a step, log its metrics if they are to be logged, and report; what the report raises goes into interrupts.
+
+        Raises the error of a step that failed.
+        """
         if isinstance(metrics, MetaugError):
             raise metrics
         s = self.s
@@ -354,7 +375,7 @@ class Trial:
             scalars = {name: float(value) for name, value in metrics.items() if not value.dim()}
             self.log({"lr": float(s.optimiser.param_groups[0]["lr"])} | scalars)
             self.log_histograms({name: value for name, value in metrics.items() if value.dim()})
-        self.report_progress(metrics)
+        self.report_progress(metrics, interrupts)
 
     def end_pass(self) -> None:
         """End the epoch: its readings, and the encoders if it is one of the last that are kept."""
@@ -369,14 +390,14 @@ class Trial:
         if s.epoch > config.epochs - config.keep_last and self.writes:
             checkpoint.save_encoders(s, self.run.path / "encoders" / f"epoch-{s.epoch:04d}.safetensors")
 
-    def look_for_stop(self, signals: list[int], agree: bool) -> BaseException | None:
-        """What to raise if the run is to stop after this step: KeyboardInterrupt for a signal, Paused for a `stop.request`.
+    def look_for_stop(self, interrupts: list[BaseException], agree: bool) -> BaseException | None:
+        """What to raise if the run is to stop after this step: KeyboardInterrupt for an interrupt, Paused for a `stop.request`.
 
         Several processes stop together. They ask each other only at steps with agree, where they read metrics anyway.
         """
         if distributed.count() > 1 and not agree:
             return None
-        if distributed.any_of(bool(signals), self.s.device):
+        if distributed.any_of(bool(interrupts), self.s.device):
             return KeyboardInterrupt()
         if distributed.any_of(self.sees_stop_request(), self.s.device):
             return Paused(f"run {self.run.path.name} was asked to stop: it is saved, the same request goes on")
@@ -452,10 +473,8 @@ class Trial:
             return
         row = {"step": self.s.step, "epoch": round(self.s.epochs_done, 6)}
         store.append(self.run.path / "metrics.jsonl", [row | values])
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, self.s.step)
-            self.board.flush()
+        if self.events is not None:
+            events.append(self.events, row | values)
 
     def log_histograms(self, histograms: dict[str, Tensor]) -> None:
         """Append a row to similarities.jsonl; metrics.jsonl holds numbers only. A figure shows no more than four digits."""
@@ -463,7 +482,7 @@ class Trial:
             row = {name: [round(share, 4) for share in values.tolist()] for name, values in histograms.items()}
             store.append(self.run.path / "similarities.jsonl", [{"step": self.s.step} | row])
 
-    def report_progress(self, metrics: dict[str, Tensor]) -> None:
+    def report_progress(self, metrics: dict[str, Tensor], interrupts: list[BaseException]) -> None:
         """Append a row to timing.jsonl and call report, at most every REPORT_SECONDS and after the last step."""
         s, now = self.s, time.monotonic()
         if not self.writes or (now - self.reported_at < REPORT_SECONDS and s.step < s.total_steps):
@@ -479,13 +498,8 @@ class Trial:
                "images_per_second": images_per_second, "seconds_left": seconds_left}  # fmt: skip
         store.append(self.run.path / "timing.jsonl", [row])
         if self.report is not None:
-            self.report(Progress(self.run, s.epoch, s.step, s.total_steps, loss, images_per_second, seconds_left))
-
-
-def open_tensorboard(run: store.Run, step: int) -> Any:
-    """A writer of the run's events; purges those after step. ConfigError if the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("tensorboard True needs the tensorboard package: pip install tensorboard") from None
-    return SummaryWriter(run.path / "tensorboard", purge_step=step)
+            progress = Progress(self.run, s.epoch, s.step, s.total_steps, loss, images_per_second, seconds_left)
+            try:
+                self.report(progress)
+            except BaseException as error:  # raised when the runs are saved
+                interrupts.append(error)

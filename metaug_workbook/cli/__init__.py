@@ -1,10 +1,16 @@
 """The command `metaug`."""
 
+import os
 import sys
 
 
 def start() -> None:
     """Run the command, or say which part of the installation it lacks."""
+    for stream in (0, 1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:  # closed: else the next file that is opened would take its place, and what libraries print
+            os.open(os.devnull, os.O_RDWR)
     try:
         from metaug_workbook.cli.main import main
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ import click
 
 from metaug_core.errors import Interrupted, MetaugError, Paused
 from metaug_workbook.cli import sweep
-from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -38,7 +38,7 @@ class Sentences(click.Group):
 
     @staticmethod
     def end(sentence: str, code: int) -> None:
-        click.echo(f"metaug: {sentence}", err=True)
+        say(f"metaug: {sentence}")
         sys.exit(code)
 
 
@@ -74,7 +74,7 @@ def note_idle(config: Any, given: Iterable[str]) -> None:
     """Say of each setting that was given and changes nothing why that is so."""
     for name in given:
         if reason := config.idle(name):
-            click.echo(f"note: {reason}", err=True)
+            say(f"note: {reason}")
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """What several commands of `metaug` share: options, and how a path is shown. Slow imports wait until they are needed."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ def takes_runs_dir(command: Callable[..., Any]) -> Callable[..., Any]:
     kind = click.Path(file_okay=False, path_type=Path)
     explained = "Folder of all runs; default: METAUG_RUNS, or runs/ in the workbook."
     return click.option("--runs-dir", type=kind, help=explained)(update_wrapper(with_default, command))
+
+
+def say(text: str, err: bool = True) -> None:
+    """Print on stderr, or else on stdout, as far as there is one: what is said beside the work does not end it."""
+    with suppress(OSError, ValueError):
+        click.echo(text, err=err)
 
 
 def format_path(path: Path) -> str:

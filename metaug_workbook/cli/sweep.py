@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from metaug_core.errors import Interrupted
-from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir
 
 
 @click.command()
@@ -84,7 +84,6 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
         return
     try:
         with interrupt_on_sigterm(), choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
-            say = partial(click.echo, err=True)
             sweep.run_sweep(state, executor, asked["trials"], say=say)
     except KeyboardInterrupt:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
@@ -169,6 +168,6 @@ def work(runs_dir: Path, names: tuple[str, ...]) -> None:
 
     with interrupt_on_sigterm():
         try:
-            worker.work(worker.read_jobs(runs_dir.resolve(), names), click.echo)
+            worker.work(worker.read_jobs(runs_dir.resolve(), names), partial(say, err=False))
         except KeyboardInterrupt:
             raise Interrupted("interrupted and saved; the same command goes on") from None

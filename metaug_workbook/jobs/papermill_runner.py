@@ -26,11 +26,11 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
 
 from metaug_core.config import ALL, HOME, Config, ConfigError
 from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
+from metaug_core.training.progress import Bar
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build_config, parse_setting
 from metaug_workbook.jobs.runner import how_to_continue
@@ -145,28 +145,27 @@ class Watch:
     @contextmanager
     def bar(self) -> Iterator[None]:
         """A thread redraws one line on stderr while the body runs."""
-        over, period = threading.Event(), POLL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
-        with tqdm(
-            total=100, bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}{postfix}", desc=self.title
-        ) as bar:
+        over = threading.Event()
+        period = POLL_SECONDS if sys.stderr is not None and sys.stderr.isatty() else LOG_SECONDS
+        bar = Bar(total=100, bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}{postfix}", desc=self.title)
 
-            def draw() -> None:
-                share, text = self.state()
-                bar.n = 100 * share
-                bar.set_postfix_str(text)
+        def draw() -> None:
+            share, text = self.state()
+            bar.show(100 * share, text)
 
-            def follow() -> None:
-                while not over.wait(period):
-                    draw()
-
-            thread = threading.Thread(target=follow, daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                over.set()
-                thread.join()
+        def follow() -> None:
+            while not over.wait(period):
                 draw()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            draw()
+            bar.close()
 
 
 # --- running it

@@ -6,7 +6,6 @@ A job is what is wanted of one run, or of several that train side by side. `exec
 worker, under the run's lock: a run is done once, whoever asks for it, and what a dead worker leaves is taken up where it stands.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
@@ -102,7 +101,6 @@ class LastImages:
 
 
 IMAGES = LastImages()  # of this process
-EVALUATING = threading.Lock()
 
 
 # --- one job
@@ -138,8 +136,7 @@ def train_and_evaluate(job: Job, runs: list[Run], report: Callable[[Progress], N
     _, failures = loop.attempt([run.config for run in runs if not run.finished], report, splits)
     for run in runs:
         if run.finished and job.wanted is not None:
-            # Untrained encoders are drawn from torch's one generator, and a Dask worker may have several threads.
-            with EVALUATING, loop.keep_failure(run, failures):
+            with loop.keep_failure(run, failures):
                 representations.evaluate(run, splits=splits, device=device, **job.wanted.list_arguments(run))
     return failures
 

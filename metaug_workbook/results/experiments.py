@@ -16,6 +16,7 @@ import safetensors.torch
 
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
+from metaug_core.contradictions import unordered
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation import representations
@@ -41,8 +42,11 @@ def make_grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]
 
     settings: `preset` and settings as a notebook has them (None: the preset's), under the axes; a method brings its own defaults.
     A method that is not registered yields no runs (`list_unregistered`): its row is then a blank. Raises ConfigError for an
-    unknown setting or value.
+    unknown setting or value, and for an axis whose values have no order.
     """
+    for name, values in axes.items():
+        if fault := unordered(values):
+            raise ConfigError(f"{name}: {fault}")
     given = {name: value for name, value in settings.items() if value is not None}
     configs = []
     for values in itertools.product(*axes.values()):

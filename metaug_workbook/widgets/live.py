@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.runs.store import Run, rows
-from metaug_core.training.progress import Progress, position
+from metaug_core.training.progress import UNSEEN, Progress, position
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots.style import STYLE
 from metaug_workbook.plots.training import draw_progress
@@ -63,10 +63,11 @@ class Output:
 
     def show(self, part: str, data: dict[str, Any]) -> None:
         """Put display data where the part already stands in the output, or below what is there."""
-        if part in self.handles:
-            self.handles[part].update(data, raw=True)
-        elif (handle := display(data, raw=True, display_id=True)) is not None:
-            self.handles[part] = handle
+        with UNSEEN:
+            if part in self.handles:
+                self.handles[part].update(data, raw=True)
+            elif (handle := display(data, raw=True, display_id=True)) is not None:
+                self.handles[part] = handle
 
     def say(self, text: str, done: float | None = None) -> None:
         """Show a `format_line` as the part "line"."""
@@ -120,5 +121,5 @@ class LiveView(Output):
     def draw(self, run: Run) -> None:
         """Show the curves of the run so far; nothing before its first row of metrics."""
         if not run.metrics.empty:
-            with self.pace:
+            with UNSEEN, self.pace:
                 self.show("curves", bundle(draw_curves(run), "loss, similarities and kNN so far"))

@@ -16,6 +16,7 @@ from tiny import TINY, patterns
 from torch import nn
 
 from metaug_core import DATASETS, ENCODERS, METHODS, Config, ConfigError, MetaugError, evaluate, fit, open_run, preset
+from metaug_core.evaluation.representations import refuse_unknown
 from metaug_core.methods import Method
 from metaug_core.runs.store import read_json, read_tensors, request, write_tensors
 
@@ -58,6 +59,18 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"views": ("Labb", "RGB")}, "unknown view 'Labb'; did you mean 'Lab'?"),
     # ill-typed
     ({"views": "L"}, "views: must be a list, got 'L'"),
+    ({"views": {"L"}}, "views: needs a list or a single value: a set has no order that lasts, got {'L'}"),
+    ({"views": frozenset({"L"})}, "views: needs a list or a single value: a frozenset has no order that lasts"),
+    (
+        {"views": (name for name in ("L", "ab"))},
+        "views: needs a list or a single value: a generator has no order that lasts",
+    ),
+    ({"views": {"L": 1}.keys()}, "views: needs a list or a single value: a dict_keys has no order that lasts"),
+    ({"jitter_ranges": {1: 0.1}.values()}, "jitter_ranges: needs a list or a single value: a dict_values has no order"),
+    (
+        {"lr_steps": map(int, "1"), "lr_schedule": "step"},
+        "lr_steps: needs a list or a single value: a map has no order",
+    ),
     ({"views": ("L", 3)}, "views[1]: must be a text, got 3"),
     ({"epochs": "many"}, "epochs: must be a whole number, got 'many'"),
     ({"epochs": 2.5}, "epochs: must be whole, not a number with a fractional part, got 2.5"),
@@ -551,3 +564,8 @@ def test_there_are_enough_cases():
     counted = [SETTINGS, LOADERS, CHECKPOINTS, COMMANDS]
     assert sum(map(len, counted)) >= 100
     assert json.dumps([said for _, said in SETTINGS])
+
+
+def test_what_is_evaluated_has_an_order():
+    with pytest.raises(MetaugError, match="^measures: needs a list or a single value: a set has no order that lasts"):
+        refuse_unknown({"knn", "probe_fast"}, ("trained",))

@@ -3,6 +3,7 @@
 `PYTHONPATH=tests python tests/core/test_identity.py` records the defaults of this version of the engine in defaults.json.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ from metaug_core.methods import CMC, Method
 from metaug_core.methods.base import Composition
 from metaug_core.registry import MODIFIERS
 from metaug_core.runs import listing, store
-from metaug_core.runs.store import StoreError
+from metaug_core.runs.store import StoreError, read_tensors, write_tensors
 from metaug_core.settings import BANK, MAG, ONLY_WITH, OPTIONAL, OUCL
 from metaug_core.training.step import set_rates, train_step
 from metaug_core.views.augmentation import View
@@ -497,6 +498,149 @@ def test_parts_of_another_module_of_the_users_enter(monkeypatch):
         return sources.digest([typed("import theirs\ndef f(z):\n    return theirs.weight * z\n")["f"]])
 
     assert digest(1.0, 1.0) == digest(1.0, 2.0) != digest(2.0, 2.0)
+
+
+READ = [  # source of f, and what is another in it
+    ("W = [1.0, 2.0]\ndef f(z): return W[0] * z", "1.0, 2.0", "2.0, 1.0"),
+    ("W = {'a': [1.0]}\ndef f(z): return W['a'][0] * z", "1.0", "2.0"),
+    ("import numpy\nW = numpy.arange(5.0)\ndef f(z): return W[0] * z", "5.0", "6.0"),
+    ("import torch\nW = torch.tensor(2.0, dtype=torch.bfloat16)\ndef f(z): return W * z", "2.0", "3.0"),
+    ("import torch\ntorch.manual_seed(0)\nW = torch.nn.Linear(3, 3)\ndef f(z): return W(z)", "seed(0)", "seed(1)"),
+    ("import torch\nW = torch.nn.LeakyReLU(0.1)\ndef f(z): return W(z)", "0.1", "0.2"),
+    ("import torch\nW = torch.float64\ndef f(z): return z.to(W)", "float64", "float16"),
+    ("from pathlib import Path\nW = Path('a.pt')\ndef f(z): return torch.load(W)", "a.pt", "b.pt"),
+    ("class f:\n  w = [[1], [2, 3]]", "[[1], [2, 3]]", "[[1, 2], [3]]"),
+    ("class f:\n  k = 2\n  def __init__(self): self.k = 2 * self.k", "k = 2", "k = 3"),
+    ("class A:\n  def __init__(self, k): self.k = k\na = A(2)\ndef f(z): return a.k * z", "A(2)", "A(3)"),
+    ("class A:\n  __slots__ = ('k',)\n  def __init__(self, k): self.k = k\nf = A(2)", "A(2)", "A(3)"),
+    ("class A:\n  def __init__(self, k): self.k = k\n  def m(self): return self.k\nf = A(2).m", "A(2)", "A(3)"),
+    ("import functools\n@functools.cache\ndef f(z): return 2 * z", "2", "3"),
+    ("import functools\ndef h(w, z): return w[0] * z\nf = functools.partial(h, [2])", "[2]", "[3]"),
+    ("import torch\ndef make(w): return lambda z: z * w\nf = make(torch.tensor(2.0))", "2.0", "3.0"),
+    ("def f(z, w=[1], *, k=1): return k * z * w[0]", "[1]", "[2]"),
+    ("def f(z, w=[1], *, k=1): return k * z * w[0]", "k=1", "k=2"),
+    ("f, g = (lambda z: 2 * z), (lambda z: 5 * z)", "2 * z", "3 * z"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "old", "new"), READ)
+def test_whatever_code_reads_enters(text, old, new):
+    digests = [sources.digest([typed(one)["f"]]) for one in (text, text, text.replace(old, new, 1))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_code_reads_may_be_changed_in_place():
+    names = typed("W = [1.0]\ndef f(z): return W[0] * z")
+    before = sources.digest([names["f"]])
+    names["W"][0] = 2.0
+    assert sources.digest([names["f"]]) != before
+    names["W"][0] = 1.0
+    assert sources.digest([names["f"]]) == before
+
+
+def test_what_code_changes_while_a_run_is_computed_stays_as_it_was():
+    names = typed("past = []\nW = [1.0]\ndef f(z):\n  past.append(z)\n  return W[0] * z")
+    entries = [names["f"]]
+    before = sources.digest(entries)
+    with sources.keep([entries]):
+        names["f"](1)
+        assert sources.digest(entries) == before
+    assert sources.digest(entries) == before
+    names["W"][0] = 2.0
+    assert sources.digest(entries) != before
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """imported(name, source) -> the module of that name, written and imported anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def write(name: str, text: str) -> ModuleType:
+        file = tmp_path / f"{name.replace('.', '/')}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        importlib.invalidate_caches()
+        return importlib.reload(sys.modules[name]) if name in sys.modules else importlib.import_module(name)
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("theirs_one", "def f(z):\n  from theirs_one import scale\n  return scale(z)"),
+        ("theirs_two", "def f(z):\n  import theirs_two as other\n  return other.scale(z)"),
+        ("theirs_package.part", "import theirs_package.part\ndef f(z): return theirs_package.part.scale(z)"),
+    ],
+)
+def test_a_helper_that_is_imported_anew_enters(imported, module, text):
+    imported(module, "def scale(z): return 2 * z\n")
+    f = typed(text)["f"]
+    before = sources.digest([f])
+    imported(module, "def scale(z):\n  return 3 * z\n")
+    assert sources.digest([f]) != before
+
+
+def test_a_file_edited_after_its_import_is_not_the_code_that_runs(imported, tmp_path):
+    runs = imported("theirs_edited", "def f(z): return 2 * z\n").f
+    (tmp_path / "theirs_edited.py").write_text("def f(z): return 33 * z\n")
+    before = sources.digest([runs])
+    again = importlib.reload(sys.modules["theirs_edited"])
+    assert sources.digest([again.f]) != before
+
+
+WEIGHT = [1.0]
+LOSSES: list[float] = []
+
+
+class Weighted(CMC):
+    """A loss that reads one global list and appends to another."""
+
+    def loss(self, z, context):
+        LOSSES.append(float(z.detach().sum()))
+        return WEIGHT[0] * super().loss(z, context)
+
+
+def test_a_run_is_another_if_a_list_is_that_its_loss_reads_and_the_same_if_it_is_one_that_it_writes(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "weighted", Weighted)
+    config = tiny(method="weighted", epochs=1)
+    run = fit(config, quiet)
+    evaluate(run, measures=("knn",), representations=("trained",))
+    count = len(LOSSES)
+    assert fit(config, quiet).path == run.path
+    assert len(LOSSES) == count > 0  # found, not trained again
+    monkeypatch.setitem(globals(), "WEIGHT", [2.0])
+    assert fit(config, quiet).path != run.path
+
+
+def test_a_run_from_weights_that_are_replaced_is_neither_handed_back_nor_evaluated(tiny, monkeypatch, tmp_path):
+    file = tmp_path / "weights.pt"
+
+    def build(channels, config):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 256, 4))
+        network[1].load_state_dict(
+            {"weight": read_tensors(file)[0]["weight"][:, : channels * 256], "bias": torch.zeros(4)}
+        )
+        return network
+
+    monkeypatch.setitem(ENCODERS, "loaded", build)
+    weight = torch.linspace(-1, 1, 4 * 512).view(4, 512)
+    write_tensors(file, {"weight": weight}, {})
+    config = tiny(encoder="loaded", epochs=1)
+    run = fit(config, quiet)
+    evaluate(run, measures=("knn",), representations=("untrained",))
+    assert fit(config, quiet).finished
+    write_tensors(file, {"weight": weight.flip(1)}, {})
+    said = f"^run {run.path.name} was trained from other networks than its encoder and method make now \\(networks.encoders"
+    with pytest.raises(StoreError, match=said):
+        fit(config, quiet)
+    with pytest.raises(StoreError, match=said):
+        evaluate(run, measures=("knn",))
+    write_tensors(file, {"weight": weight}, {})
+    assert fit(config, quiet).path == run.path
 
 
 def test_decorated_functions_closures_and_sets_enter():

@@ -182,7 +182,7 @@ def pick_object(rng: random.Random, depth: int = 0) -> Any:
     """A value of any kind, as a program may hand it over."""
     simple: list[Any] = [
         *TEXTS, None, True, 0, 1, 7, -3, 0.5, float("nan"), float("inf"), 2**31, 10**30, 1j, b"x", Decimal("0.1"), Fraction(1, 3),
-        np.float32(0.5), np.int64(3), np.array([1, 2]), torch.tensor(3), torch.tensor([0.1, 0.2]), Path("x"), range(3), object(), len,
+        np.float32(0.5), np.int64(3), np.array([1, 2]), torch.tensor(3), torch.tensor([0.1, 0.2]), Path("x"), range(3), len,
         {1, 2}, frozenset({"L", "ab"}), {"L": 1}.keys(), iter("ab"), (c for c in "ab"), Ellipsis, bytearray(b"y"), type,
     ]  # fmt: skip
     if depth < 2 and rng.random() < 0.3:

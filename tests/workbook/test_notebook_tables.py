@@ -39,6 +39,8 @@ def test_a_method_that_is_not_registered_is_a_blank_and_a_wrong_value_is_refused
     assert experiments.list_unregistered(["metaug", "no such method"]) == ["no such method"]
     with pytest.raises(ConfigError, match="beta"):
         experiments.make_grid({}, 1, beta=[-1])
+    with pytest.raises(ConfigError, match="^beta: needs a list or a single value: a set has no order that lasts"):
+        experiments.make_grid({}, 1, beta={4, 8})
 
 
 def test_what_a_method_refuses_is_left_out():

@@ -1,15 +1,22 @@
-"""What the setting `precision` does to torch's switches, and what it leaves of the user's own."""
+"""What training and evaluation do to torch's switches and to other threads, and what they leave of the user's own."""
 
 import math
 import os
+import signal
+import threading
 
 import pytest
 import torch
+from tiny import same, saved
+from torch.autograd import forward_ad as fwAD
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from metaug_core import evaluate, fit, fit_trials, preset
 from metaug_core.config import ConfigError
+from metaug_core.data import datasets
 from metaug_core.runtime import device
-from metaug_core.runtime.device import CPU, CUDA, arithmetic, computed_in, unit_roundoff
+from metaug_core.runtime.device import CPU, CUDA, arithmetic, computed_in, one_thread, unit_roundoff
 
 BACKENDS = torch.backends
 
@@ -114,8 +121,6 @@ def test_training_and_evaluation_are_within_it(tiny, switches, precision):
             switches.append(values(CUDA))
             return self.images.batches(parts)
 
-    from metaug_core.data import datasets
-
     config = tiny(precision=precision)
     run = fit(config, report=lambda at: switches.append(values(CUDA)))
     assert switches
@@ -193,3 +198,109 @@ def test_half_a_unit_in_the_last_place_of_1():
     assert unit_roundoff("tf32", "cuda") == 2**-11  # 1 + 2^-10 is its next number after 1
     assert unit_roundoff("tf32", "cpu") == unit_roundoff("float32", "cpu")
     assert computed_in("tf32", "mps") == "float32"
+
+
+# --- the user's other switches
+
+
+def state_of_torch():
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+            torch.is_anomaly_enabled(), torch.get_default_device())  # fmt: skip
+
+
+def test_a_run_is_the_same_under_any_switches_and_these_stay(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "SHAPES_TRAIN", (20, 1))
+    monkeypatch.setattr(datasets, "SHAPES_TEST", (20, 2))
+    shapes = preset("sketch", train_images=20, batch_size=8, val_fraction=0.2)
+    plain = fit(tiny(epochs=1), lambda at: None)
+    accuracies = evaluate(plain, measures=("knn",))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autograd.set_detect_anomaly(True), torch.device("meta"):
+            before = state_of_torch()
+            other = fit(tiny(epochs=1, runs_dir=tmp_path / "other"), lambda at: None)
+            table = evaluate(other, measures=("knn",))
+            with pytest.raises(ConfigError, match="more than the 90 training images"):
+                fit(tiny(batch_size=91), lambda at: None)
+            assert state_of_torch() == before
+            images = datasets.load(shapes).test.pixels
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(saved(plain), saved(other))
+    assert accuracies.equals(table)
+    assert torch.equal(images, datasets.load(shapes).test.pixels)
+
+
+def test_gradients_are_recorded_where_the_user_records_none(tiny):
+    with torch.no_grad():
+        assert fit(tiny(epochs=1, method="cmc"), lambda at: None).finished
+        assert not torch.is_grad_enabled()
+
+
+AROUND = {
+    "torch.autocast": lambda call: with_context(torch.autocast("cpu", torch.bfloat16), call),
+    "torch.autocast ": lambda call: with_context(torch.autocast("cpu", enabled=False), call),
+    "vmap, grad": lambda call: torch.vmap(lambda x: (call(), x)[1])(torch.ones(2)),
+    "vmap, grad or": lambda call: torch.func.grad(lambda x: (call(), x)[1])(torch.ones(())),
+    "torch.autograd.forward_ad": lambda call: with_context(fwAD.dual_level(), call),
+    "the torch mode TorchFunctionMode": lambda call: with_context(TorchFunctionMode(), call),
+    "the torch mode _FlopCounterMode": lambda call: with_context(FlopCounterMode(display=False), call),
+    "disable_saved_tensors_hooks": lambda call: with_context(
+        torch.autograd.graph.disable_saved_tensors_hooks("none"), call
+    ),
+}
+
+
+def with_context(context, call):
+    with context:
+        call()
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_would_change_a_run_from_outside_is_refused(tiny, name):
+    with pytest.raises(ConfigError, match=f"^fit and evaluate cannot run within {name}.*: call them outside of it$"):
+        AROUND[name](lambda: fit(tiny(epochs=1, method="cmc"), lambda at: None))
+    assert not tiny().runs_dir.exists()
+
+
+# --- threads
+
+
+def test_two_threads_train_and_evaluate_the_runs_that_one_does(tiny, tmp_path):
+    alone = [fit(tiny(epochs=1, seed=seed), lambda at: None) for seed in (0, 1)]
+    accuracies = [evaluate(run, measures=("knn",), representations=("untrained",)) for run in alone]
+    together, tables = {}, {}
+
+    def work(seed):
+        together[seed] = fit(tiny(epochs=1, seed=seed, runs_dir=tmp_path / "together"), lambda at: None)
+        tables[seed] = evaluate(together[seed], measures=("knn",), representations=("untrained",))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (0, 1):
+        assert same(saved(alone[seed]), saved(together[seed]))
+        assert tables[seed].equals(accuracies[seed])
+
+
+def test_ctrl_c_ends_the_wait_for_another_thread(tiny):
+    taken, over = threading.Event(), threading.Event()
+
+    def hold():
+        with one_thread():
+            taken.set()
+            over.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny(), lambda at: None)
+    over.set()
+    holder.join()
+    with one_thread():  # nothing is left locked
+        pass

@@ -1,33 +1,38 @@
 """One step and one run of the engine, against what the paper's algorithm says by hand."""
 
 import copy
+import importlib.util
 import math
 import os
 import shutil
 import signal
+import sys
+import threading
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, patterns, same
+from tiny import TINY, FullDisk, patterns, same
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metaug_core import DATASETS, ENCODERS, Config, ConfigError, MetaugError, evaluate, fit, preset
+from metaug_core import DATASETS, ENCODERS, Config, ConfigError, MetaugError, evaluate, fit, fit_trials, preset
 from metaug_core.data import datasets
 from metaug_core.evaluation.representations import mag_moved
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods import base
 from metaug_core.objectives.similarity import Pairs, similarity
-from metaug_core.runs.store import Run, read_tensors, request
+from metaug_core.runs import store
+from metaug_core.runs.store import Run, StoreError, read_tensors, request
 from metaug_core.training import cuda_graphs, loop, state, step
 from metaug_core.training.loop import pick_device
-from metaug_core.training.progress import Progress
+from metaug_core.training.progress import Progress, RunsBar
 from metaug_core.training.step import lr_factor, train_step
 from metaug_core.views.augmentation import make_views
 
@@ -509,17 +514,119 @@ def test_a_contrastive_run_learns(tiny):
     assert loss[-1] < loss[0]
 
 
-def test_tensorboard_events_are_written(tiny):
-    pytest.importorskip("tensorboard")
+def read_events(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each TensorBoard scalar of a run, by its name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = fit(tiny(tensorboard=True), quiet)
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
-    assert {"loss_original", "knn_val", "mag_gradient_norm"} <= set(events.Tags()["scalars"])
-    logged = run.metrics["loss_original"].dropna().tolist()
-    assert [event.value for event in events.Scalars("loss_original")] == pytest.approx(logged, rel=1e-6)
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def read_logged(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """The same of metrics.jsonl; an event holds float32."""
+    table: Any = run.metrics
+    columns = {name: table[["step", name]].dropna() for name in table.columns.difference(["step", "epoch"])}
+    return {n: [(int(s), float(np.float32(v))) for s, v in c.itertuples(index=False)] for n, c in columns.items()}
+
+
+def stop_at(step: int) -> Any:
+    """A report that raises at this step."""
+
+    def report(progress: Progress) -> None:
+        if progress.step >= step:
+            raise Enough(f"step {progress.step}")
+
+    return report
+
+
+class Enough(Exception):
+    pass
+
+
+def test_tensorboard_events_are_those_of_the_metrics_also_after_a_kill(tiny, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    config = tiny(tensorboard=True, log_every=1)
+    run = store.request(config)
+    with pytest.raises(Enough):
+        fit(config, stop_at(3))
+    checkpoint = run.checkpoint.read_bytes()
+    with pytest.raises(Enough):
+        fit(config, stop_at(7))
+    assert read_events(run) == read_logged(run)
+    run.checkpoint.write_bytes(checkpoint)  # as if it had been killed at step 7, long after its last checkpoint
+    fit(config, quiet)
+    assert {"loss_original", "knn_val", "mag_gradient_norm"} <= set(read_events(run))
+    assert read_events(run) == read_logged(run)
+    assert [step for step, _ in read_events(run)["loss_original"]] == [*range(1, 11)]
     assert run.path == fit(tiny(tensorboard=False), quiet).path
+
+
+def test_events_that_cannot_be_written_are_one_sentence(tiny):
+    pytest.importorskip("tensorboard")
+    config = tiny(tensorboard=True)
+    run = store.request(config)
+    run.path.mkdir(parents=True)
+    (run.path / "tensorboard").write_text("a file")
+    with pytest.raises(StoreError, match=f"^cannot write {run.path}/tensorboard"):
+        fit(config, quiet)
+
+
+# --- what watches a run, and what a run leaves behind
+
+
+def closed_file() -> StringIO:
+    file = StringIO()
+    file.close()
+    return file
+
+
+@pytest.mark.parametrize("screen", [FullDisk, closed_file, lambda: None])
+def test_a_bar_that_cannot_be_shown_ends_no_run(tiny, monkeypatch, screen):
+    monkeypatch.setattr(sys, "stderr", screen())
+    assert fit(tiny(method="cmc", epochs=1)).finished
+    bar = RunsBar(2)
+    bar(1, None)
+    bar(2, None)
+
+
+def test_what_a_report_raises_comes_through_when_all_runs_are_saved(tiny, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    configs = [tiny(method="cmc"), tiny(method="cmc", seed=1)]
+    with pytest.raises(Enough, match="step 3"):
+        fit_trials(configs, stop_at(3))
+    runs = [store.request(config) for config in configs]
+    assert [read_tensors(run.checkpoint)[1]["step"] for run in runs] == [3, 3]
+    monkeypatch.undo()
+    assert all(run.finished for run in fit_trials(configs, quiet))
+    whole = fit(configs[0].replace(runs_dir=configs[0].runs_dir / "whole"), quiet)
+    assert same(of(whole, ""), of(runs[0], ""))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts descriptors as Linux lists them")
+def test_a_run_leaves_no_thread_and_no_open_file(tiny, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    settings = {"method": "cmc", "epochs": 1, "storage": "stream", "workers": 2}
+    settings |= {"tensorboard": importlib.util.find_spec("tensorboard") is not None}
+
+    def work(seed: int) -> None:
+        assert fit(tiny(**settings, seed=seed), quiet).finished
+        for failing, report, error in (
+            ({}, stop_at(2), Enough),
+            ({"lr": 1e30, "optimiser": "sgd"}, quiet, MetaugError),
+        ):
+            with pytest.raises(error):
+                fit(tiny(**settings, **failing, seed=10 + seed), report)
+
+    def left() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    work(0)
+    before = left()
+    for seed in (1, 2):
+        work(seed)
+    assert left() == before
 
 
 def test_simclr_has_two_random_crops_of_one_encoder():

@@ -10,7 +10,7 @@ import papermill
 import pytest
 from click.testing import CliRunner, Result
 from papermill.exceptions import PapermillExecutionError
-from tiny import ROOT
+from tiny import ROOT, FullDisk
 from workbooks import sentence, write_notebook
 
 from metaug_core import METHODS, fit
@@ -40,6 +40,20 @@ def test_help_and_version():
     assert "resume" in metaug("--help").output
     assert metaug("--version").output.startswith("metaug, version ")
     assert metaug("run", "--nonsense").exit_code == 2
+
+
+def test_a_command_ends_as_always_where_its_sentence_cannot_be_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    with pytest.raises(SystemExit) as ended:
+        main.main(["report", "--runs-dir", str(tmp_path), "none"])
+    assert ended.value.code == main.BAD_INPUT
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_closed_stream_is_no_place_for_the_next_file():
+    code = "import os; from metaug_workbook.cli import start\ntry: start()\nexcept SystemExit: [os.fstat(n) for n in (0, 1, 2)]"
+    command = f"{sys.executable} -c '{code}' --help 0<&- 1>&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
 
 
 REFUSED = [
