@@ -15,13 +15,12 @@ from typing import Any, ParamSpec
 import ipywidgets
 import numpy as np
 from IPython.display import DisplayHandle, display
-from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from metaug_workbook.plots.style import STYLE
+from metaug_workbook.plots.style import StyledFigure, use_style
 
 ELSEWHERE = "Controls: run this cell in JupyterLab."
 LIVE = "metaug-live"  # class of a box that is alive; the output just above it is its static figure
@@ -34,8 +33,8 @@ P = ParamSpec("P")
 
 def make_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """An empty figure of width by height inches. Not pyplot's: it would show a second time, at the end of the cell. Draw into it
-    within `rc_context(STYLE)`."""
-    return Figure(figsize=(width, height), dpi=100, layout=layout)
+    within `use_style`."""
+    return StyledFigure(figsize=(width, height), dpi=100, layout=layout)
 
 
 class Plot:
@@ -50,7 +49,7 @@ class Plot:
     update: Callable[..., str]
 
     def __init__(self) -> None:
-        with rc_context(STYLE):
+        with use_style():
             self.figure = make_figure(*self.size, layout=self.layout)
             self.moving = self.draw()
 
@@ -109,6 +108,7 @@ class Explorer(LiveFigure):
     once and kept, so a change costs the moving artists and the encoding.
     """
 
+    @use_style()
     def __init__(self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = ()):
         super().__init__(plot.figure)
         self.plot, self.controls = plot, dict(controls)
@@ -132,6 +132,7 @@ class Explorer(LiveFigure):
         for name, value in values.items():
             self.controls[name].value = value
 
+    @use_style()
     def redraw(self, change: Any = None) -> None:
         """Draw the figure for the values of the controls. change: of a control, not read."""
         del change

@@ -9,14 +9,12 @@ from html import escape
 from typing import Any
 
 from IPython.display import DisplayHandle, display
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.runs.store import Run, rows
 from metaug_core.training.progress import Progress, position
 from metaug_workbook.jobs.estimate import format_duration
-from metaug_workbook.plots.style import STYLE
+from metaug_workbook.plots.style import StyledFigure, use_style
 from metaug_workbook.plots.training import draw_progress
 from metaug_workbook.widgets.base import bundle
 
@@ -29,8 +27,8 @@ def format_line(text: str, done: float | None = None) -> str:
 
 def draw_curves(run: Run) -> bytes:
     """The curves of a run so far, as PNG: loss, similarities, kNN."""
-    with rc_context(STYLE), io.BytesIO() as buffer:
-        figure = Figure(figsize=(11, 2.9), layout="constrained")
+    with use_style(), io.BytesIO() as buffer:
+        figure = StyledFigure(figsize=(11, 2.9), layout="constrained")
         draw_progress(run.config.method, run.metrics, *figure.subplots(1, 3))
         figure.savefig(buffer, format="png", dpi=72)
         return buffer.getvalue()

@@ -193,5 +193,5 @@ def test_configure_refuses_what_papermill_injects_and_nothing_else(shell):
         after("# Parameters\nsede = 1\n")
     assert after("# Parameters\nseed = 1\n")  # mended, and run again
     assert after("sede = 1")  # a variable of the user's own
-    with pytest.raises(ConfigError, match="augmented: needs a value of type bool, got 'maybe'"):
+    with pytest.raises(ConfigError, match="augmented: must be true or false, got 'maybe'"):
         after("1", augmented="maybe")
