@@ -268,7 +268,7 @@ def judge_deltas(table: Table) -> pd.DataFrame:
     differences = differences[["mean", "half_width"]].mul(100).assign(n=differences["n"])
     clear = differences["mean"].abs() > differences["half_width"]
     verdict = differences["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
-    share = table.groupby("weight")["augmented_gradient_share"].mean()
+    share = table.groupby("weight")["augmented_gradient_share"].mean().reindex(differences.index)
     differences = differences.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
     differences.index = pd.Index(
         ["control" if w == paper_figures.CONTROL else f"{w:g}" for w in differences.index], name="delta"

@@ -216,7 +216,9 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     of_kernel = {"METAUG_RUNS": str(runs_dir), "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | dict(environment or {})
     options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": os.environ | of_kernel}
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logger = logging.getLogger("papermill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         run_notebook = partial(
             papermill.execute_notebook, path, output, dict(values), engine_name="metaug", progress_bar=False
@@ -238,4 +240,6 @@ def execute(
         raise Interrupted(f"{path.stem} was interrupted{how_to_continue(run)}") from None
     except (DeadKernelError, CellTimeoutError, NoSuchKernel) as error:
         raise CellFailed(f"{path.stem}: {error}{how_to_continue(run)} (see {output})") from None
+    finally:
+        logger.setLevel(level)
     return output

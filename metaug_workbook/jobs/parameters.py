@@ -65,7 +65,8 @@ def find_type(annotation: object) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
-        return eval(annotation, {"Optional": Optional, **globals()})
+        kind = eval(annotation, {"Optional": Optional, **globals()})
+        return Any if kind is None else kind  # papermill says None where there is no annotation
     except (NameError, TypeError, SyntaxError, AttributeError):
         return Any
 

@@ -82,7 +82,10 @@ STYLING = threading.RLock()
 
 def pick_color(method: str) -> str:
     """The color of a method in every figure; one registered by a user gets a fixed one by its name."""
-    return METHOD_COLORS.get(method) or OTHER_COLORS[zlib.crc32(method.encode("utf-8", "surrogatepass")) % len(OTHER_COLORS)]
+    return (
+        METHOD_COLORS.get(method)
+        or OTHER_COLORS[zlib.crc32(method.encode("utf-8", "surrogatepass")) % len(OTHER_COLORS)]
+    )
 
 
 # --- a style that is the figure's own: nothing of the session's enters it, and the session's settings stay
@@ -102,10 +105,15 @@ class StyledFigure(Figure):
         super().draw(renderer)
 
 
+def replace_surrogates(text: str) -> str:
+    """What is no UTF-8 in a name of a file, written as an escape: it can be neither drawn nor sent to a browser."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def verbatim(text: str) -> str:
     """A text from outside (the name of a class, a run, a method) for matplotlib to draw as it stands: $ begins no formula, _ does
     not hide it from a legend, and what is no UTF-8 is written as an escape."""
-    readable = text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+    readable = replace_surrogates(text).replace("$", r"\$")
     return f"\u200b{readable}" if readable.startswith("_") else readable
 
 

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from metaug_workbook.plots.style import StyledFigure, use_style
+from metaug_workbook.plots.style import StyledFigure, replace_surrogates, use_style
 
 ELSEWHERE = "Controls: run this cell in JupyterLab."
 LIVE = "metaug-live"  # class of a box that is alive; the output just above it is its static figure
@@ -76,7 +76,7 @@ class LiveFigure:
         notebook."""
         columns = {"grid_template_columns": "repeat(auto-fit, minmax(320px, 1fr))", "grid_gap": "2px 18px"}
         grid = ipywidgets.GridBox(list(controls), layout={"width": "auto", **columns})
-        heading = ipywidgets.HTML(f"{HIDE}<b>{escape(title)}</b>")
+        heading = ipywidgets.HTML(f"{HIDE}<b>{write_html(title)}</b>")
         layout = {"width": "100%", "max_width": "900px", "overflow": "hidden"}
         self.box = ipywidgets.VBox([heading, grid, *below], layout=layout)
         self.box.add_class(LIVE)
@@ -84,7 +84,7 @@ class LiveFigure:
     def say(self, text: str) -> None:
         """Show a sentence, which a screen reader speaks when it changes."""
         self.text = text
-        self.sentence.value = f'<div aria-live="polite" style="line-height: 1.5">{escape(text)}</div>'
+        self.sentence.value = f'<div aria-live="polite" style="line-height: 1.5">{write_html(text)}</div>'
 
     def refresh(self) -> None:
         """Show what is drawn on the canvas."""
@@ -155,6 +155,11 @@ def without_controls(explorer: Callable[P, Explorer]) -> Callable[P, Figure]:
 
 
 # --- what is displayed
+def write_html(text: str) -> str:
+    """A text as HTML that shows it as it stands: it holds no tag and no formula."""
+    return f'<span class="tex2jax_ignore mathjax_ignore">{escape(replace_surrogates(text))}</span>'
+
+
 def encode(canvas: FigureCanvasAgg, effort: int = 1) -> bytes:
     """What is drawn on a canvas, as PNG of 256 colors: a third of the bytes, and encoded in half the time of all colors.
 
@@ -168,7 +173,7 @@ def encode(canvas: FigureCanvasAgg, effort: int = 1) -> bytes:
 
 def bundle(png: bytes, text: str) -> dict[str, str]:
     """A picture as the data of a notebook's output, with a sentence for those who cannot see it."""
-    return {"image/png": base64.b64encode(png).decode(), "text/plain": text}
+    return {"image/png": base64.b64encode(png).decode(), "text/plain": replace_surrogates(text)}
 
 
 # --- controls: every one has a name with its unit, and arrow keys move it

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +14,7 @@ from metaug_core.config import Config
 from metaug_core.runs.store import Run, list_runs
 from metaug_workbook.plots.style import draw_empty, label, pick_color, use_style, verbatim
 from metaug_workbook.plots.training import Metrics, draw_curve
-from metaug_workbook.widgets.base import LiveFigure, make_figure, menu
+from metaug_workbook.widgets.base import LiveFigure, make_figure, menu, write_html
 
 MOST = 8  # curves that can still be told apart
 LINES = ("-", "--", ":", "-.")
@@ -66,8 +65,8 @@ def link_notebooks(run: Run) -> str:
     """Links to a run's executed notebooks, relative to where the kernel runs, which is where the open notebook lies."""
     links = []
     for path in sorted(run.path.glob("*.ipynb")):
-        where = quote(os.path.relpath(path.resolve(), Path.cwd()).replace(os.sep, "/"))
-        links.append(f'<a href="{where}">{escape(path.stem)}</a>')
+        where = quote(os.path.relpath(path.resolve(), Path.cwd()).replace(os.sep, "/"), errors="surrogateescape")
+        links.append(f'<a href="{where}">{write_html(path.stem)}</a>')
     return ", ".join(links) or "no executed notebook"
 
 
@@ -148,7 +147,7 @@ class RunBrowser(LiveFigure):
             self.canvas.draw()
         self.refresh()
         self.say(f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn.")
-        items = "".join(f"<li>{escape(run.path.name)}: {link_notebooks(run)}</li>" for run in self.shown)
+        items = "".join(f"<li>{write_html(run.path.name)}: {link_notebooks(run)}</li>" for run in self.shown)
         # In an output of its own: there JupyterLab opens a relative link as a tab.
         html = f"<ul>{items}</ul>" if items else "<p>Tick runs above: Tab moves, the space bar ticks.</p>"
         self.links.outputs = ({"output_type": "display_data", "data": {"text/html": html}, "metadata": {}},)
