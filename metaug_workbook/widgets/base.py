@@ -31,6 +31,7 @@ HIDE = (
 P = ParamSpec("P")
 
 
+@use_style()
 def make_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """An empty figure of width by height inches. Not pyplot's: it would show a second time, at the end of the cell. Draw into it
     within `use_style`."""
