@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -85,13 +85,16 @@ def check_parameters(
     further = {n: parsed for n, t in given.items() if n not in known and (parsed := parse_setting(n, t)) is not None}
     defaults = {name: parameters.read_literal(entry["default"]) for name, entry in known.items()}
     defaults = {name: value for name, value in defaults.items() if value != known[name]["default"]}  # no expressions
-    named = {n: v for n, v in (defaults | values).items() if n in ({"preset"} | settings)} | further
+    every, of_config = defaults | values, {"preset", *settings}
+
+    def check(names: Iterable[str], beside: Mapping[str, Any]) -> dict[str, Any]:
+        texts = {name for name, value in values.items() if isinstance(value, str)}
+        return {n: parameters.check_value(n, every[n], types[n], beside, strict=n not in texts) for n in names}
+
     parameters.refuse_varied(further, known)
+    named = check((name for name in every if name in of_config), {}) | further
     config = build_config(named) if "preset" in known else None
-    checked = {}
-    for name, value in (defaults | values).items():
-        is_text = name in values and isinstance(value, str)
-        checked[name] = parameters.check_value(name, value, types[name], named, strict=not is_text)
+    checked = named | check((name for name in every if name not in of_config), named)
     values = {name: checked[name] for name in values}
     if config is not None and further:
         values["settings"] = config.model_dump(mode="json", include=set(further))

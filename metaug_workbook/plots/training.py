@@ -147,6 +147,8 @@ def draw_step_profiles(table: pd.DataFrame, ax: Axes, title: str, moments: Mappi
     for (step, name), color in zip(moments.items(), (ORANGE, BLUE), strict=True):
         for kind, line in (("look-ahead", "-"), ("encoders' step", "--")):
             rows: Any = table[(table["step"] == step) & (table["kind"] == kind)]
+            if rows.empty:  # the training ended before
+                continue
             change = 100 * (rows["loss"] / rows["loss"].iloc[0] - 1)
             ax.plot(rows["length"], change, color=color, linestyle=line, label=f"{name}: {kind}")
     ax.axhline(0, color="0.3", linewidth=1)
