@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from metaug_core import extensions, methods
@@ -24,11 +23,12 @@ from metaug_core.evaluation import representations
 from metaug_core.runs.environment import environment
 from metaug_core.runs.store import Run, list_runs, request
 from metaug_core.training import loop
-from metaug_workbook.jobs import estimate, grid, runner
+from metaug_workbook.jobs import estimate, grid, parameters, runner
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots import gallery, paper_figures
 from metaug_workbook.plots.features import bin_similarities, compare_pairs
 from metaug_workbook.plots.paper_figures import Table, select_measure
+from metaug_workbook.plots.style import use_style
 from metaug_workbook.results import experiments, tables
 from metaug_workbook.widgets.live import LiveRuns, LiveView
 
@@ -66,16 +66,13 @@ def read_injected(known: Iterable[str]) -> tuple[Mapping[str, Any], Sequence[str
     return more["settings"], more["imports"]
 
 
-def check_own(own: Mapping[str, Any]) -> None:
-    """ConfigError if a parameter of the notebook's own is not of the type that its parameters cell annotates."""
+def check_own(own: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """ConfigError if a parameter of the notebook's own is not of the type that its parameters cell annotates. settings: of the
+    notebook, beside which values of settings are checked."""
     shell = get_ipython()
-    kinds = shell.user_ns.get("__annotations__", {}) if shell else {}
+    annotations = shell.user_ns.get("__annotations__", {}) if shell else {}
     for name, value in own.items():
-        try:
-            TypeAdapter(kinds.get(name, Any)).validate_python(value, strict=True)
-        except ValidationError:
-            kind = getattr(kinds[name], "__name__", kinds[name])
-            raise ConfigError(f"{name}: needs a value of type {kind}, got {value!r}") from None
+        parameters.check_value(name, value, parameters.find_type(annotations.get(name, Any)), settings)
 
 
 def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
@@ -85,12 +82,14 @@ def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Confi
     """
     own = own or {}
     further, imports = read_injected([*settings, *own])
-    check_own(own)
-    if own.get("publish"):
-        gallery.refuse_changes()  # before hours of training, not after
     for file in imports:
         extensions.load(file)
-    return grid.build_config({**settings, **further})
+    parameters.refuse_varied(further, own)
+    config = grid.build_config({**settings, **further})
+    check_own(own, {**settings, **further})
+    if own.get("publish"):
+        gallery.refuse_changes()  # before hours of training, not after
+    return config
 
 
 # --- a run and what belongs to it
@@ -164,8 +163,6 @@ def plan_runs(own: Mapping[str, Any] | None = None, /, **settings: Any) -> dict[
     Checked as `configure` does. Raises ConfigError."""
     configure(own, **settings)
     further, _ = read_injected([*settings, *(own or {})])
-    if "seed" in further:
-        raise ConfigError("seed: this notebook has many runs; its parameter `seeds` says how many, from seed 0 on")
     return {**settings, **further}
 
 
@@ -180,7 +177,10 @@ def collect_accuracies(
 
     The estimated time is printed before anything starts; if it is more than max_hours nothing does, and the table holds what there
     is. split: test, or val (where there is one) for choosing settings. augmented: also with z and z~, where the method has a MAG.
+    Raises ConfigError if there are no configs.
     """
+    if not configs:
+        raise ConfigError("there is no run to make: no method can be trained with these settings")
     options: dict[str, Any] = {"measures": (measure,), "split": split}
     todo = tables.list_missing(configs, representations=("trained",), augmented=augmented, **options)
     runs = len({config.name() for config in configs})  # two panels may share one
@@ -207,6 +207,7 @@ def share_untrained(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
     return table.assign(untrained=same.transform("first"))
 
 
+@use_style()
 def draw_figure(name: str, table: Table, runs: Table | None, publish: bool, columns: Sequence[str] = ()) -> Figure:
     """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
     folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table. runs: None for a
@@ -237,10 +238,11 @@ def summarise_percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
 def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFrame:
     """Histograms of Figure 2 of the finished ones of these runs: pairs with an augmented feature, and of original ones.
 
-    Rows as `features.bin_similarities`, with margin, delta, alpha and features (augmented or original). images: how many of the
-    test split.
+    Rows as `features.bin_similarities`, with margin, delta, alpha and features (augmented or original); none if no run is finished.
+    images: how many of the test split.
     """
     histograms, splits = [], None
+    columns = ["pairs", "count", "mean", "left", "density", "features", "margin", "delta", "alpha"]
     for run in map(tables.find_run, requests):
         if not run.finished:
             continue
@@ -256,17 +258,17 @@ def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFram
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
         for features, pairs in (("augmented", compare_pairs(z, augmented)), ("original", compare_pairs(z))):
             histograms.append(bin_similarities(*pairs).assign(features=features, **labels))
-    return pd.concat(histograms) if histograms else pd.DataFrame()
+    return pd.concat(histograms) if histograms else pd.DataFrame(columns=pd.Index(columns))
 
 
 def judge_deltas(table: Table) -> pd.DataFrame:
     """The stored table of `paper_figures.draw_delta_question` as paired differences from MetAug (only OUCL), in points, with a
-    verdict: higher or lower where the 95 % interval excludes zero, else open."""
-    differences: Table = tables.compare_paired(table, "weight", paper_figures.REFERENCE, "accuracy").set_index("weight")
+    verdict: higher or lower where the 95 % interval excludes zero, else open. No rows if no pair is finished."""
+    differences: Table = paper_figures.compare_to(table, "weight", paper_figures.REFERENCE).set_index("weight")
     differences = differences[["mean", "half_width"]].mul(100).assign(n=differences["n"])
     clear = differences["mean"].abs() > differences["half_width"]
     verdict = differences["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
-    share = table.groupby("weight")["augmented_gradient_share"].mean()
+    share = table.groupby("weight")["augmented_gradient_share"].mean().reindex(differences.index)
     differences = differences.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
     differences.index = pd.Index(
         ["control" if w == paper_figures.CONTROL else f"{w:g}" for w in differences.index], name="delta"

@@ -4,14 +4,13 @@ papermill takes a misspelt parameter without a word and cannot tell how far a ce
 one sentence before anything starts, and the bar follows the training through the run's folder.
 """
 
-import ast
 import asyncio
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,17 +24,17 @@ from nbformat.reader import NotJSONError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from pydantic import TypeAdapter, ValidationError
 
 from metaug_core.config import ALL, HOME, Config, ConfigError
 from metaug_core.errors import Interrupted, MetaugError, suggestion
 from metaug_core.runs import store
 from metaug_core.training.progress import Bar
+from metaug_workbook.jobs import parameters
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build_config, parse_setting
 from metaug_workbook.jobs.runner import how_to_continue
+from metaug_workbook.plots import gallery
 
-KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 TRAINING_SHARE = 0.8  # of the bar, if the run is still to be trained; the other cells share the rest
 POLL_SECONDS, LOG_SECONDS = 0.5, 10.0  # between two drawings of the bar on a terminal, and in a file
 
@@ -57,7 +56,7 @@ def find_notebook(name: str) -> Path:
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """What the notebook's cell tagged `read_parameters` holds, as papermill sees it. Raises ConfigError."""
+    """What the notebook's cell tagged `parameters` holds, as papermill sees it. Raises ConfigError."""
     try:
         parameters = papermill.inspect_notebook(path)
     except (NotJSONError, ValueError, KeyError, AttributeError):
@@ -67,23 +66,6 @@ def read_parameters(path: Path) -> dict[str, Any]:
     return parameters
 
 
-def parse_value(name: str, text: str, annotation: str) -> Any:
-    """The value that text means for a parameter annotated str, int, float, bool or Optional[...]. Raises ConfigError."""
-    optional, base = "Optional" in annotation, annotation.strip().removeprefix("Optional[").removesuffix("]")
-    if optional and text == "None":
-        return None
-    if name == "train_images" and text == ALL:
-        return text
-    try:
-        if base in KINDS:
-            return TypeAdapter(KINDS[base]).validate_python(text)
-        return ast.literal_eval(text)
-    except ValidationError:
-        raise ConfigError(f"{name}: needs a value of type {base}, got {text!r}") from None
-    except (ValueError, SyntaxError):  # not annotated, and no number, list, ...: a string
-        return text
-
-
 def check_parameters(
     path: Path, given: Mapping[str, str], imports: Sequence[str] = ()
 ) -> tuple[dict[str, Any], Config | None]:
@@ -91,25 +73,34 @@ def check_parameters(
     is of one run, one with `seeds` of many. Settings are checked either way. Raises ConfigError.
 
     A setting of Config that the notebook does not name among its parameters goes into the dict `settings`, and the user's files
-    into the list `imports`, both of which `notebooks.configure` reads.
+    into the list `imports`, both of which `notebook.configure` reads.
     """
     known = read_parameters(path)
     settings = Config.model_fields.keys() - {"runs_dir"} if "preset" in known else set()
     for name in given:
         if name not in known and name not in settings:
             raise ConfigError(f"{name!r} is not a parameter of {path.name}{suggestion(name, {*known, *settings})}")
-    values = {n: parse_value(n, text, known[n]["inferred_type_name"]) for n, text in given.items() if n in known}
-    if "preset" not in known:
-        return values, None
-    further = {
-        n: parsed for n, text in given.items() if n not in known and (parsed := parse_setting(n, text)) is not None
-    }
-    defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
-    named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
-    config = build_config(named | further)
-    dumped = config.model_dump(mode="json", include=set(further))
-    dumped = {name: ALL if value is None else value for name, value in dumped.items()}  # a None would be the preset's
-    values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
+    types = {name: parameters.find_type(entry["inferred_type_name"]) for name, entry in known.items()}
+    values = {name: parameters.parse_value(text, types[name]) for name, text in given.items() if name in known}
+    further = {n: parsed for n, t in given.items() if n not in known and (parsed := parse_setting(n, t)) is not None}
+    defaults = {name: parameters.read_literal(entry["default"]) for name, entry in known.items()}
+    defaults = {name: value for name, value in defaults.items() if value != known[name]["default"]}  # no expressions
+    every, of_config = defaults | values, {"preset", *settings}
+
+    def check(names: Iterable[str], beside: Mapping[str, Any]) -> dict[str, Any]:
+        texts = {name for name, value in values.items() if isinstance(value, str)}
+        return {n: parameters.check_value(n, every[n], types[n], beside, strict=n not in texts) for n in names}
+
+    parameters.refuse_varied(further, known)
+    named = check((name for name in every if name in of_config), {}) | further
+    config = build_config(named) if "preset" in known else None
+    checked = named | check((name for name in every if name not in of_config), named)
+    values = {name: checked[name] for name in values}
+    if config is not None and further:
+        dumped = config.model_dump(mode="json", include=set(further))
+        values["settings"] = {n: ALL if v is None else v for n, v in dumped.items()}  # a None would be the preset's
+    if imports and config is not None:
+        values["imports"] = list(imports)
     return values, config if "seed" in known else None
 
 
@@ -218,14 +209,19 @@ def execute(
     """Run a notebook with these parameters; returns the executed one, in the folder of its run or in runs_dir/notebooks.
 
     environment: variables of its kernel, on top of those here. started is given the client, which can interrupt the kernel.
-    Raises CellFailed, Interrupted or MetaugError (one sentence each); what was executed is kept.
+    Raises CellFailed, Interrupted or MetaugError (one sentence each), PublishError before anything starts; what was executed is
+    kept.
     """
+    if values.get("publish"):
+        gallery.refuse_changes()  # before the kernel starts
     run = store.request(config) if config is not None else None
     output = (run.path if run is not None else runs_dir / "notebooks") / path.name
     output.parent.mkdir(parents=True, exist_ok=True)
     of_kernel = {"METAUG_RUNS": str(runs_dir), "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | dict(environment or {})
     options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": os.environ | of_kernel}
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logger = logging.getLogger("papermill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         run_notebook = partial(
             papermill.execute_notebook, path, output, dict(values), engine_name="metaug", progress_bar=False
@@ -247,4 +243,6 @@ def execute(
         raise Interrupted(f"{path.stem} was interrupted{how_to_continue(run)}") from None
     except (DeadKernelError, CellTimeoutError, NoSuchKernel) as error:
         raise CellFailed(f"{path.stem}: {error}{how_to_continue(run)} (see {output})") from None
+    finally:
+        logger.setLevel(level)
     return output

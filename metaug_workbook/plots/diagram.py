@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from metaug_workbook.plots.style import BLUE, RED, make_panels
+from metaug_workbook.plots.style import BLUE, RED, make_panels, use_style
 
 DATA, THETA, OMEGA, LOSS = "#F2F2F2", "#DCEBF7", "#FBE3DC", "#FFF3D6"  # images and features, encoders, MAGs, objectives
 SIZE = (12.0, 5.4)
@@ -72,6 +72,7 @@ ARROWS = [
 ]
 
 
+@use_style()
 def draw_diagram() -> Figure:
     """The method as a figure: grey data, blue what theta holds, red what omega holds, yellow the objectives. Boxes are in BOXES."""
     figure, ax = make_panels(width=SIZE[0], height=SIZE[1])

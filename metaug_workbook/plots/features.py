@@ -24,6 +24,8 @@ from metaug_workbook.plots.style import (
     hide_axes,
     label,
     pick_color,
+    use_style,
+    verbatim,
 )
 from metaug_workbook.plots.training import list_tables
 
@@ -61,6 +63,7 @@ def bin_similarities(same: np.ndarray, different: np.ndarray, bins: int = 50) ->
     return pd.concat(tables, ignore_index=True)
 
 
+@use_style()
 def draw_pair_histograms(table: pd.DataFrame, ax: Axes, height: Literal["density", "proportion"] = "density") -> None:
     """Rows of `bin_similarities`, as the paper's Figure 2: blue, solid: two views of one image; red, dashed: of different images.
     The column `height` says how high each bin stands."""
@@ -76,6 +79,7 @@ def draw_pair_histograms(table: pd.DataFrame, ax: Axes, height: Literal["density
     ax.legend(loc="upper left", fontsize=8)
 
 
+@use_style()
 def draw_similarity_histogram(z: Tensor, ax: Axes, title: str = "Similarities between views") -> Axes:
     """`draw_pair_histograms` of features z (V, N, d)."""
     if len(z) < 2:
@@ -87,6 +91,7 @@ def draw_similarity_histogram(z: Tensor, ax: Axes, title: str = "Similarities be
 
 
 # --- accuracies
+@use_style()
 def draw_accuracy_bars(
     tables: pd.DataFrame | Sequence[pd.DataFrame], ax: Axes, method: str = "metaug", chance: float | None = None
 ) -> Axes:
@@ -126,13 +131,14 @@ def project(features: Tensor, seed: int = 0) -> np.ndarray:
     return TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
 
 
+@use_style()
 def draw_feature_map(
     points: np.ndarray, labels: Tensor, classes: Sequence[str], ax: Axes, title: str = "", legend: bool = True
 ) -> Axes:
     """Points (N, 2) of `project`, colored by class, at most the first ten; a class that stands apart is named in place."""
     y, colors = labels.cpu().numpy(), [*METHOD_COLORS.values(), *OTHER_COLORS]
     named: list[np.ndarray] = []  # centers of the classes that are named in place
-    for number, name in enumerate(classes[:10]):
+    for number, name in enumerate(map(verbatim, classes[:10])):
         own, color = points[y == number], colors[number]
         ax.scatter(own[:, 0], own[:, 1], s=7, color=color, linewidths=0, alpha=0.8, label=name)
         if not len(own):

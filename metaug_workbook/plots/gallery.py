@@ -23,7 +23,7 @@ from metaug_core.errors import MetaugError
 from metaug_core.runs import environment, store
 from metaug_core.runs.store import Run
 from metaug_workbook.plots.paper_figures import FIGURES
-from metaug_workbook.plots.style import save_figure
+from metaug_workbook.plots.style import save_figure, use_style
 from metaug_workbook.results import tables
 
 FOLDER = HOME / "figures"
@@ -142,6 +142,7 @@ def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out:
     return drawable
 
 
+@use_style()
 def draw(name: str, table: pd.DataFrame, origin: dict[str, Any], folder: Path) -> None:
     """Write a registered figure of its table, as PNG and SVG, with its provenance. Raises StoreError."""
     figure = FIGURES[name].draw(table)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from metaug_core.views.augmentation import plain
-from metaug_workbook.plots.style import hide_axes
+from metaug_workbook.plots.style import hide_axes, use_style, verbatim
 
 
 def convert_lab_to_rgb(lab: np.ndarray) -> np.ndarray:
@@ -33,6 +33,7 @@ def show_view(view: Tensor, name: str) -> np.ndarray:
     return np.clip(filled, 0, 1)
 
 
+@use_style()
 def draw_views(pixels: Tensor, views: Sequence[Tensor], names: Sequence[str], ax: Axes) -> Axes:
     """The images uint8 (N, 3, H, W) in the first row, and below each what every encoder sees of it, (N, C, S, S)."""
     size = views[0].shape[-1]
@@ -41,6 +42,6 @@ def draw_views(pixels: Tensor, views: Sequence[Tensor], names: Sequence[str], ax
     mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     ax.imshow(mosaic, interpolation="nearest")
     hide_axes(ax)
-    ax.set_yticks([size * (k + 0.5) for k in range(len(rows))], ["image", *names])
+    ax.set_yticks([size * (k + 0.5) for k in range(len(rows))], ["image", *map(verbatim, names)])
     ax.spines[:].set_visible(False)
     return ax

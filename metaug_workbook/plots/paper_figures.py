@@ -38,6 +38,8 @@ from metaug_workbook.plots.style import (
     make_figure,
     make_panels,
     pick_color,
+    use_style,
+    verbatim,
 )
 from metaug_workbook.results import experiments, paper_values
 from metaug_workbook.results.tables import compare_paired, read_table, summarize
@@ -77,8 +79,8 @@ def register(name: str, sentence: str, command: str, **options: Any) -> Callable
     """Decorator: enter a drawing into the gallery under a name. options: as of `Entry`."""
 
     def enter(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
-        FIGURES[name] = Entry(sentence, command, draw, **options)
-        return draw
+        FIGURES[name] = Entry(sentence, command, use_style()(draw), **options)
+        return FIGURES[name].draw
 
     return enter
 
@@ -125,6 +127,7 @@ def draw_architecture(table: Table) -> Figure:
 
 
 # --- Figure 2
+@use_style()
 def draw_similarities(table: Table) -> Figure:
     """Figure 2. table: margin (none, large), features (augmented, original), and the columns of `features.bin_similarities`."""
     figure, axes = make_panels(4, 3.2, 3.1)
@@ -133,10 +136,14 @@ def draw_similarities(table: Table) -> Figure:
     cells = [(features, margin) for features in names for margin in margins]
     for ax, letter, (features, margin) in zip(axes, "abcd", cells, strict=True):
         rows = table[(table["margin"] == margin) & (table["features"] == features)]
+        title = f"({letter}) {names[features]}, {margins[margin]}"
+        if rows.empty:
+            draw_empty(ax, title, "no finished run yet")
+            continue
         draw_pair_histograms(rows, ax)
         counts = rows.groupby("pairs")["count"].first()
         caption = f"n = {counts['same']:,} and {counts['different']:,} pairs, 1 seed"
-        label(ax, f"({letter}) {names[features]}, {margins[margin]}", "similarity $d$", "density", caption)
+        label(ax, title, "similarity $d$", "density", caption)
     return figure
 
 
@@ -163,7 +170,16 @@ def tabulate_gaps(table: Table) -> pd.DataFrame:
     `draw_similarities`."""
     rows = table.drop_duplicates(["margin", "features", "pairs"])
     means = rows.pivot(index=["features", "margin"], columns="pairs", values="mean")
+    means = means.reindex(columns=pd.Index(["different", "same"], name="pairs")).astype(float)
     return means.assign(gap=means["same"] - means["different"]).round(3)
+
+
+def describe_margin_change(table: Table) -> str:
+    """By how much the margin term moves the mean similarity of same-image pairs with an augmented feature, from the table of
+    `draw_similarities`."""
+    means = tabulate_gaps(table)["same"]
+    ends = [("augmented", margin) for margin in ("large", "none")]
+    return f"{means[ends[0]] - means[ends[1]]:+.3f}" if all(end in means for end in ends) else "an unknown amount"
 
 
 # --- Figure 3
@@ -209,7 +225,7 @@ def draw_margins(table: Table) -> Figure:
     it), seed, accuracy."""
     figure, (left, right) = make_panels(2, 4.6, 3.4)
     names = {"metaug": "OUCL", "metaug-only-mag": "contrastive"}
-    losses = [paper_values.print_name(method, names).replace(" at ", "\nat ") for method in table["method"]]
+    losses = [verbatim(paper_values.print_name(method, names)).replace(" at ", "\nat ") for method in table["method"]]
     means = summarize(table.assign(loss=losses), ["margin", "loss"], "accuracy")
     draw_heatmap(means, left, "margin", "loss", "Accuracy by margin and loss", ("margin", ""))
     margins = dict(enumerate(("small", "medium", "large")))
@@ -275,7 +291,7 @@ def draw_benchmarks(table: Table) -> Figure:
     column = (dataset, encoder) if has_column else ("cifar10", "conv")
     figure, (left, right) = make_panels(2, 4.6, 5.6)
     ours: Table = summarize(table, "method", "accuracy")
-    draw_method_rows(ours, left, f"Ours: {dataset}, {encoder}", order, f"n = {int(ours['n'].max())} seed(s)")
+    draw_method_rows(ours, left, verbatim(f"Ours: {dataset}, {encoder}"), order, f"n = {int(ours['n'].max())} seed(s)")
     papers = select_papers(order, *column)
     draw_method_rows(papers, right, f"Paper: {column[0]}, {column[1]}", order, "20 trials, or quoted")
     return figure
@@ -361,6 +377,7 @@ def count_learners(table: Table) -> str:
     )
 
 
+@use_style()
 def draw_all_methods(table: Table) -> Figure:
     """Every method at one small budget, the largest gain in the first measure above; below, what `count_learners` says. table:
     method, seed, measure (probe_plain, knn), accuracy, untrained."""
@@ -403,6 +420,7 @@ for protocol, words in (
     )(draw_all_methods)
 
 
+@use_style()
 def draw_gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> Axes:
     """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its color), with
     the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
@@ -479,6 +497,7 @@ def draw_delta_question(table: Table) -> Figure:
     return figure
 
 
+@use_style()
 def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
     """Share of the encoders' gradient that augmented features supply, over delta, both logarithmic; a dotted line where the runs'
     format begins to lose it (`unit_roundoff`).
@@ -521,6 +540,7 @@ def compare_to(table: Table, by: str, reference: object) -> pd.DataFrame:
     return pd.DataFrame(columns=pd.Index([by, "mean", "half_width", "n"]), dtype=float)
 
 
+@use_style()
 def draw_accuracy_over(
     table: Table, ax: Axes, setting: str, title: str = "", x: str | None = None, joined: bool = True,
     caption: str | None = None,
@@ -539,7 +559,7 @@ def draw_accuracy_over(
         rows = table[table["method"] == method]
         shift = 0.0 if joined else shift_beside(number, len(methods))
         points = pd.DataFrame({"x": rows[setting].map(at) + shift, "accuracy": 100 * rows["accuracy"]})
-        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "label": paper_values.print_name(method)}
+        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "label": print_label(method)}
         draw_means(points, "x", "accuracy", ax, joined, color=pick_color(method), **look)
         seeds = points.groupby("x").size().tolist()
         if max(seeds) > 1:
@@ -554,6 +574,7 @@ def draw_accuracy_over(
     return label(ax, title, x or setting, name_axis(table), caption or describe_seeds(counts))
 
 
+@use_style()
 def draw_reference(table: Table, ax: Axes, name: str, color: str = "0.2") -> None:
     """A dotted line at the mean accuracy over seeds with its 95 % band, for runs without the setting on the axis."""
     accuracies = table["accuracy"].dropna().tolist()
@@ -566,6 +587,7 @@ def draw_reference(table: Table, ax: Axes, name: str, color: str = "0.2") -> Non
     ax.legend(**SMALL)
 
 
+@use_style()
 def draw_differences(
     differences: Table, ax: Axes, setting: str, papers: Mapping[Any, float] | None = None, title: str = "",
     x: str | None = None, names: Mapping[Any, str] | None = None, papers_label: str = "paper",
@@ -581,7 +603,7 @@ def draw_differences(
     at = place_values(pd.Series([*differences[setting], *papers]))
     groups = differences.groupby("method", sort=False) if "method" in differences else [("", differences)]
     for number, (method, rows) in enumerate(groups):
-        color, name = (pick_color(str(method)), paper_values.print_name(str(method))) if method else (BLUE, "ours")
+        color, name = (pick_color(str(method)), print_label(str(method))) if method else (BLUE, "ours")
         look: dict[str, Any] = {"marker": MARKERS[number], "linestyle": "none", "capsize": 4}
         places, half = rows[setting].map(at) + shift_beside(number, len(groups)), 100 * rows["half_width"].fillna(0)
         ax.errorbar(places, 100 * rows["mean"], half, color=color, label=name, **look)
@@ -594,6 +616,7 @@ def draw_differences(
     return label(ax, title, x or setting, "difference (points)", describe_seeds(differences["n"]))
 
 
+@use_style()
 def draw_heatmap(
     means: Table, ax: Axes, x: str, y: str, title: str = "", labels: tuple[str, str] | None = None
 ) -> Axes:
@@ -616,6 +639,7 @@ def draw_heatmap(
     return label(ax, title, *(labels or (x, y)), describe_seeds(means["n"]))
 
 
+@use_style()
 def draw_method_rows(values: Table, ax: Axes, title: str, order: Sequence[str], caption: str = "") -> Axes:
     """A row for each method, in order from above: its accuracy in percent with a half-width; a row without one says `no value`.
 
@@ -634,9 +658,14 @@ def draw_method_rows(values: Table, ax: Axes, title: str, order: Sequence[str], 
     return label(ax, title, "accuracy (%)", "", caption)
 
 
+def print_label(method: str) -> str:
+    """A method as the paper prints it, for matplotlib."""
+    return verbatim(paper_values.print_name(method))
+
+
 def label_methods(ax: Axes, order: Sequence[str], **look: Any) -> None:
     """Write the methods on the y axis as the paper prints them, the first above."""
-    ax.set_yticks(range(len(order)), [paper_values.print_name(method) for method in order], **look)
+    ax.set_yticks(range(len(order)), [print_label(method) for method in order], **look)
     ax.set_ylim(len(order) - 0.5, -0.7)
 
 
@@ -663,7 +692,7 @@ def describe_seeds(counts: Any) -> str:
 def format_value(value: Any) -> str:
     """A value of a setting on an axis: 0.4, 6, 1e-07 as a power of ten."""
     if not isinstance(value, int | float | np.number):
-        return str(value)
+        return verbatim(str(value))
     power = np.log10(value) if value > 0 else 0.5
     return f"$10^{{{power:.0f}}}$" if abs(power) >= 2 and np.isclose(power, round(power)) else f"{value:g}"
 

@@ -5,15 +5,16 @@ same again in grey.
 """
 
 import io
+import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
-from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -76,25 +77,60 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "svg.hashsalt": "metaug",
 }
+STYLING = threading.RLock()
 
 
 def pick_color(method: str) -> str:
     """The color of a method in every figure; one registered by a user gets a fixed one by its name."""
-    return METHOD_COLORS.get(method) or OTHER_COLORS[zlib.crc32(method.encode()) % len(OTHER_COLORS)]
+    return (
+        METHOD_COLORS.get(method)
+        or OTHER_COLORS[zlib.crc32(method.encode("utf-8", "surrogatepass")) % len(OTHER_COLORS)]
+    )
 
 
+# --- a style that is the figure's own: nothing of the session's enters it, and the session's settings stay
+@contextmanager
+def use_style() -> Iterator[None]:
+    """Within it, or in a function that it decorates: matplotlib's own defaults under `STYLE`, then the session's settings again.
+    One thread at a time, since they are the process's."""
+    with STYLING, plt.style.context(["default", STYLE]):
+        yield
+
+
+class StyledFigure(Figure):
+    """A figure that is rendered in the workbook's style: matplotlib makes ticks, and reads fonts, only then."""
+
+    @use_style()
+    def draw(self, renderer: Any) -> None:
+        super().draw(renderer)
+
+
+def replace_surrogates(text: str) -> str:
+    """What is no UTF-8 in a name of a file, written as an escape: it can be neither drawn nor sent to a browser."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def verbatim(text: str) -> str:
+    """A text from outside (the name of a class, a run, a method) for matplotlib to draw as it stands: $ begins no formula, _ does
+    not hide it from a legend, and what is no UTF-8 is written as an escape."""
+    readable = replace_surrogates(text).replace("$", r"\$")
+    return f"\u200b{readable}" if readable.startswith("_") else readable
+
+
+@use_style()
 def make_figure(width: float, height: float) -> Figure:
     """An empty figure in the workbook's style; width and height in inches."""
-    rcParams.update(STYLE)
-    return plt.figure(figsize=(width, height), layout="constrained")
+    return plt.figure(figsize=(width, height), layout="constrained", FigureClass=StyledFigure)
 
 
+@use_style()
 def make_panels(columns: int = 1, width: float = 4.2, height: float = 3.1) -> tuple[Figure, Any]:
     """A figure and its axes side by side (one Axes if there is one column), each width by height inches."""
     figure = make_figure(width * columns, height)
     return figure, figure.subplots(1, columns)
 
 
+@use_style()
 def save_figure(figure: Figure, path: Path) -> None:
     """Write path.png and path.svg, each whole or not at all. Raises StoreError (full disk, no permission)."""
     kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metaug_core.objectives import losses
 from metaug_core.runtime.device import computed_in, unit_roundoff
-from metaug_workbook.plots.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, hide_axes, label
+from metaug_workbook.plots.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, hide_axes, label, use_style
 from metaug_workbook.teaching import toys
 
 IMAGE_COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
@@ -20,6 +20,7 @@ ATTENUATIONS = (1, 2, 4, 6, 8)  # the paper's phi_dec (Fig. 3)
 
 
 # --- what a pair weighs
+@use_style()
 def draw_weight_histogram(weights: Tensor, ax: Axes) -> Axes:
     """Gradient weight of each pair in units of an equal share, on a logarithmic axis; weights (A, N) sum to 1 over N."""
     relative = (weights * weights.shape[1]).flatten().clamp(min=1e-8).cpu().numpy()
@@ -32,6 +33,7 @@ def draw_weight_histogram(weights: Tensor, ax: Axes) -> Axes:
     return label(ax, "What a negative pair weighs", "gradient weight (1 = an equal share)", "pairs", caption)
 
 
+@use_style()
 def draw_weight_concentration(weights: Tensor, ax: Axes) -> Axes:
     """Share of an anchor's gradient that its heaviest negatives carry, mean over anchors; the dotted line is equal weights.
     weights (A, N) sum to 1 over N."""
@@ -44,6 +46,7 @@ def draw_weight_concentration(weights: Tensor, ax: Axes) -> Axes:
     return label(ax, "Few pairs carry the gradient", "heaviest pairs (%)", "share of the gradient (%)", caption)
 
 
+@use_style()
 def draw_soft_hinges(betas: Sequence[float], ax: Axes) -> Axes:
     """Eq. 8 with one positive (0.6) and negatives at 0.2 and x, for each beta, beside the hinge on the hardest pair and eq. 7."""
     x = torch.linspace(0, 1, 200, dtype=torch.float64)
@@ -61,6 +64,7 @@ def draw_soft_hinges(betas: Sequence[float], ax: Axes) -> Axes:
     return label(ax, title, "similarity of the second negative $d^-$", "loss", caption)
 
 
+@use_style()
 def draw_attenuation(ax: Axes, beta: float = 16.0, gamma: float = 0.4, positive: float = 0.8) -> Axes:
     """Gradient weight of negatives by their similarity under eq. 9, a line per phi_dec: 101 even negatives, one positive."""
     d = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -81,6 +85,7 @@ def draw_attenuation(ax: Axes, beta: float = 16.0, gamma: float = 0.4, positive:
 
 
 # --- the plane
+@use_style()
 def draw_circle(z: Tensor, augmented: Tensor | None, ax: Axes, title: str = "", caption: str = "") -> Axes:
     """Features z (2, B, 2) on the unit circle, a color per image and a marker per view, and outside, open, their z~ (2, B, 2)."""
     ax.add_patch(Circle((0, 0), 1, fill=False, color="0.8"))
@@ -99,6 +104,7 @@ def draw_circle(z: Tensor, augmented: Tensor | None, ax: Axes, title: str = "", 
     return label(ax, title, caption=caption)
 
 
+@use_style()
 def draw_moves(before: Tensor, after: Tensor, ax: Axes, title: str = "", caption: str = "") -> Axes:
     """Features (2, B, 2) on the unit circle, and inside it an arrow from each to where it goes, (2, B, 2)."""
     for view in range(len(before)):
@@ -109,6 +115,7 @@ def draw_moves(before: Tensor, after: Tensor, ax: Axes, title: str = "", caption
     return draw_circle(before, None, ax, title, caption)
 
 
+@use_style()
 def draw_omega_plane(values: Tensor, turns: Tensor, now: toys.Moment, ax: Axes, length: float = 0.9) -> Axes:
     """The MAG's objective (n, n) of `toys.measure_landscape` over the plane of omega, and at `now` where each part of the gradient
     leads: its direct part, its mixed part, and both. `length` is that of the longest arrow, radians."""
@@ -134,6 +141,7 @@ def draw_omega_plane(values: Tensor, turns: Tensor, now: toys.Moment, ax: Axes, 
 
 
 # --- what delta lets through
+@use_style()
 def draw_share_by_delta(share: float, delta: float, ax: Axes, precision: str = "float32", device: str = "cpu") -> Axes:
     """Share of the encoders' gradient from augmented features for other deltas, from the one measured at `delta`: the part
     grows in proportion, the rest stays. Grey: below the rounding of the run's `precision` on its kind of device."""

@@ -24,6 +24,8 @@ from metaug_workbook.plots.style import (
     draw_means,
     label,
     pick_color,
+    use_style,
+    verbatim,
 )
 
 Metrics = pd.DataFrame | Sequence[pd.DataFrame]  # `Run.metrics` of one run, or of each of several seeds
@@ -94,6 +96,7 @@ PANELS["MAG update"] = Panel(
     {"mag_update": {"color": GREEN, "marker": "o"}}, x="epoch", scale=100)  # fmt: skip
 
 
+@use_style()
 def draw_metrics(name: str, metrics: Metrics, ax: Axes) -> Axes:
     """The panel of `PANELS` with this name. Raises MetaugError for an unknown name."""
     panel = PANELS[name]
@@ -112,11 +115,12 @@ def draw_metrics(name: str, metrics: Metrics, ax: Axes) -> Axes:
     return label(ax, panel.title, panel.x, panel.y, count_runs(metrics))
 
 
+@use_style()
 def draw_knn(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
     """kNN accuracy on the validation split by epoch; runs are the metrics by method, epoch 0 is the untrained encoder."""
     title = "kNN on the validation split"
     for number, (method, metrics) in enumerate(runs.items()):
-        look = {"color": pick_color(method), "marker": MARKERS[number % len(MARKERS)], "label": method}
+        look = {"color": pick_color(method), "marker": MARKERS[number % len(MARKERS)], "label": verbatim(method)}
         draw_curve(ax, metrics, "knn_val", "epoch", 100, **look)
     if not ax.lines:
         logged = any(has_rows(metrics) for metrics in runs.values())
@@ -128,6 +132,7 @@ def draw_knn(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
     return label(ax, title, "epoch (0: untrained)", "accuracy (%)", "; ".join(counts))
 
 
+@use_style()
 def draw_progress(method: str, metrics: pd.DataFrame, loss: Axes, similarities: Axes, knn: Axes) -> None:
     """A run as one watches it: its loss, similarities and kNN accuracy so far, each on its axes."""
     draw_metrics("loss", metrics, loss)
@@ -135,12 +140,15 @@ def draw_progress(method: str, metrics: pd.DataFrame, loss: Axes, similarities: 
     draw_knn({method: metrics}, knn)
 
 
+@use_style()
 def draw_step_profiles(table: pd.DataFrame, ax: Axes, title: str, moments: Mapping[int, str]) -> Axes:
     """The loss along a step, in percent of the loss where it begins: of the look-ahead (solid) and of the encoders (dashed), a
     color for each moment. table: `loss_profiles.Profiled.profiles`; moments: names of its steps."""
     for (step, name), color in zip(moments.items(), (ORANGE, BLUE), strict=True):
         for kind, line in (("look-ahead", "-"), ("encoders' step", "--")):
             rows: Any = table[(table["step"] == step) & (table["kind"] == kind)]
+            if rows.empty:  # the training ended before
+                continue
             change = 100 * (rows["loss"] / rows["loss"].iloc[0] - 1)
             ax.plot(rows["length"], change, color=color, linestyle=line, label=f"{name}: {kind}")
     ax.axhline(0, color="0.3", linewidth=1)
@@ -167,6 +175,7 @@ def count_runs(metrics: Metrics) -> str:
     return f"n = {count} run" if count == 1 else f"mean and 95 % interval, n = {count} runs"
 
 
+@use_style()
 def draw_curve(ax: Axes, metrics: Metrics, column: str, x: str = "step", scale: float = 1, **look: Any) -> None:
     """A column over x, scaled; several runs as their mean and its 95 % band. Nothing if no run has the column."""
     tables = [table[[x, column]].dropna() for table in list_tables(metrics) if column in table]

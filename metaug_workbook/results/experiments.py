@@ -21,7 +21,6 @@ from metaug_core.data import datasets
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation import representations
 from metaug_core.presets import preset
-from metaug_core.registry import METHODS
 from metaug_core.training import loop
 from metaug_workbook.results import step_costs
 
@@ -40,20 +39,21 @@ EVALUATION = 1 / 3  # of the time of a training step on as many images: forward 
 def make_grid(settings: Mapping[str, Any], seeds: int = 1, **axes: Sequence[Any]) -> list[Config]:
     """The Config of every combination of the axes' values, for seeds 0 to seeds - 1, seeds innermost.
 
-    settings: `preset` and settings as a notebook has them (None: the preset's), under the axes; a method brings its own defaults.
-    A method that is not registered yields no runs (`list_unregistered`): its row is then a blank. Raises ConfigError for an
-    unknown setting or value, and for an axis whose values have no order.
+    settings: `preset` and settings as a notebook has them (None: the preset's); a method brings its own defaults. Raises
+    ConfigError for an unknown setting or value, for an axis whose values have no order, and for a setting that an axis would
+    replace.
     """
     for name, values in axes.items():
         if fault := unordered(values):
             raise ConfigError(f"{name}: {fault}")
     given = {name: value for name, value in settings.items() if value is not None}
+    if replaced := sorted(given.keys() & axes):
+        raise ConfigError(f"{replaced[0]}: this notebook compares runs that differ in it, so it cannot be set")
     configs = []
     for values in itertools.product(*axes.values()):
         chosen = {"preset": "quick"} | given | dict(zip(axes, values, strict=True))
         name = chosen.pop("preset")
-        if chosen.get("method", "metaug") in METHODS:
-            configs += [preset(name, **chosen, seed=seed) for seed in range(seeds)]
+        configs += [preset(name, **chosen, seed=seed) for seed in range(seeds)]
     return configs
 
 
@@ -75,11 +75,6 @@ def name_matched(table: Any) -> pd.DataFrame:
     is_matched = np.isclose(table["temperature"], 2 * table["phi_dec"] / table["beta"])
     names = table["method"] + " at t = " + table["temperature"].map("{:g}".format)
     return table.assign(method=names.where(is_matched & table["method"].isin(CONTRASTIVE), table["method"]))
-
-
-def list_unregistered(names: Sequence[str]) -> list[str]:
-    """Those of the methods that are not registered."""
-    return [name for name in names if name not in METHODS]
 
 
 def keep_trainable(configs: Sequence[Config]) -> list[Config]:

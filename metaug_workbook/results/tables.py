@@ -26,6 +26,9 @@ from metaug_core.runs.store import Run, StoreError
 Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
 DEFAULT = REPRESENTATIONS[1:]  # raw pixels cost three times as much as the two others, and are the same in every run
+# Columns of every table, empty where no run has them.
+ACCURACIES = [f"{prefix}{measure}" for prefix in PREFIX.values() for measure in MEASURES]
+OF_MAG = ["augmented_similarity", "augmented_gradient_share"]
 SESSION = ["device", "eager_because", "processor", "commit", "started"]  # columns that come from the last session
 # Columns that differ between two machines that compute the same results.
 MACHINE = ["seconds", "images_per_second", *SESSION, "uncommitted_changes", "sessions"]
@@ -87,7 +90,8 @@ def find_run(request: Config | Run) -> Run:
 
 
 def read_table(requests: Requests, split: str = "test", failures: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A row for each config or run, in the order of requests, done or not: `state` says which, and `list_missing` lists them.
+    """A row for each config or run, in the order of requests, done or not: `state` says which, and `list_missing` lists them. What
+    the rows lack of `ACCURACIES` and `OF_MAG` is NaN.
 
     failures: sentences by run name, of runs that failed without leaving a record in their folder (missing data).
     """
@@ -95,7 +99,8 @@ def read_table(requests: Requests, split: str = "test", failures: Mapping[str, s
     for run in map(find_run, requests):
         failure = (failures or {}).get(run.path.name)
         rows.append(read_row(run, split) | ({"state": "failed", "failure": failure} if failure else {}))
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(**{name: float("nan") for name in [*ACCURACIES, *OF_MAG] if name not in table})
 
 
 # --- what is still to be done

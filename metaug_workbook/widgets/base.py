@@ -15,13 +15,12 @@ from typing import Any, ParamSpec
 import ipywidgets
 import numpy as np
 from IPython.display import DisplayHandle, display
-from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from metaug_workbook.plots.style import STYLE
+from metaug_workbook.plots.style import StyledFigure, replace_surrogates, use_style
 
 ELSEWHERE = "Controls: run this cell in JupyterLab."
 LIVE = "metaug-live"  # class of a box that is alive; the output just above it is its static figure
@@ -32,10 +31,11 @@ HIDE = (
 P = ParamSpec("P")
 
 
+@use_style()
 def make_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """An empty figure of width by height inches. Not pyplot's: it would show a second time, at the end of the cell. Draw into it
-    within `rc_context(STYLE)`."""
-    return Figure(figsize=(width, height), dpi=100, layout=layout)
+    within `use_style`."""
+    return StyledFigure(figsize=(width, height), dpi=100, layout=layout)
 
 
 class Plot:
@@ -50,7 +50,7 @@ class Plot:
     update: Callable[..., str]
 
     def __init__(self) -> None:
-        with rc_context(STYLE):
+        with use_style():
             self.figure = make_figure(*self.size, layout=self.layout)
             self.moving = self.draw()
 
@@ -77,7 +77,7 @@ class LiveFigure:
         notebook."""
         columns = {"grid_template_columns": "repeat(auto-fit, minmax(320px, 1fr))", "grid_gap": "2px 18px"}
         grid = ipywidgets.GridBox(list(controls), layout={"width": "auto", **columns})
-        heading = ipywidgets.HTML(f"{HIDE}<b>{escape(title)}</b>")
+        heading = ipywidgets.HTML(f"{HIDE}<b>{write_html(title)}</b>")
         layout = {"width": "100%", "max_width": "900px", "overflow": "hidden"}
         self.box = ipywidgets.VBox([heading, grid, *below], layout=layout)
         self.box.add_class(LIVE)
@@ -85,7 +85,7 @@ class LiveFigure:
     def say(self, text: str) -> None:
         """Show a sentence, which a screen reader speaks when it changes."""
         self.text = text
-        self.sentence.value = f'<div aria-live="polite" style="line-height: 1.5">{escape(text)}</div>'
+        self.sentence.value = f'<div aria-live="polite" style="line-height: 1.5">{write_html(text)}</div>'
 
     def refresh(self) -> None:
         """Show what is drawn on the canvas."""
@@ -109,6 +109,7 @@ class Explorer(LiveFigure):
     once and kept, so a change costs the moving artists and the encoding.
     """
 
+    @use_style()
     def __init__(self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = ()):
         super().__init__(plot.figure)
         self.plot, self.controls = plot, dict(controls)
@@ -132,6 +133,7 @@ class Explorer(LiveFigure):
         for name, value in values.items():
             self.controls[name].value = value
 
+    @use_style()
     def redraw(self, change: Any = None) -> None:
         """Draw the figure for the values of the controls. change: of a control, not read."""
         del change
@@ -154,6 +156,11 @@ def without_controls(explorer: Callable[P, Explorer]) -> Callable[P, Figure]:
 
 
 # --- what is displayed
+def write_html(text: str) -> str:
+    """A text as HTML that shows it as it stands: it holds no tag and no formula."""
+    return f'<span class="tex2jax_ignore mathjax_ignore">{escape(replace_surrogates(text))}</span>'
+
+
 def encode(canvas: FigureCanvasAgg, effort: int = 1) -> bytes:
     """What is drawn on a canvas, as PNG of 256 colors: a third of the bytes, and encoded in half the time of all colors.
 
@@ -167,7 +174,7 @@ def encode(canvas: FigureCanvasAgg, effort: int = 1) -> bytes:
 
 def bundle(png: bytes, text: str) -> dict[str, str]:
     """A picture as the data of a notebook's output, with a sentence for those who cannot see it."""
-    return {"image/png": base64.b64encode(png).decode(), "text/plain": text}
+    return {"image/png": base64.b64encode(png).decode(), "text/plain": replace_surrogates(text)}
 
 
 # --- controls: every one has a name with its unit, and arrow keys move it

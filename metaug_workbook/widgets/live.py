@@ -5,32 +5,29 @@ It is plain display output, so it shows in JupyterLab, under papermill without a
 
 import io
 import time
-from html import escape
 from typing import Any
 
 from IPython.display import DisplayHandle, display
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.runs.store import Run, rows
 from metaug_core.training.progress import UNSEEN, Progress, position
 from metaug_workbook.jobs.estimate import format_duration
-from metaug_workbook.plots.style import STYLE
+from metaug_workbook.plots.style import StyledFigure, replace_surrogates, use_style
 from metaug_workbook.plots.training import draw_progress
-from metaug_workbook.widgets.base import bundle
+from metaug_workbook.widgets.base import bundle, write_html
 
 
 def format_line(text: str, done: float | None = None) -> str:
     """A sentence as HTML, behind a bar of how much is done, in [0, 1], if that is known."""
     bar = "" if done is None else f'<progress value="{done:.4f}" max="1" style="width: 12em"></progress> '
-    return f"<div>{bar}{escape(text)}</div>"
+    return f"<div>{bar}{write_html(text)}</div>"
 
 
 def draw_curves(run: Run) -> bytes:
     """The curves of a run so far, as PNG: loss, similarities, kNN."""
-    with rc_context(STYLE), io.BytesIO() as buffer:
-        figure = Figure(figsize=(11, 2.9), layout="constrained")
+    with use_style(), io.BytesIO() as buffer:
+        figure = StyledFigure(figsize=(11, 2.9), layout="constrained")
         draw_progress(run.config.method, run.metrics, *figure.subplots(1, 3))
         figure.savefig(buffer, format="png", dpi=72)
         return buffer.getvalue()
@@ -71,7 +68,7 @@ class Output:
 
     def say(self, text: str, done: float | None = None) -> None:
         """Show a `format_line` as the part "line"."""
-        self.show("line", {"text/plain": text, "text/html": format_line(text, done)})
+        self.show("line", {"text/plain": replace_surrogates(text), "text/html": format_line(text, done)})
 
 
 class LiveRuns(Output):

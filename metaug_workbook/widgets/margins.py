@@ -16,7 +16,7 @@ from metaug_core.objectives.losses import margin_regularisation
 from metaug_core.objectives.margins import KINDS, margins
 from metaug_core.objectives.similarity import Pairs
 from metaug_core.runs.store import Run
-from metaug_workbook.plots.style import BLUE, ORANGE, RED, SKY, label
+from metaug_workbook.plots.style import BLUE, ORANGE, RED, SKY, label, verbatim
 from metaug_workbook.widgets.base import Explorer, Plot, menu, slider, without_controls
 
 IMAGES = 64  # of a run, or of the sample: a minibatch of the paper
@@ -96,7 +96,7 @@ class MarginPlot(Plot):
         for ax in (above, below):
             ax.legend(loc="upper left", ncols=2, fontsize=8.5)
         label(above, "Two original features: these give the margins (eq. 4)", "", "share of its kind")
-        caption = f"n = {self.z.shape[1]} images, {len(self.z)} views: {self.source}"
+        caption = f"n = {self.z.shape[1]} images, {len(self.z)} views: {verbatim(self.source)}"
         title = "One original and one augmented feature: filled is what $R_\\sigma$ pushes (eq. 5)"
         label(below, title, "similarity $d$ (0 to 1)", "share of its kind", caption)
         return self.mixed.moving

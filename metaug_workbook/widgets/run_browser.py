@@ -2,21 +2,19 @@
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import ipywidgets
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metaug_core.config import Config
 from metaug_core.runs.store import Run, list_runs
-from metaug_workbook.plots.style import STYLE, draw_empty, label, pick_color
+from metaug_workbook.plots.style import draw_empty, label, pick_color, use_style, verbatim
 from metaug_workbook.plots.training import Metrics, draw_curve
-from metaug_workbook.widgets.base import LiveFigure, make_figure, menu
+from metaug_workbook.widgets.base import LiveFigure, make_figure, menu, write_html
 
 MOST = 8  # curves that can still be told apart
 LINES = ("-", "--", ":", "-.")
@@ -46,7 +44,7 @@ def draw_overlay(runs: Sequence[Run], metrics: Sequence[Metrics], column: str, f
     for number, (run, table) in enumerate(zip(runs, metrics, strict=True)):
         method = methods[number]
         line = LINES[methods[:number].count(method) % len(LINES)]
-        draw_curve(ax, table, column, "epoch", color=pick_color(method), linestyle=line, label=run.path.name)
+        draw_curve(ax, table, column, "epoch", color=pick_color(method), linestyle=line, label=verbatim(run.path.name))
     if not ax.lines:
         draw_empty(ax, title, "no selected run has this metric" if runs else "no run selected")
         return
@@ -57,7 +55,7 @@ def draw_overlay(runs: Sequence[Run], metrics: Sequence[Metrics], column: str, f
 
 def runs_figure(runs: Sequence[Run], column: str = "knn_val") -> Figure:
     """The figure of `run_browser` without controls: one curve for each run, a column of `Run.metrics`."""
-    with rc_context(STYLE):
+    with use_style():
         figure = make_figure(8.8, 3.9, layout=None)
         draw_overlay(runs, [run.metrics for run in runs], column, figure)
     return figure
@@ -67,8 +65,8 @@ def link_notebooks(run: Run) -> str:
     """Links to a run's executed notebooks, relative to where the kernel runs, which is where the open notebook lies."""
     links = []
     for path in sorted(run.path.glob("*.ipynb")):
-        where = quote(os.path.relpath(path.resolve(), Path.cwd()).replace(os.sep, "/"))
-        links.append(f'<a href="{where}">{escape(path.stem)}</a>')
+        where = quote(os.path.relpath(path.resolve(), Path.cwd()).replace(os.sep, "/"), errors="surrogateescape")
+        links.append(f'<a href="{where}">{write_html(path.stem)}</a>')
     return ", ".join(links) or "no executed notebook"
 
 
@@ -144,12 +142,12 @@ class RunBrowser(LiveFigure):
         if self.choosing:
             return
         self.shown = [self.runs[name] for name in self.chosen[:MOST]]
-        with rc_context(STYLE):
+        with use_style():
             draw_overlay(self.shown, [self.read_metrics(run) for run in self.shown], self.column.value, self.figure)
             self.canvas.draw()
         self.refresh()
         self.say(f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn.")
-        items = "".join(f"<li>{escape(run.path.name)}: {link_notebooks(run)}</li>" for run in self.shown)
+        items = "".join(f"<li>{write_html(run.path.name)}: {link_notebooks(run)}</li>" for run in self.shown)
         # In an output of its own: there JupyterLab opens a relative link as a tab.
         html = f"<ul>{items}</ul>" if items else "<p>Tick runs above: Tab moves, the space bar ticks.</p>"
         self.links.outputs = ({"output_type": "display_data", "data": {"text/html": html}, "metadata": {}},)

@@ -11,7 +11,6 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 from IPython.display import DisplayHandle
-from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,7 +20,7 @@ from metaug_core.runs.store import Run, request, rows
 from metaug_workbook.jobs import background
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots.features import draw_pair_histograms
-from metaug_workbook.plots.style import STYLE, draw_empty, label
+from metaug_workbook.plots.style import draw_empty, label, use_style
 from metaug_workbook.plots.training import draw_progress
 from metaug_workbook.widgets.base import LiveFigure, bundle, make_figure
 from metaug_workbook.widgets.live import Pace, format_line
@@ -57,6 +56,7 @@ def draw_last_similarities(run: Run, ax: Axes) -> Axes:
     return label(ax, title, "similarity $d$ (0 to 1)", "share of its kind", f"at step {logged[-1]['step']:,}")
 
 
+@use_style()
 def draw_state(run: Run, figure: Figure) -> None:
     """The state of a run into a figure, anew: loss, similarities over time and now, kNN."""
     figure.clear()
@@ -67,7 +67,6 @@ def draw_state(run: Run, figure: Figure) -> None:
 
 def monitor_figure(run: Run) -> Figure:
     """The figure of `run_monitor` without controls: a run as its folder has it now."""
-    rcParams.update(STYLE)
     figure = make_figure(8.8, 5.0)
     draw_state(run, figure)
     return figure

@@ -21,7 +21,7 @@ from metaug_core.runs.store import request
 from metaug_workbook import notebook
 from metaug_workbook.plots import paper_figures
 from metaug_workbook.plots.features import bin_similarities
-from metaug_workbook.results import experiments, paper_values, step_costs
+from metaug_workbook.results import experiments, paper_values, step_costs, tables
 
 
 def test_a_grid_has_every_combination_with_seeds_innermost_and_each_methods_defaults():
@@ -34,13 +34,20 @@ def test_a_grid_has_every_combination_with_seeds_innermost_and_each_methods_defa
     assert found[4].views == ("RGB", "RGB")
 
 
-def test_a_method_that_is_not_registered_is_a_blank_and_a_wrong_value_is_refused():
-    assert experiments.make_grid({}, 3, method=["no such method"]) == []
-    assert experiments.list_unregistered(["metaug", "no such method"]) == ["no such method"]
-    with pytest.raises(ConfigError, match="beta"):
-        experiments.make_grid({}, 1, beta=[-1])
-    with pytest.raises(ConfigError, match="^beta: needs a list or a single value: a set has no order that lasts"):
-        experiments.make_grid({}, 1, beta={4, 8})
+@pytest.mark.parametrize(
+    ("settings", "axes", "refusal"),
+    [
+        ({}, {"method": ["no such method"]}, "unknown method 'no such method'"),
+        ({}, {"beta": [-1]}, "beta"),
+        ({}, {"beta": {4, 8}}, "^beta: needs a list or a single value: a set has no order that lasts"),
+        ({"method": "cmc"}, {"method": ["metaug"]}, "method: this notebook compares runs that differ in it"),
+    ],
+)
+def test_a_grid_refuses_an_unknown_method_a_wrong_value_and_a_setting_that_an_axis_would_replace(
+    settings, axes, refusal
+):
+    with pytest.raises(ConfigError, match=refusal):
+        experiments.make_grid(settings, 1, **axes)
 
 
 def test_what_a_method_refuses_is_left_out():
@@ -187,6 +194,31 @@ def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours
     assert again["accuracy"].tolist()[:2] == table["accuracy"].tolist()
     assert np.isnan(again["accuracy"].iloc[2])
     assert again["untrained"].iloc[2] == table["untrained"].iloc[0]  # the same encoder before training
+
+
+def test_no_run_at_all_is_refused():
+    with pytest.raises(ConfigError, match="there is no run to make"):
+        notebook.collect_accuracies([], max_hours=1.0)
+
+
+def test_tables_have_their_columns_before_any_run_is_finished_and_verdicts_wait(tiny):
+    """11_delta, 03, 06 and 09 ended in a KeyError where nothing was trained yet."""
+    configs = [tiny(method="metaug-only-oucl"), tiny(method="metaug")]
+    table = notebook.select_measure(tables.read_table(configs), "knn")
+    assert table[["augmented_knn", "augmented_similarity", "augmented_gradient_share"]].isna().all(axis=None)
+    assert notebook.summarise_percent(table, ["method"])["n"].tolist() == [0, 0]
+    verdicts = notebook.judge_deltas(table.assign(weight=[paper_figures.REFERENCE, 1e-5]))
+    assert (len(verdicts), list(verdicts)) == (0, ["mean", "±", "n", "verdict", "share"])
+
+
+def test_figure_2_of_no_run_says_so(tiny):
+    table = notebook.tabulate_similarities([tiny()], 20)
+    assert (len(table), list(table)[:4]) == (0, ["pairs", "count", "mean", "left"])
+    figure = paper_figures.draw_similarities(table)
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["no finished run yet"] * 4
+    plt.close(figure)
+    assert paper_figures.tabulate_gaps(table).empty
+    assert paper_figures.describe_margin_change(table) == "an unknown amount"
 
 
 def test_a_figure_is_kept_with_its_small_table_and_where_it_comes_from(tiny, checkout):

@@ -3,17 +3,19 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from tiny import ROOT
+from workbooks import write_notebook
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.presets import preset
 from metaug_workbook import notebook
-from metaug_workbook.jobs import grid, papermill_runner
+from metaug_workbook.jobs import grid, papermill_runner, parameters
 
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -121,6 +123,67 @@ def test_a_notebook_of_many_runs_is_checked_but_belongs_to_no_run(name):
             papermill_runner.check_parameters(path, given)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "values"),
+    [
+        ("05_batch_size", {"methods": "simclr,cmc+hard"}, {"methods": ["simclr", "cmc+hard"]}),
+        ("05_batch_size", {"methods": "[simclr, 'cmc']"}, {"methods": ["simclr", "cmc"]}),
+        ("05_batch_size", {"batch_sizes": "16"}, {"batch_sizes": [16]}),
+        ("09_benchmarks", {"methods": "[]"}, {"methods": []}),
+        ("11_delta", {"deltas": "1e-7"}, {"deltas": [1e-7]}),
+        ("04_gamma_attenuation", {"phi_decs": "1, 2"}, {"phi_decs": [1.0, 2.0]}),
+        ("06_margins", {"preset": "paper", "split": "test"}, {"preset": "paper", "split": "test"}),
+        ("00_walkthrough", {"images": "50000", "passes": "1"}, {"images": 50000, "passes": 1}),
+    ],
+)
+def test_a_text_is_what_the_type_of_its_parameter_takes(name, given, values):
+    assert papermill_runner.check_parameters(FOLDER / f"{name}.ipynb", given)[0] == values
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "refusal"),
+    [
+        ("04_gamma_attenuation", {"measure": "KNN"}, "measure: must be 'probe_paper', .* or 'knn', got 'KNN'"),
+        ("06_margins", {"split": "train"}, "split: must be 'val' or 'test', got 'train'"),
+        ("06_margins", {"preset": "paper"}, "split: 'val' needs val_fraction > 0"),
+        ("11_delta", {"seeds": "0"}, "seeds: must be greater than or equal to 1"),
+        ("11_delta", {"deltas": "1,-1"}, "deltas: delta: must be greater than or equal to 0, got -1"),
+        ("11_delta", {"deltas": "1,a"}, r"deltas\[1\]: must be a number, got 'a'"),
+        ("11_delta", {"deltas": "1,1.0"}, "deltas: 1.0 stands there twice"),
+        ("11_delta", {"delta": "1"}, "delta: this notebook has many runs; its parameter `deltas` says of which"),
+        ("11_delta", {"max_hours": "nan"}, "max_hours"),
+        ("07_hyperparameters", {"betas": "True"}, r"betas\[0\]: must be a number"),
+        ("05_batch_size", {"methods": "simclr,cmcc"}, "methods: unknown method 'cmcc'; did you mean 'cmc'?"),
+        ("05_batch_size", {"methods": "[]"}, "methods: needs at least 1 in its list"),
+        ("05_batch_size", {"train_images": "100"}, "batch_sizes: train_images 100 .* gives no batch of 128"),
+        ("08_augmentations", {"sets": "[0,9]"}, r"sets\[0\]: must be greater than or equal to 1, got 0"),
+        ("09_benchmarks", {"full_seeds": "0"}, "full_seeds"),
+        ("10_meta_gradient", {"rounds": "0"}, "rounds"),
+        ("03_similarity_histograms", {"images": "1"}, "images"),
+        ("00_walkthrough", {"images": "20"}, "images: train_images 20 less val_fraction 0.1 gives no batch of 32"),
+    ],
+)
+def test_a_value_that_a_notebook_does_not_accept_is_refused_before_it_starts(name, given, refusal):
+    with pytest.raises(ConfigError, match=refusal):
+        papermill_runner.check_parameters(FOLDER / f"{name}.ipynb", given)
+
+
+@ALL
+def test_every_parameter_that_is_no_setting_has_a_type_that_bounds_it(path):
+    seen = {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
+    own = [text for name, text in seen.items() if name not in {"preset", *Config.model_fields}]
+    assert all(text == "bool" or text.split("[")[-1].strip("]") in vars(parameters) for text in own)
+    for text in seen.values():
+        assert parameters.find_type(text) is not Any, text
+
+
+def test_a_default_that_is_an_expression_is_left_to_the_kernel(tmp_path):
+    path = write_notebook(tmp_path / "mine.ipynb", parameters="count: int = 2 * 3\nmine: Mine = None\nhidden = [1]")
+    values = {"count": "4", "mine": "x", "hidden": "[2, 'b']"}
+    assert papermill_runner.check_parameters(path, {})[0] == {}
+    assert papermill_runner.check_parameters(path, values)[0] == {"count": 4, "mine": "x", "hidden": [2, "b"]}
+
+
 def test_what_07_holds_fixed_is_the_papers_in_the_defaults_and_in_the_full_grid():
     """The first value of each list is held fixed; the command began with alpha 1e-3, beta 2 and delta 1e-1."""
     path = FOLDER / "07_hyperparameters.ipynb"
@@ -187,6 +250,18 @@ def shell():
     InteractiveShell.clear_instance()
 
 
+def test_a_notebook_checks_its_parameters_by_the_same_types_in_the_kernel(shell):
+    cell = "from metaug_workbook.jobs.parameters import *\nseeds: Count = 0\ndeltas: Several[Delta] = [1e-5]"
+    assert shell.run_cell(cell, store_history=True).success
+    for own, refusal in (
+        ({"seeds": 0}, "seeds: must be greater"), ({"seeds": True}, "seeds"), ({"deltas": 1e-5}, "deltas: must be a valid list"),
+        ({"deltas": [-1.0]}, "deltas: delta: must be greater"), ({"deltas": ["1"]}, r"deltas\[0\]: must be a number"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=refusal):
+            notebook.plan_runs(own, preset="sketch")
+    assert notebook.plan_runs({"seeds": 2, "deltas": [1, 0.5]}, preset="sketch") == {"preset": "sketch"}
+
+
 def test_configure_refuses_what_papermill_injects_and_nothing_else(shell):
     def after(cell: str, **own: object) -> Config:
         assert shell.run_cell(cell, store_history=True).success
@@ -198,5 +273,5 @@ def test_configure_refuses_what_papermill_injects_and_nothing_else(shell):
         after("# Parameters\nsede = 1\n")
     assert after("# Parameters\nseed = 1\n")  # mended, and run again
     assert after("sede = 1")  # a variable of the user's own
-    with pytest.raises(ConfigError, match="augmented: needs a value of type bool, got 'maybe'"):
+    with pytest.raises(ConfigError, match="augmented: must be true or false, got 'maybe'"):
         after("1", augmented="maybe")

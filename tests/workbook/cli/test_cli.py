@@ -59,12 +59,12 @@ def test_a_closed_stream_is_no_place_for_the_next_file():
 REFUSED = [
     (["-p", "sede", "1"], "'sede' is not a parameter of 01_pretrain.ipynb; did you mean 'seed'?"),
     (["-p", "zzz", "1"], "'zzz' is not a parameter"),
-    (["-p", "seed", "one"], "seed: needs a value of type int, got 'one'"),
-    (["-p", "seed", "1.5"], "seed: needs a value of type int, got '1.5'"),
-    (["-p", "seed", "None"], "seed: needs a value of type int, got 'None'"),
+    (["-p", "seed", "one"], "seed: must be a whole number, got 'one'"),
+    (["-p", "seed", "1.5"], "seed: must be a whole number, got '1.5'"),
+    (["-p", "seed", "None"], "seed: must be a whole number, got 'None'"),
     (["-p", "seed", "-1"], "greater than or equal to 0, got -1"),
     (["-p", "epochs", "0"], "greater than 0, got 0"),
-    (["-p", "epochs", "many"], "epochs: needs a value of type int, got 'many'"),
+    (["-p", "epochs", "many"], "epochs: must be a whole number, got 'many'"),
     (["-p", "delta", "nan"], "delta: "),
     (["-p", "preset", "quik"], "unknown preset 'quik'; did you mean 'quick'?"),
     (["-p", "dataset", "cifar11"], "unknown dataset 'cifar11'; did you mean 'cifar10"),
@@ -84,7 +84,7 @@ def test_a_bad_parameter_is_refused_in_one_sentence_before_anything_starts(words
 
 def test_augmented_must_be_yes_or_no(tmp_path):
     result = metaug("run", "02_evaluate", "-p", "augmented", "maybe", "--runs-dir", str(tmp_path))
-    assert "augmented: needs a value of type bool, got 'maybe'" in sentence(result)
+    assert "augmented: must be true or false, got 'maybe'" in sentence(result)
     assert result.exit_code == 2
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib import rcParams
 
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation.representations import interval
@@ -313,6 +314,69 @@ def test_the_palette_is_told_apart_in_grey_where_it_must_be():
 
     bars = [*map(grey, style.FLOOR_COLORS.values()), grey(style.BLUE)]
     assert min(abs(a - b) for a, b in itertools.pairwise(bars)) > 40
+
+
+HOSTILE = {
+    "font.size": 30,
+    "axes.titlelocation": "right",
+    "lines.linewidth": 9,
+    "savefig.facecolor": "red",
+    "legend.frameon": True,
+}
+
+
+def draw_two_panels(path):
+    figure, (left, right) = style.make_panels(2)
+    training.draw_metrics("further terms", METRICS.assign(loss_margin=[np.nan, 0.5, 0.25, np.nan]), left)
+    features.draw_accuracy_bars(TABLE, right)
+    shown = io.BytesIO()
+    figure.savefig(shown, facecolor=figure.get_facecolor())  # as a notebook shows it
+    style.save_figure(figure, path)
+    plt.close(figure)
+    return shown.getvalue(), path.with_suffix(".png").read_bytes(), path.with_suffix(".svg").read_bytes()
+
+
+def test_a_figure_is_the_same_in_every_session_and_leaves_its_settings(tmp_path):
+    """The settings of the session were changed, and under dark_background a method was drawn black on black."""
+    before = rcParams.copy()
+    wanted = draw_two_panels(tmp_path / "plain")
+    assert rcParams == before
+    with plt.style.context(["dark_background", HOSTILE]):
+        hostile = rcParams.copy()
+        assert draw_two_panels(tmp_path / "dark") == wanted
+        assert rcParams == hostile
+
+
+NAMES = ["$a_b$", "$", r"a\$b$", "_hidden", "caf\udce9", "<b>", "$\\frac$"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_from_outside_is_drawn_as_it_stands(name):
+    def draw(text, **look):
+        figure = style.make_figure(3, 1)
+        figure.text(0.1, 0.5, text, **look)
+        figure.canvas.draw()
+        pixels = np.array(figure.canvas.buffer_rgba())
+        plt.close(figure)
+        return pixels
+
+    readable = name.replace("\udce9", "\\udce9")
+    assert np.array_equal(draw(style.verbatim(name)), draw(readable, parse_math=False))
+
+
+def test_names_of_classes_methods_and_views_may_be_formulas_hidden_or_no_utf8():
+    """A class called $a_b$ ended notebook 02 after its training; one called _a was missing in the legend."""
+    figure, (left, right) = style.make_panels(2)
+    points, labels = np.random.RandomState(0).rand(len(NAMES), 2), torch.arange(len(NAMES))
+    features.draw_feature_map(points, labels, NAMES, left)
+    training.draw_knn(dict.fromkeys(NAMES, METRICS), right)
+    figure.canvas.draw()
+    for ax in (left, right):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [style.verbatim(name) for name in NAMES]
+    right.clear()
+    image_grids.draw_views(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [torch.zeros(1, 1, 8, 8)], ["$a_b$"], right)
+    figure.canvas.draw()
+    plt.close(figure)
 
 
 def test_the_curves_of_a_live_view_are_a_png():

@@ -295,3 +295,26 @@ def test_the_commands_of_the_gallery_name_notebooks_and_parameters_that_exist():
             known = papermill.inspect_notebook(papermill_runner.find_notebook(words[2]))
             given = [words[i + 1] for i, word in enumerate(words) if word == "-p"]
             assert set(given) <= set(known), name
+
+
+MANY_RUNS = {
+    "04-gamma-attenuation": [runs("phi_dec", [1, 2]).assign(oucl="eq9"), runs("phi_dec", [1]).assign(oucl="eq8")],
+    "05-batch-size": [runs("batch_size", [32, 128], method) for method in ("simclr", "metaug")],
+    "06-margins": [runs("margin", ["none", "large"], method) for method in ("metaug-only-mag", "metaug")],
+    "07-hyperparameters": [runs("alpha", [1e-13, 1.0]).assign(beta=16, delta=1.0, panel="a")],
+    "07-gamma": [runs("gamma", [0.2, 0.4])],
+    "08-augmentations": [runs("set", [1, 8], method) for method in ("looc", "metaug")],
+    "09-benchmarks": [runs("width", [1], method) for method in ("cmc", "metaug")],
+    "11-delta": [runs("weight", [-1.0, 0.0, 1e-5]).assign(delta=1e-5, augmented_gradient_share=np.nan)],
+}
+
+
+@pytest.mark.parametrize("name", MANY_RUNS)
+def test_a_figure_of_many_runs_is_drawn_of_what_there_is(name):
+    """No run, the first alone, the last alone, one seed."""
+    table = pd.concat(MANY_RUNS[name], ignore_index=True)
+    for there in (table["seed"] < 0, table.index == 0, table.index == len(table) - 1, table["seed"] == 1):
+        part = table.assign(accuracy=table["accuracy"].where(there), untrained=table["untrained"].where(there))
+        figure = gallery.FIGURES[name].draw(part)
+        assert all(ax.get_title(loc="left") for ax in figure.axes if ax.get_label() != "<colorbar>")
+        plt.close(figure)

@@ -1,15 +1,20 @@
 """Controls move the artists to the right numbers, computed here directly; a run in the background loses nothing. No browser."""
 
 import io
+import logging
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib import rcParams
 from PIL import Image
 from torch.nn import functional as F
 from workbooks import write_noise_images
@@ -25,7 +30,9 @@ from metaug_core.views import augmentation
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
 from metaug_workbook.teaching import toys
+from metaug_workbook.widgets import live
 from metaug_workbook.widgets import margins as margin_room
+from metaug_workbook.widgets.base import write_html
 
 WAIT_SECONDS = 300
 
@@ -152,6 +159,48 @@ def test_what_is_displayed_first_is_a_png_and_the_live_box_hides_it(name, monkey
 
 
 # --- margins
+def look_at_session():
+    """What belongs to the user's session: matplotlib's settings, warnings, logging, signals, environment, folder."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    process = logging.root.level, handlers, dict(os.environ), Path.cwd()
+    return rcParams.copy(), list(warnings.filters), pd.get_option("display.max_rows"), *process
+
+
+SHOWN = {
+    "explorer": lambda root: widgets.oucl_explorer(beta=64).png,
+    "explorer's twin": lambda root: pixels(widgets.margin_figure()).tobytes(),
+    "monitor": lambda root: widgets.run_monitor(written(root, "cmc", 0, finished=False).config).png,
+    "browser": lambda root: (written(root, "cmc", 0, finished=True), widgets.run_browser(root).png)[-1],
+    "plain monitor": lambda root: pixels(widgets.monitor_figure(written(root, "cmc", 0, finished=True))).tobytes(),
+    "live curves": lambda root: live.draw_curves(written(root, "cmc", 0, finished=True)),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_widget_is_the_same_in_every_session_and_leaves_it(name, tmp_path):
+    before = look_at_session()
+    wanted = SHOWN[name](tmp_path / "plain")
+    assert look_at_session() == before
+    with plt.style.context(["dark_background", {"font.size": 20, "savefig.facecolor": "auto", "savefig.dpi": 100}]):
+        hostile = look_at_session()
+        assert SHOWN[name](tmp_path / "dark") == wanted
+        assert look_at_session() == hostile
+
+
+def test_a_text_from_outside_is_no_tag_and_no_formula_in_a_browser(tmp_path):
+    text = "<b>$a_b$</b> caf\udce9"
+    html = live.format_line(text)
+    assert '<span class="tex2jax_ignore mathjax_ignore">&lt;b&gt;$a_b$&lt;/b&gt; caf\\udce9</span>' in html
+    explorer = widgets.oucl_explorer()
+    explorer.say(text)
+    assert write_html(text) in explorer.sentence.value
+    run = written(tmp_path, "cmc", 0, finished=True)
+    write(run.path / "<b>$a_b$.ipynb", b"{}")
+    shown = widgets.run_browser(tmp_path).links.outputs[0]["data"]["text/html"]
+    assert "<b>" not in shown
+    assert write_html("<b>$a_b$") in shown
+
+
 @pytest.mark.parametrize("kind", ["large", "medium", "small", "none"])
 def test_margin_lines_and_pushed_pairs(kind):
     explorer = widgets.margin_explorer()
