@@ -59,7 +59,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     # --- data
     dataset: str = "shapes"
     """shapes, cifar10, cifar100, stl10, tiny-imagenet, imagenet, or folder (then data_dir is the image folder)."""
-    data_dir: Path = Path(os.environ.get("METAUG_DATA", HOME / "data"))
+    data_dir: Path = Path(os.environ.get("METAUG_DATA") or HOME / "data")
     """Where downloaded data sets lie; for `folder`, the folder with train/CLASS/* and test/CLASS/* itself."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the views that the encoders see, in pixels."""
@@ -164,7 +164,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     graphs: Literal["auto", "forked", "off"] = "auto"
     """auto: on CUDA a step is captured once as a graph and replayed; forked: in it the views' encoders run side by side (not yet
     measured on a GPU); off: every kernel is launched by itself."""
-    runs_dir: Path = Path(os.environ.get("METAUG_RUNS", HOME / "runs"))
+    runs_dir: Path = Path(os.environ.get("METAUG_RUNS") or HOME / "runs")
     """Folder of all runs."""
     log_every: Positive = 20
     """Steps between two rows of metrics."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from metaug_core.errors import Interrupted
-from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir
+from metaug_core.errors import Interrupted, MetaugError
+from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_dir, takes_settings
 
 
 @click.command()
@@ -36,10 +36,8 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option(
     "--grid", multiple=True, metavar="NAME=V1,V2", help="An axis of the grid; of lists: views='L,ab;L,ab,RGB'."
 )
-@click.option(
-    "--set", "fixed", multiple=True, metavar="NAME=VALUE", help="A setting of every cell; `preset` names a preset."
-)
-@click.option("--seeds", type=click.IntRange(1), default=1, help="So many seeds of every cell, from `seed` (0) on.")
+@takes_settings("--set", "A setting of every cell; `preset` names a preset.")
+@click.option("--seeds", type=click.IntRange(1), help="So many seeds of every cell, from `seed` (0) on.")
 @click.option("--notebook", default="01_pretrain", help="What is executed of every run; default: 01_pretrain.")
 @click.option(
     "--measures",
@@ -52,7 +50,7 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option("--slurm", is_flag=True, help="Start nothing; write a job array of --workers tasks for sbatch.")
 @click.option("--workers", type=click.IntRange(1), help="How many processes; default: one a core, or one for a GPU.")
 @click.option(
-    "--trials", type=click.IntRange(1), default=1,
+    "--trials", type=click.IntRange(1),
     help="So many runs side by side in one process, if only numbers differ: for a GPU.",
 )  # fmt: skip
 @click.option(
@@ -71,10 +69,11 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
     from metaug_workbook.jobs import papermill_runner, sweep
     from metaug_workbook.results.tables import Wanted
 
+    refuse_ignored(asked | {"slurm": slurm})
     measures, representations = (tuple(asked[name].split(",")) for name in ("measures", "representations"))
     wanted = Wanted(measures, representations, asked["augmented"], "test")
     place = (asked["notebook"], asked["imports"], asked["name"])
-    plan = sweep.plan_sweep(asked["grid"], asked["fixed"], asked["seeds"], runs_dir, wanted, *place)
+    plan = sweep.plan_sweep(asked["grid"], asked["given"], asked["seeds"], runs_dir, wanted, *place)
     state = sweep.Sweep(plan, asked["retry"])
     if dry_run:
         click.echo(describe(state))
@@ -85,7 +84,7 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
     try:
         with interrupt_on_sigterm(), choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
             say = partial(click.echo, err=True)
-            sweep.run_sweep(state, executor, asked["trials"], say=say)
+            sweep.run_sweep(state, executor, asked["trials"] or 1, say=say)
     except KeyboardInterrupt:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
         raise Interrupted(f"interrupted: {counted}; the same command goes on") from None
@@ -98,6 +97,13 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
             raise papermill_runner.CellFailed(
                 f"{count} of {len(state.cells)} {what} failed, see {format_path(state.file)}; --retry tries them again"
             )
+
+
+def refuse_ignored(asked: dict[str, Any]) -> None:
+    """MetaugError if two options are given of which one would change nothing."""
+    for one, other in (("scheduler", "slurm"), ("scheduler", "workers"), ("slurm", "trials")):
+        if asked[one] and asked[other]:
+            raise MetaugError(f"--{other} changes nothing with --{one}: give one of them")
 
 
 @contextmanager
@@ -147,6 +153,7 @@ def submit(state: Any, workers: int) -> str:
     from metaug_workbook.jobs import worker
 
     plan = state.plan
+    state.begin()
     state.save()
     command = [sys.executable, "-m", "metaug_workbook.cli.main", "work", str(plan.configs[0].runs_dir)]
     command += ["--sweep", plan.name]

@@ -83,13 +83,14 @@ def parse_value(name: str, text: str, annotation: str) -> Any:
 
 
 def check_parameters(
-    path: Path, given: Mapping[str, str], imports: Sequence[str] = ()
+    path: Path, given: Mapping[str, str], imports: Sequence[str] = (), runs_dir: Path | None = None
 ) -> tuple[dict[str, Any], Config | None]:
     """What to inject for the texts given, and the Config of the notebook's run, if it has one: a notebook with a parameter `seed`
     is of one run, one with `seeds` of many. Settings are checked either way. Raises ConfigError.
 
     A setting of Config that the notebook does not name among its parameters goes into the dict `settings`, and the user's files
-    into the list `imports`, both of which `notebooks.configure` reads.
+    into the list `imports`, both of which `notebooks.configure` reads. runs_dir: of the Config, and of a notebook's parameter of
+    that name; None: the default of Config.
     """
     known = read_parameters(path)
     settings = Config.model_fields.keys() - {"runs_dir"} if "preset" in known else set()
@@ -97,6 +98,8 @@ def check_parameters(
         if name not in known and name not in settings:
             raise ConfigError(f"{name!r} is not a parameter of {path.name}{suggestion(name, {*known, *settings})}")
     values = {n: parse_value(n, text, known[n]["inferred_type_name"]) for n, text in given.items() if n in known}
+    if runs_dir is not None and "runs_dir" in known:
+        values["runs_dir"] = str(runs_dir)
     if "preset" not in known:
         return values, None
     further = {
@@ -104,7 +107,7 @@ def check_parameters(
     }
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
     named = {n: v for n, v in (defaults | values).items() if n == "preset" or n in Config.model_fields}
-    config = build_config(named | further)
+    config = build_config(named | further | {"runs_dir": runs_dir})
     dumped = config.model_dump(mode="json", include=set(further))
     values |= ({"settings": dumped} if dumped else {}) | ({"imports": list(imports)} if imports else {})
     return values, config if "seed" in known else None
