@@ -1,8 +1,11 @@
 """The `metaug` command: run notebooks, list, resume and report runs, download data. Slow imports wait until they are needed."""
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,35 @@ from metaug_workbook.cli.options import format_path, takes_imports, takes_runs_d
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
+@contextmanager
+def interrupt_once() -> Iterator[None]:
+    """Within, the first SIGINT or SIGTERM is a KeyboardInterrupt. Those that follow change nothing, to the end of the process: what
+    is under way is saved. Does nothing outside the main thread, where Python takes no signals."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+
+    def interrupt(*_: Any) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    handlers: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        handlers = dict.fromkeys(handlers, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class Sentences(click.Group):
     """A group whose commands end with one sentence and an exit code instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with interrupt_once():
+                return super().invoke(ctx)
         except MetaugError as error:
             code = {"CellFailed": FAILED, "Interrupted": INTERRUPTED}.get(type(error).__name__, BAD_INPUT)
             self.end(str(error), code)

@@ -1,6 +1,5 @@
 """Commands of `metaug` over many runs: sweeps and figures. Slow imports wait until they are needed."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +81,7 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
         click.echo(submit(state, asked["workers"] or 4))
         return
     try:
-        with interrupt_on_sigterm(), choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
+        with choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
             say = partial(click.echo, err=True)
             sweep.run_sweep(state, executor, asked["trials"] or 1, say=say)
     except KeyboardInterrupt:
@@ -104,20 +103,6 @@ def refuse_ignored(asked: dict[str, Any]) -> None:
     for one, other in (("scheduler", "slurm"), ("scheduler", "workers"), ("slurm", "trials")):
         if asked[one] and asked[other]:
             raise MetaugError(f"--{other} changes nothing with --{one}: give one of them")
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM is a KeyboardInterrupt."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -173,8 +158,7 @@ def work(runs_dir: Path, names: tuple[str, ...]) -> None:
     machine that sees the folder; one that dies is replaced by the others."""
     from metaug_workbook.jobs import worker
 
-    with interrupt_on_sigterm():
-        try:
-            worker.work(worker.read_jobs(runs_dir.resolve(), names), click.echo)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted and saved; the same command goes on") from None
+    try:
+        worker.work(worker.read_jobs(runs_dir.resolve(), names), click.echo)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted and saved; the same command goes on") from None

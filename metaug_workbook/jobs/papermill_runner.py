@@ -173,7 +173,10 @@ class Watch:
 class Client(PapermillNotebookClient):
     """papermill's client, with an interrupt that reaches the kernel, so that the cell under way can save and stop."""
 
+    interrupted = False
+
     def interrupt(self, *_: Any) -> None:
+        self.interrupted = True
         manager: Any = self.km
         if manager is None or not manager.has_kernel:
             raise KeyboardInterrupt
@@ -184,10 +187,18 @@ class Client(PapermillNotebookClient):
             return super().papermill_execute_cells()
         before = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return super().papermill_execute_cells()
+            super().papermill_execute_cells()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.interrupted and any(map(ended_silently, self.nb.cells)):
+            raise KeyboardInterrupt
+
+
+def ended_silently(cell: Any) -> bool:
+    """Whether a cell failed without an error among its outputs, as one does that is interrupted while it shows its error."""
+    failed = cell.metadata.get("papermill", {}).get("exception")
+    return bool(failed) and all(output.output_type != "error" for output in cell.outputs)
 
 
 class Engine(NBClientEngine):
