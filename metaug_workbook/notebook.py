@@ -90,6 +90,11 @@ def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Confi
         gallery.refuse_changes()  # before hours of training, not after
     for file in imports:
         extensions.load(file)
+    for name in further.keys() & settings.keys():
+        if settings[name] is not None and settings[name] != further[name]:
+            raise ConfigError(
+                f"{name} is given twice: {settings[name]!r} in the notebook, {further[name]!r} in `settings`"
+            )
     return grid.build_config({**settings, **further})
 
 

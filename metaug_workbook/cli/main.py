@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -41,12 +42,21 @@ def interrupt_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def ignore_library_warnings() -> Iterator[None]:
+    """Within, only the package's own warnings are shown, unless Python is asked for all (-W, PYTHONWARNINGS)."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module="(?!metaug_)")
+        yield
+
+
 class Sentences(click.Group):
     """A group whose commands end with one sentence and an exit code instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with interrupt_once():
+            with interrupt_once(), ignore_library_warnings():
                 return super().invoke(ctx)
         except MetaugError as error:
             code = {"CellFailed": FAILED, "Interrupted": INTERRUPTED}.get(type(error).__name__, BAD_INPUT)
@@ -67,7 +77,9 @@ class Sentences(click.Group):
 
     @staticmethod
     def end(sentence: str, code: int) -> None:
-        click.echo(f"metaug: {sentence}", err=True)
+        from tqdm import tqdm
+
+        tqdm.write(f"metaug: {sentence}", file=sys.stderr)  # on a line of its own, also beside a bar that was left
         sys.exit(code)
 
 

@@ -8,6 +8,7 @@ import ast
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -51,9 +52,10 @@ def find_notebook(name: str) -> Path:
     for path in (Path(name), Path(f"{name}.ipynb"), shipped / name, shipped / f"{name}.ipynb"):
         if path.is_file():
             return path.resolve()
-    raise ConfigError(
-        f"there is no notebook {name!r}{suggestion(name, [path.stem for path in shipped.glob('*.ipynb')])}"
-    )
+    known = [
+        path.stem for path in shipped.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", path.stem)
+    ]  # not Untitled, not a copy
+    raise ConfigError(f"there is no notebook {name!r}{suggestion(name, known)}")
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
