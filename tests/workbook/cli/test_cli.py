@@ -171,24 +171,23 @@ def test_the_warnings_of_libraries_are_not_shown(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def interrupt(words: list[str], begun: Callable[[], bool], number: signal.Signals) -> subprocess.Popen:
+def interrupt(words: list[str], begun: Callable[[], bool]) -> subprocess.Popen:
     """A command in a group of its own, which is signalled twice once it has begun."""
     command = [sys.executable, "-m", "metaug_workbook.cli.main", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 300
     while not begun() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    for _ in range(2):
+    for number in (signal.SIGINT, signal.SIGTERM):
         os.killpg(process.pid, number)
     return process
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_train_interrupted_twice_is_saved_and_says_so_on_a_line_of_its_own(number, tmp_path):
+def test_train_interrupted_twice_is_saved_and_says_so_on_a_line_of_its_own(tmp_path):
     words = ["train", *SETTINGS, "--import", str(ROOT / "tests" / "tiny.py"), "--runs-dir", str(tmp_path)]
     words[words.index("epochs") + 1] = "50000"
-    process = interrupt(words, lambda: any(tmp_path.glob("*/timing.jsonl")), number)
+    process = interrupt(words, lambda: any(tmp_path.glob("*/timing.jsonl")))
     told = process.communicate(timeout=300)[1]
     assert process.returncode == 130, told
     lines = [line for line in told.replace("\r", "\n").splitlines() if line.startswith("metaug: ")]
@@ -209,7 +208,7 @@ pathlib.Path({str(tmp_path / "begun")!r}).touch()
 time.sleep(300)"""
     source = write_notebook(tmp_path / "sleeping.ipynb", sleeping, parameters="x: int = 1")
     words = ["run", str(source), "--runs-dir", str(tmp_path / "runs")]
-    process = interrupt(words, (tmp_path / "begun").exists, signal.SIGINT)
+    process = interrupt(words, (tmp_path / "begun").exists)
     told = process.communicate(timeout=300)[1]
     assert process.returncode == 130, told
     assert told.endswith("metaug: sleeping was interrupted\n")
