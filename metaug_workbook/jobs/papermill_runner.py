@@ -178,6 +178,8 @@ class Client(PapermillNotebookClient):
     interrupted = False
 
     def interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            return  # a second one could strike while the kernel answers, and no answer would come
         self.interrupted = True
         manager: Any = self.km
         if manager is None or not manager.has_kernel:
