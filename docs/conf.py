@@ -23,7 +23,7 @@ include_patterns = [
     "CHANGELOG.md",
     "LOG.md",
     "docs/*.md",
-    "notebooks/*.ipynb",
+    "notebooks/[0-9][0-9]_*.ipynb",
     "figures/README.md",
     "benchmarks/README.md",
 ]

@@ -84,6 +84,11 @@ def configure(own: Mapping[str, Any] | None = None, /, **settings: Any) -> Confi
     further, imports = read_injected([*settings, *own])
     for file in imports:
         extensions.load(file)
+    for name in further.keys() & settings.keys():
+        if settings[name] is not None and settings[name] != further[name]:
+            raise ConfigError(
+                f"{name} is given twice: {settings[name]!r} in the notebook, {further[name]!r} in `settings`"
+            )
     parameters.refuse_varied(further, own)
     config = grid.build_config({**settings, **further})
     check_own(own, {**settings, **further})

@@ -1,8 +1,12 @@
 """The `metaug` command: run notebooks, list, resume and report runs, download data. Slow imports wait until they are needed."""
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,40 @@ import click
 
 from metaug_core.errors import Interrupted, MetaugError, Paused
 from metaug_workbook.cli import sweep
-from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir, takes_settings
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+@contextmanager
+def interrupt_once() -> Iterator[None]:
+    """Within, the first SIGINT or SIGTERM is a KeyboardInterrupt. Those that follow change nothing, to the end of the process: what
+    is under way is saved. Does nothing outside the main thread, where Python takes no signals."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+
+    def interrupt(*_: Any) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    handlers: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        handlers = dict.fromkeys(handlers, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ignore_library_warnings() -> Iterator[None]:
+    """Within, only the package's own warnings are shown, unless Python is asked for all (-W, PYTHONWARNINGS)."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module="(?!metaug_)")
+        yield
 
 
 class Sentences(click.Group):
@@ -21,10 +56,14 @@ class Sentences(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with interrupt_once(), ignore_library_warnings():
+                return super().invoke(ctx)
         except MetaugError as error:
             code = {"CellFailed": FAILED, "Interrupted": INTERRUPTED}.get(type(error).__name__, BAD_INPUT)
             self.end(str(error), code)
+        except click.UsageError as error:
+            place = f"; `{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
+            self.end(error.format_message().rstrip(".") + place, BAD_INPUT)
         except KeyboardInterrupt:
             self.end("interrupted", INTERRUPTED)
         except BrokenPipeError:
@@ -50,10 +89,10 @@ def main() -> None:
 
 @main.command()
 @click.argument("notebook")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter or a setting.")
+@takes_settings("-p", "Set a parameter or a setting.")
 @takes_imports(expose=True)
 @takes_runs_dir
-def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], runs_dir: Path) -> None:
+def run(notebook: str, given: dict[str, str], imports: list[str], runs_dir: Path) -> None:
     """Execute NOTEBOOK (a path, or a name such as 01_pretrain) without a screen.
 
     NAME is a parameter of the notebook or any setting of Config. All are checked before anything starts. A run that is finished
@@ -62,10 +101,9 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], imports: list[str], r
     from metaug_workbook.jobs import papermill_runner
 
     path = papermill_runner.find_notebook(notebook)
-    values, config = papermill_runner.check_parameters(path, dict(given), imports)
+    values, config = papermill_runner.check_parameters(path, given, imports, runs_dir)
     if config is not None:
-        note_idle(config, dict(given))
-        config = config.replace(runs_dir=runs_dir)
+        note_idle(config, given)
     output = papermill_runner.execute(path, values, config, runs_dir)
     click.echo(f"executed notebook: {format_path(output)}")
 
@@ -110,11 +148,11 @@ def format_age(seconds: float) -> str:
 
 
 @main.command()
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A setting; `preset` names a preset.")
+@takes_settings("-p", "A setting; `preset` names a preset.")
 @click.option("--seeds", type=click.IntRange(1), default=1, help="How many seeds to train at a time, from `seed` on.")
 @takes_imports(expose=False)
 @takes_runs_dir
-def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> None:
+def train(given: dict[str, str], seeds: int, runs_dir: Path) -> None:
     """Train a run without a notebook, or several seeds: on a CPU in processes, on a GPU side by side.
 
     Under torchrun one run takes all its processes:
@@ -125,8 +163,8 @@ def train(given: tuple[tuple[str, str], ...], seeds: int, runs_dir: Path) -> Non
     from metaug_workbook.jobs import runner
     from metaug_workbook.jobs.grid import build_config, parse_setting
 
-    first = build_config({**{name: parse_setting(name, text) for name, text in given}, "runs_dir": runs_dir})
-    note_idle(first, dict(given))
+    first = build_config({**{name: parse_setting(name, text) for name, text in given.items()}, "runs_dir": runs_dir})
+    note_idle(first, given)
     configs = [first.replace(seed=first.seed + number) for number in range(seeds)]
     processes = runner.count_processes([store.request(config) for config in configs])
     try:

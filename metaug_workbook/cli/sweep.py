@@ -1,6 +1,5 @@
 """Commands of `metaug` over many runs: sweeps and figures. Slow imports wait until they are needed."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,8 @@ from typing import Any
 
 import click
 
-from metaug_core.errors import Interrupted
-from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir
+from metaug_core.errors import Interrupted, MetaugError
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir, takes_settings
 
 
 @click.command()
@@ -36,10 +35,8 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option(
     "--grid", multiple=True, metavar="NAME=V1,V2", help="An axis of the grid; of lists: views='L,ab;L,ab,RGB'."
 )
-@click.option(
-    "--set", "fixed", multiple=True, metavar="NAME=VALUE", help="A setting of every cell; `preset` names a preset."
-)
-@click.option("--seeds", type=click.IntRange(1), default=1, help="So many seeds of every cell, from `seed` (0) on.")
+@takes_settings("--set", "A setting of every cell; `preset` names a preset.")
+@click.option("--seeds", type=click.IntRange(1), help="So many seeds of every cell, from `seed` (0) on.")
 @click.option("--notebook", default="01_pretrain", help="What is executed of every run; default: 01_pretrain.")
 @click.option(
     "--measures",
@@ -52,7 +49,7 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option("--slurm", is_flag=True, help="Start nothing; write a job array of --workers tasks for sbatch.")
 @click.option("--workers", type=click.IntRange(1), help="How many processes; default: one a core, or one for a GPU.")
 @click.option(
-    "--trials", type=click.IntRange(1), default=1,
+    "--trials", type=click.IntRange(1),
     help="So many runs side by side in one process, if only numbers differ: for a GPU.",
 )  # fmt: skip
 @click.option(
@@ -71,10 +68,11 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
     from metaug_workbook.jobs import papermill_runner, sweep
     from metaug_workbook.results.tables import Wanted
 
+    refuse_ignored(asked | {"slurm": slurm})
     measures, representations = (tuple(asked[name].split(",")) for name in ("measures", "representations"))
     wanted = Wanted(measures, representations, asked["augmented"], "test")
     place = (asked["notebook"], asked["imports"], asked["name"])
-    plan = sweep.plan_sweep(asked["grid"], asked["fixed"], asked["seeds"], runs_dir, wanted, *place)
+    plan = sweep.plan_sweep(asked["grid"], asked["given"], asked["seeds"], runs_dir, wanted, *place)
     state = sweep.Sweep(plan, asked["retry"])
     if dry_run:
         click.echo(describe(state))
@@ -83,8 +81,8 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
         click.echo(submit(state, asked["workers"] or 4))
         return
     try:
-        with interrupt_on_sigterm(), choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
-            sweep.run_sweep(state, executor, asked["trials"], say=say)
+        with choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
+            sweep.run_sweep(state, executor, asked["trials"] or 1, say=say)
     except KeyboardInterrupt:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
         raise Interrupted(f"interrupted: {counted}; the same command goes on") from None
@@ -99,18 +97,11 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
             )
 
 
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM is a KeyboardInterrupt."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def refuse_ignored(asked: dict[str, Any]) -> None:
+    """MetaugError if two options are given of which one would change nothing."""
+    for one, other in (("scheduler", "slurm"), ("scheduler", "workers"), ("slurm", "trials")):
+        if asked[one] and asked[other]:
+            raise MetaugError(f"--{other} changes nothing with --{one}: give one of them")
 
 
 @contextmanager
@@ -147,6 +138,7 @@ def submit(state: Any, workers: int) -> str:
     from metaug_workbook.jobs import worker
 
     plan = state.plan
+    state.begin()
     state.save()
     command = [sys.executable, "-m", "metaug_workbook.cli.main", "work", str(plan.configs[0].runs_dir)]
     command += ["--sweep", plan.name]
@@ -166,8 +158,7 @@ def work(runs_dir: Path, names: tuple[str, ...]) -> None:
     machine that sees the folder; one that dies is replaced by the others."""
     from metaug_workbook.jobs import worker
 
-    with interrupt_on_sigterm():
-        try:
-            worker.work(worker.read_jobs(runs_dir.resolve(), names), partial(say, err=False))
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted and saved; the same command goes on") from None
+    try:
+        worker.work(worker.read_jobs(runs_dir.resolve(), names), partial(say, err=False))
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted and saved; the same command goes on") from None

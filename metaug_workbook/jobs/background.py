@@ -81,6 +81,7 @@ def last_words(run: Run) -> str:
 
 def train(folder: Path) -> int:
     """The body of the process; its exit code is 0 (finished or paused) or 1."""
+    run = None
     try:
         run = store.open_run(folder, folder.parent)
         store.check_current(run)
@@ -92,6 +93,8 @@ def train(folder: Path) -> int:
         print(f"{PAUSED} and saved", flush=True)
     except MetaugError as error:
         print(f"{FAILED}: {error}", flush=True)
+        if run is not None and not run.sessions and not run.busy:  # nothing was trained, so it is no run to be listed
+            (folder / "config.json").unlink()
         return 1
     return 0
 

@@ -31,14 +31,22 @@ def parse_setting(name: str, text: str) -> Any:
 
 def parse_assignments(option: str, texts: Iterable[str]) -> dict[str, str]:
     """NAME=VALUE texts of an option -> {name: value}. Raises ConfigError."""
-    values: dict[str, str] = {}
+    pairs = []
     for text in texts:
         name, equals, right = (part.strip() for part in text.partition("="))
         if not (name and equals and right):
             raise ConfigError(f"{option} {text}: needs NAME=VALUE")
+        pairs.append((name, right))
+    return collect_pairs(option, pairs)
+
+
+def collect_pairs(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """(name, value) pairs of an option -> {name: value}. Raises ConfigError for a name that is given twice."""
+    values: dict[str, str] = {}
+    for name, text in pairs:
         if name in values:
             raise ConfigError(f"{option} {name} is given twice")
-        values[name] = right
+        values[name] = text
     return values
 
 
@@ -52,19 +60,19 @@ def parse_axis(name: str, text: str) -> list[str]:
     return parts
 
 
-def list_cells(grid: Iterable[str], fixed: Iterable[str], seeds: int) -> list[dict[str, str]]:
+def list_cells(grid: Iterable[str], fixed: Mapping[str, str], seeds: int | None) -> list[dict[str, str]]:
     """The texts of every cell's settings: each combination of the axes over what is fixed, seeds innermost. Raises ConfigError.
 
-    grid: texts NAME=V1,V2,...; fixed: texts NAME=VALUE; seeds: how many, from the fixed seed (0) on.
+    grid: texts NAME=V1,V2,...; fixed: texts by name; seeds: how many, from the fixed seed (0) on; None: one.
     """
     axes = {name: parse_axis(name, text) for name, text in parse_assignments("--grid", grid).items()}
-    common = parse_assignments("--set", fixed)
+    common = dict(fixed)
     for name in axes:
         if name in common:
             raise ConfigError(f"{name} stands in --grid and in --set")
-    if seeds > 1:
-        if "seed" in axes:
-            raise ConfigError("seed stands in --grid, so --seeds cannot say how many there are")
+    if seeds is not None and "seed" in axes:
+        raise ConfigError("seed stands in --grid, so --seeds cannot say how many there are")
+    if seeds is not None and seeds > 1:
         if not (first := common.pop("seed", "0")).isdecimal():
             raise ConfigError(f"--set seed={first}: must be a whole number, not below 0")
         axes["seed"] = [str(int(first) + number) for number in range(seeds)]

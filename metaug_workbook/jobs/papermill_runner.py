@@ -7,6 +7,7 @@ one sentence before anything starts, and the bar follows the training through th
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -50,9 +51,10 @@ def find_notebook(name: str) -> Path:
     for path in (Path(name), Path(f"{name}.ipynb"), shipped / name, shipped / f"{name}.ipynb"):
         if path.is_file():
             return path.resolve()
-    raise ConfigError(
-        f"there is no notebook {name!r}{suggestion(name, [path.stem for path in shipped.glob('*.ipynb')])}"
-    )
+    known = [
+        path.stem for path in shipped.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", path.stem)
+    ]  # not Untitled, not a copy
+    raise ConfigError(f"there is no notebook {name!r}{suggestion(name, known)}")
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
@@ -67,13 +69,14 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def check_parameters(
-    path: Path, given: Mapping[str, str], imports: Sequence[str] = ()
+    path: Path, given: Mapping[str, str], imports: Sequence[str] = (), runs_dir: Path | None = None
 ) -> tuple[dict[str, Any], Config | None]:
     """What to inject for the texts given, and the Config of the notebook's run, if it has one: a notebook with a parameter `seed`
     is of one run, one with `seeds` of many. Settings are checked either way. Raises ConfigError.
 
     A setting of Config that the notebook does not name among its parameters goes into the dict `settings`, and the user's files
-    into the list `imports`, both of which `notebook.configure` reads.
+    into the list `imports`, both of which `notebook.configure` reads. runs_dir: of the Config, and of a notebook's parameter of
+    that name; None: the default of Config.
     """
     known = read_parameters(path)
     settings = Config.model_fields.keys() - {"runs_dir"} if "preset" in known else set()
@@ -82,6 +85,8 @@ def check_parameters(
             raise ConfigError(f"{name!r} is not a parameter of {path.name}{suggestion(name, {*known, *settings})}")
     types = {name: parameters.find_type(entry["inferred_type_name"]) for name, entry in known.items()}
     values = {name: parameters.parse_value(text, types[name]) for name, text in given.items() if name in known}
+    if runs_dir is not None and "runs_dir" in known:
+        values["runs_dir"] = str(runs_dir)
     further = {n: parsed for n, t in given.items() if n not in known and (parsed := parse_setting(n, t)) is not None}
     defaults = {name: parameters.read_literal(entry["default"]) for name, entry in known.items()}
     defaults = {name: value for name, value in defaults.items() if value != known[name]["default"]}  # no expressions
@@ -93,7 +98,7 @@ def check_parameters(
 
     parameters.refuse_varied(further, known)
     named = check((name for name in every if name in of_config), {}) | further
-    config = build_config(named) if "preset" in known else None
+    config = build_config(named | {"runs_dir": runs_dir}) if "preset" in known else None
     checked = named | check((name for name in every if name not in of_config), named)
     values = {name: checked[name] for name in values}
     if config is not None and further:
@@ -163,7 +168,12 @@ class Watch:
 class Client(PapermillNotebookClient):
     """papermill's client, with an interrupt that reaches the kernel, so that the cell under way can save and stop."""
 
+    interrupted = False
+
     def interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            return  # a second one could strike while the kernel answers, and no answer would come
+        self.interrupted = True
         manager: Any = self.km
         if manager is None or not manager.has_kernel:
             raise KeyboardInterrupt
@@ -174,10 +184,18 @@ class Client(PapermillNotebookClient):
             return super().papermill_execute_cells()
         before = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return super().papermill_execute_cells()
+            super().papermill_execute_cells()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.interrupted and any(map(ended_silently, self.nb.cells)):
+            raise KeyboardInterrupt
+
+
+def ended_silently(cell: Any) -> bool:
+    """Whether a cell failed without an error among its outputs, as one does that is interrupted while it shows its error."""
+    failed = cell.metadata.get("papermill", {}).get("exception")
+    return bool(failed) and all(output.output_type != "error" for output in cell.outputs)
 
 
 class Engine(NBClientEngine):

@@ -52,8 +52,8 @@ class Plan:
 
 def plan_sweep(
     axes: Sequence[str],
-    fixed: Sequence[str],
-    seeds: int,
+    fixed: Mapping[str, str],
+    seeds: int | None,
     runs_dir: Path,
     wanted: Wanted,
     notebook: str = "01_pretrain",
@@ -66,13 +66,13 @@ def plan_sweep(
     varying = tuple(n for n in given[0] if len({one[n] for one in given}) > 1)
     for one in given:
         try:
-            config = papermill_runner.check_parameters(path, one, imports)[1]
+            config = papermill_runner.check_parameters(path, one, imports, runs_dir)[1]
         except MetaugError as error:
             faults.append((one, str(error)))
             continue
         if config is None:
             raise ConfigError(f"{path.name} does not train one run: a cell needs the parameters `preset` and `seed`")
-        configs.append(config.replace(runs_dir=runs_dir))
+        configs.append(config)
     if faults:
         where = "" if len(faults) == len(given) else f"cell {grid.describe_cell(faults[0][0], varying)}: "
         more = f" (and {len(faults) - 1} more of {len(given)} cells)" if where and len(faults) > 1 else ""
@@ -175,6 +175,12 @@ class Sweep:
         jobs = [Job((config,), plan.wanted).to_json() for config in plan.configs]
         return header | {"varying": list(plan.varying), "jobs": jobs}
 
+    def begin(self) -> None:
+        """Record what is to be done, and forget earlier failures of it: whoever comes to a run sees what happened this time."""
+        self.record()
+        for number in self.missing():
+            self.runs[number].clear_failure()
+
     def record(self) -> None:
         store.write_json(self.file, self.header | {"cells": self.cells})
 
@@ -206,9 +212,7 @@ def run_sweep(
             say(line)
 
     data.check_finished(sweep.runs)
-    sweep.record()
-    for number in sweep.missing():  # with retry: whoever comes to it sees what happened this time
-        sweep.runs[number].clear_failure()
+    sweep.begin()
     try:
         if jobs := sweep.jobs(together):
             run_jobs(jobs, executor, view, settle)
@@ -248,10 +252,9 @@ def execute_notebook(task: dict[str, Any]) -> str | None:
         extensions.load(file)
     path = papermill_runner.find_notebook(task["notebook"])
     try:
-        values, config = papermill_runner.check_parameters(path, task["given"], task["imports"])
         runs_dir = Path(task["runs_dir"])
-        assert config is not None  # `plan_sweep` refuses a notebook without a run
-        papermill_runner.execute(path, values, config.replace(runs_dir=runs_dir), runs_dir, bar=False)
+        values, config = papermill_runner.check_parameters(path, task["given"], task["imports"], runs_dir)
+        papermill_runner.execute(path, values, config, runs_dir, bar=False)
     except Interrupted:
         raise
     except MetaugError as error:

@@ -2,10 +2,12 @@
 
 import importlib
 import itertools
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -215,6 +217,15 @@ def test_make_lab_shows_the_walkthrough_from_a_root_that_holds_the_runs():
     assert (ROOT / root).resolve() == ROOT.resolve()
     assert (ROOT / root / page).is_file()
     assert "--ServerApp.ip=127.0.0.1" in makefile
+
+
+@pytest.mark.parametrize(("user", "allowed"), [("0", True), ("1000", False)])
+def test_make_lab_starts_for_root_too(user: str, allowed: bool, tmp_path: Path):
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    (tmp_path / "id").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    said = subprocess.run(["make", "-n", "lab"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ("--allow-root" in said.stdout) == allowed
 
 
 def test_the_engine_is_imported_without_what_draws():

@@ -1,10 +1,12 @@
 """The `metaug` command with real notebooks, kernels and processes: one sentence for bad input, nothing lost."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import papermill
 import pytest
@@ -18,6 +20,7 @@ from metaug_core.config import EVALUATION_VERSION
 from metaug_core.presets import preset
 from metaug_core.runs import store
 from metaug_workbook.cli import catalogue, main
+from metaug_workbook.jobs import papermill_runner
 
 NOTEBOOKS = ROOT / "notebooks"
 TRAIN = """\
@@ -113,6 +116,116 @@ def test_a_runs_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     )
     assert "file" in sentence(result)
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
+        (["run", "01_pretrain", "-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
+        (["train", "-p", "runs_dir", "one", "--runs-dir", "other"], "other and runs_dir says "),
+        (["run", "01_pretrain", "-p", "runs_dir", "one", "--runs-dir", "other"], "give one of them"),
+        (["train", "-p", "runs_dir", ""], "runs_dir: must be the name of a folder, got ''"),
+        (["runs", "--runs-dir", ""], "runs_dir: must be the name of a folder, got ''"),
+        (["runs", "--runs-dir", "file"], "file is not a folder"),
+        (["report", "--runs-dir", "file/below"], "file is not a folder"),
+        (["resume", "x", "--runs-dir", "loop"], "loop is not a folder"),
+        (["train", "--seds", "2"], "No such option '--seds'"),
+        (["train", "--seeds", "0"], "0 is not in the range x>=1"),
+        (["train", "-p", "seed"], "'-p' requires 2 arguments"),
+        (["run"], "Missing argument 'NOTEBOOK'"),
+        (["trian"], "No such command 'trian'"),
+        (["work", "file"], "'file' is a file"),
+    ],
+)
+def test_a_refusal_is_one_line(words, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    result = metaug(*words)
+    assert expected in sentence(result)
+    assert result.stderr.count("\n") == 1
+    assert result.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_the_setting_runs_dir_is_obeyed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = metaug("train", *SETTINGS, "-p", "runs_dir", 'it\'s "ü"')
+    assert result.exit_code == 0, result.stderr
+    assert [run.finished for run in store.list_runs(tmp_path / 'it\'s "ü"')] == [True]
+    source = write_notebook(tmp_path / "own.ipynb", "1", parameters='x: int = 1\nruns_dir: str = "elsewhere"')
+    values, _ = papermill_runner.check_parameters(source, {"x": "2"}, runs_dir=tmp_path)
+    assert values == {"x": 2, "runs_dir": str(tmp_path)}
+
+
+def test_an_empty_variable_is_as_none():
+    code = "from metaug_core.config import Config; print(*(Config.model_fields[n].default.name for n in ('runs_dir', 'data_dir')))"
+    environment = os.environ | {"METAUG_RUNS": "", "METAUG_DATA": ""}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout == "runs data\n"
+
+
+def test_notebooks_that_are_not_the_workbooks_are_not_suggested(tmp_path, monkeypatch):
+    monkeypatch.setattr(papermill_runner, "HOME", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for name in ("01_first", "01_first-Copy1", "Untitled", "mine"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "1")
+    assert sentence(metaug("run", "99")).endswith("there is no notebook '99'; known: 01_first")
+    assert papermill_runner.find_notebook("mine").stem == "mine"
+
+
+def test_the_warnings_of_libraries_are_not_shown(tmp_path, recwarn):
+    source = write_notebook(tmp_path / "old.ipynb", "1", parameters="x: int = 1")
+    content = json.loads(source.read_text())
+    for cell in content["cells"]:
+        del cell["id"]  # of which nbformat warns
+    source.write_text(json.dumps(content))
+    assert "x: needs a value of type int" in sentence(metaug("run", str(source), "-p", "x", "a"))
+    assert not recwarn.list
+
+
+def interrupt(words: list[str], begun: Callable[[], bool]) -> subprocess.Popen:
+    """A command in a group of its own, which is signalled twice once it has begun."""
+    command = [sys.executable, "-m", "metaug_workbook.cli.main", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not begun() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(process.pid, number)
+    return process
+
+
+@pytest.mark.slow
+def test_train_interrupted_twice_is_saved_and_says_so_on_a_line_of_its_own(tmp_path):
+    words = ["train", *SETTINGS, "--import", str(ROOT / "tests" / "tiny.py"), "--runs-dir", str(tmp_path)]
+    words[words.index("epochs") + 1] = "50000"
+    process = interrupt(words, lambda: any(tmp_path.glob("*/timing.jsonl")))
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, told
+    lines = [line for line in told.replace("\r", "\n").splitlines() if line.startswith("metaug: ")]
+    assert lines == ["metaug: interrupted and saved; the same command goes on"]
+    assert "Traceback" not in told
+    assert len(list(tmp_path.glob("*/checkpoint.safetensors"))) == 1
+
+
+@pytest.mark.slow
+def test_a_notebook_interrupted_while_it_shows_the_interrupt_was_interrupted(tmp_path):
+    """As a second Ctrl-C does: the kernel's reply has no error then."""
+    sleeping = f"""\
+import pathlib, time
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+get_ipython().showtraceback = interrupted
+pathlib.Path({str(tmp_path / "begun")!r}).touch()
+time.sleep(300)"""
+    source = write_notebook(tmp_path / "sleeping.ipynb", sleeping, parameters="x: int = 1")
+    words = ["run", str(source), "--runs-dir", str(tmp_path / "runs")]
+    process = interrupt(words, (tmp_path / "begun").exists)
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, told
+    assert told.endswith("metaug: sleeping was interrupted\n")
 
 
 def test_methods_are_listed():

@@ -17,9 +17,9 @@ from PIL import Image
 from tiny import TINY, same, saved
 
 from metaug_core import DATASETS, METHODS, Config, MetaugError, extensions, fit_trials
-from metaug_core.runs import lock, store
+from metaug_core.runs import listing, lock, store
 from metaug_core.training.progress import silent
-from metaug_workbook.jobs import papermill_runner, processes, runner, sweep
+from metaug_workbook.jobs import background, papermill_runner, processes, runner, sweep
 from metaug_workbook.jobs.processes import LocalProcesses
 from metaug_workbook.results import tables
 
@@ -371,3 +371,11 @@ def test_other_settings_keep_runs_apart(tiny, other):
     configs = [tiny(), tiny(**other), tiny(seed=1), tiny(seed=1, **other), tiny(seed=2)]
     a, b, c, d, e = configs
     assert runner.group_configs(configs, 2) == [(a, c), (b, d), (e,)]
+
+
+def test_a_background_run_without_its_data_is_not_listed_afterwards(tmp_path, capsys):
+    run = store.request(Config(dataset="cifar10", data_dir=tmp_path / "nowhere", runs_dir=tmp_path))
+    store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    assert background.train(run.path) == 1
+    assert "cifar10 is not in" in capsys.readouterr().out
+    assert listing.list_folders(tmp_path) == []

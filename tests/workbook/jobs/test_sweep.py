@@ -49,7 +49,7 @@ def options(tmp_path: Path) -> list[str]:
 
 # --- the grid
 def test_cells_are_every_combination_with_seeds_innermost():
-    found = grid.list_cells(["lr=0.1,0.2", "views=L,ab;L,ab,RGB"], ["preset=quick", "seed=3"], 2)
+    found = grid.list_cells(["lr=0.1,0.2", "views=L,ab;L,ab,RGB"], {"preset": "quick", "seed": "3"}, 2)
     assert len(found) == 8
     assert found[0] == {"preset": "quick", "lr": "0.1", "views": "L,ab", "seed": "3"}
     assert [(one["lr"], one["views"], one["seed"]) for one in found[1:4]] == [
@@ -57,7 +57,7 @@ def test_cells_are_every_combination_with_seeds_innermost():
         ("0.1", "L,ab,RGB", "3"),
         ("0.1", "L,ab,RGB", "4"),
     ]
-    assert grid.list_cells([], [], 1) == [{}]
+    assert grid.list_cells([], {}, 1) == [{}]
     assert grid.describe_cell(found[0], ["lr", "seed"]) == "lr=0.1, seed=3"
 
 
@@ -79,7 +79,13 @@ REFUSED = [
     (["--set", "method=metaugg"], "unknown method 'metaugg'; did you mean 'metaug'?"),
     (["--set", "preset=quik"], "unknown preset 'quik'; did you mean 'quick'?"),
     (["--set", "views=L"], "method 'metaug' contrasts at least 2 views, got L"),
-    (["--set", "runs_dir=x"], "'runs_dir' is not a parameter"),
+    (["--set", "runs_dir=x"], "give one of them"),
+    (["--grid", "runs_dir=x,y"], "'runs_dir' is not a parameter"),
+    (["--set", "lr=0.1", "--set", "lr=0.2"], "--set lr is given twice"),
+    (["--grid", "seed=1,2", "--seeds", "1"], "seed stands in --grid"),
+    (["--slurm", "--trials", "2"], "--trials changes nothing with --slurm: give one of them"),
+    (["--slurm", "--scheduler", "tcp://127.0.0.1:1"], "--slurm changes nothing with --scheduler"),
+    (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--workers changes nothing with --scheduler"),
     (["--grid", "seed=1,2", "--seeds", "3"], "seed stands in --grid"),
     (["--seeds", "3", "--set", "seed=-1"], "--set seed=-1: must be a whole number"),
     (["--measures", "knnn"], "unknown measure 'knnn'; did you mean 'knn'?"),
