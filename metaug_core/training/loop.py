@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -155,11 +156,28 @@ def open_trials(
     trials = []
     for run in runs:
         with keep_failure(run, failures):
-            s = state.create(run.config, splits, device)
-            if run.checkpoint.exists():
-                checkpoint.restore(s, run.checkpoint)
-            trials.append(Trial(run, s, splits))
+            trials.append(Trial(run, *open_state(run, splits, device), splits))
     return trials
+
+
+def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[TrainState, list[Path]]:
+    """The state of a run's newest checkpoint that can be read, or the one before the first step if there is none -> it, and the
+    newer checkpoints, which are damaged. StoreError, of the newest, if none can be read."""
+    damaged: dict[Path, store.StoreError] = {}
+    for file in run.checkpoints:
+        s = state.create(run.config, splits, device)
+        try:
+            checkpoint.restore(s, file)
+        except store.StoreError as error:
+            damaged[file] = error
+            continue
+        for error in damaged.values():
+            said = f"{error}; run {run.path.name} goes on from {file.name}, step {s.step}, and the damaged one is kept"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+        return s, list(damaged)
+    for error in damaged.values():
+        raise store.StoreError(f"{error}; remove it, and the run begins anew")
+    return state.create(run.config, splits, device), []
 
 
 # --- the loop
@@ -282,9 +300,12 @@ class Trial:
     Each of several processes has one, but only the first writes and reports.
     """
 
-    def __init__(self, run: store.Run, s: TrainState, splits: datasets.Splits):
+    def __init__(self, run: store.Run, s: TrainState, damaged: list[Path], splits: datasets.Splits):
         self.run = run
         self.s = s
+        self.damaged = (
+            damaged  # checkpoints, set aside at the first that is made: till then other processes may read them
+        )
         self.splits = splits
         self.report: Reporter | None = None
         self.writes = distributed.rank() == 0
@@ -376,11 +397,14 @@ class Trial:
             self.diverge(self.s.step, f"{name} is not finite")
         if self.writes:
             store.sync(self.run.path / "metrics.jsonl")
-            checkpoint.save(self.s, self.run.checkpoint)
+            while self.damaged:
+                self.run.set_aside(self.damaged.pop())
+            checkpoint.save(self.s, self.run.checkpoint, self.run.checkpoint_before)
         self.saved_at = time.monotonic()
 
     def finish(self) -> None:
         if self.writes:
+            store.remove(self.run.checkpoint_before)
             store.write_json(self.run.path / "finished.json", {"epochs": self.s.epoch, "steps": self.s.step})
         self.leave()
 
@@ -401,7 +425,7 @@ class Trial:
 
     def diverge(self, step: int, what: str) -> NoReturn:
         """Raise DivergedError and keep its sentence in failed.json: the same request would diverge again."""
-        advice = "the last good checkpoint is kept" if self.run.checkpoint.exists() else "no checkpoint had been made"
+        advice = "the last good checkpoint is kept" if self.run.checkpoints else "no checkpoint had been made"
         sentence = (
             f"run {self.run.path.name} stopped at step {step}: {what}; {advice} (a lower lr or inner_lr may help)"
         )

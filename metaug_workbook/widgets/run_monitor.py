@@ -123,7 +123,7 @@ class RunMonitor(LiveFigure):
         """Look into the run's folder once. A button's and the thread's wait for each other: they draw into one figure."""
         with self.looking:
             state = background.state(self.run)
-            last = next(reversed(rows(self.run.path / "timing.jsonl")), None)
+            last = self.run.progress or None
             self.tell(state, self.describe(state, last), last)
             self.redraw(changed=state != self.state)
             self.state = state
@@ -148,7 +148,7 @@ class RunMonitor(LiveFigure):
         """Write the line above the picture, and enable the buttons that can be pressed."""
         self.text = text
         self.sentence.value = format_line(text, last["step"] / last["steps"] if last else None)
-        resumable = state in ("paused", "failed") and self.run.checkpoint.exists()
+        resumable = state in ("paused", "failed") and bool(self.run.checkpoints)
         self.buttons["start"].description = "Resume" if resumable else "Start"
         self.buttons["start"].disabled = state not in ("new", "paused", "failed")
         self.buttons["pause"].disabled = self.buttons["stop"].disabled = state not in ("starting", "training")

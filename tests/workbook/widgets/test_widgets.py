@@ -341,7 +341,7 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     browser.filters["method"].value = "cmc"
     browser.filters["state"].value = "finished"
     (run,) = browser.shown
-    assert (run.config.method, run.config.seed) == ("cmc", 1)
+    assert (run.method, run.name.split("-")[3]) == ("cmc", "s1")
     (line,) = browser.figure.axes[0].lines
     np.testing.assert_allclose(line.get_ydata(), [0.01, 0.11, 0.21, 0.31])
     html = browser.links.outputs[0]["data"]["text/html"]
