@@ -1,6 +1,7 @@
 """The command `metaug`."""
 
 import sys
+import warnings
 
 
 def start() -> None:
@@ -11,4 +12,5 @@ def start() -> None:
         sys.exit(
             f"metaug: {error.name} is not installed: pip install 'metaug-workbook[workbook]', or [cli] without notebooks"
         )
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     main()

@@ -1,10 +1,14 @@
 """The `metaug` command with real notebooks, kernels and processes: one sentence for bad input, nothing lost."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
+from random import Random
 
 import papermill
 import pytest
@@ -13,11 +17,12 @@ from papermill.exceptions import PapermillExecutionError
 from tiny import ROOT
 from workbooks import sentence, write_notebook
 
-from metaug_core import METHODS, fit
+from metaug_core import METHODS, MetaugError, evaluate, fit
 from metaug_core.config import EVALUATION_VERSION
 from metaug_core.presets import preset
-from metaug_core.runs import store
+from metaug_core.runs import listing, store
 from metaug_workbook.cli import catalogue, main
+from metaug_workbook.results import tables
 
 NOTEBOOKS = ROOT / "notebooks"
 TRAIN = """\
@@ -287,3 +292,58 @@ def test_a_file_that_cannot_be_imported_is_one_sentence(name, content, expected,
     result = metaug("train", "--import", str(tmp_path / name), "--runs-dir", str(tmp_path / "runs"))
     assert expected in sentence(result)
     assert result.exit_code == 2
+
+
+# --- runs that are damaged
+OTHER_JSON = ("null", "3", "[0.1, 0.2]", '"text"', "{}", '{"trained": 3}', '{"step": "x", "epoch": Infinity}\n', "[" * 5000)
+
+
+def damage(random: Random, run: Path) -> None:
+    """Damage a file of a run at random: cut, a flipped bit, emptied, swapped, other JSON, a folder, not UTF-8, gone."""
+    file, other = random.sample(sorted(path for path in run.rglob("*") if path.is_file()), 2)
+    content = bytearray(file.read_bytes())
+    at = random.randrange(len(content)) if content else 0
+    kind = random.choice(["cut", "flip", "empty", "swap", "json", "folder", "bytes", "gone"])
+    if kind == "swap":
+        content = other.read_bytes()
+        other.write_bytes(file.read_bytes())
+    elif kind == "flip" and content:
+        content[at] ^= 1 << random.randrange(8)
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind != "gone":
+        other_content = {"cut": content[:at], "empty": b"", "json": random.choice(OTHER_JSON).encode(), "bytes": b"\xff{"}
+        file.write_bytes(other_content.get(kind, content))
+
+
+@pytest.mark.slow
+def test_whatever_is_damaged_all_runs_are_listed_and_each_is_read_or_refused_in_one_sentence(tiny, tmp_path):
+    whole, random = fit(tiny(epochs=1), lambda _: None), Random(0)
+    evaluate(whole, measures=("knn",), representations=("trained",))
+    place = ["--runs-dir", str(tmp_path / "runs")]
+    said = listing.read_folder(whole.path)
+    refused = 0
+    for number in range(150):
+        run = store.Run(whole.path.with_name(f"damaged-{number}"), whole.config)
+        shutil.copytree(whole.path, run.path)
+        for _ in range(random.randint(1, 2)):
+            damage(random, run.path)
+        assert listing.read_folder(run.path).path == run.path
+        result = metaug("report", run.path.name, *place)
+        assert result.exit_code in (0, 2), result.exception
+        refused += bool(result.exit_code and sentence(result))
+        readings = [lambda: run.metrics, lambda: run.timing, lambda: run.sessions, run.evaluation, run.encoder_files]
+        readings += [lambda file=file: store.read_tensors(file) for file in (run.checkpoint, *run.path.glob("encoders/*"))]
+        for read in readings:
+            with suppress(MetaugError):
+                read()
+        assert str(run.progress) + str(run.failure)
+        assert tables.read_row(run)["state"] in ("finished", "damaged", "failed", "missing")
+    assert refused > 20
+    assert listing.read_folder(whole.path) == said
+    lines = metaug("runs", *place).output.splitlines()
+    assert len(lines) == 1 + 1 + 150
+    assert any(line.startswith(whole.path.name) and " finished " in line for line in lines)
+    assert sum(" damaged " in line for line in lines) > 50
+    assert whole.path.name in metaug("report", *place).output or "damaged-" in metaug("report", *place).output
