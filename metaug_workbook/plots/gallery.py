@@ -128,9 +128,8 @@ def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out:
     """
     folder = folder or FOLDER
     out = out or folder
-    drawable = [
-        name for name in names or FIGURES if not FIGURES[name].table or (folder / "data" / f"{name}.csv").exists()
-    ]
+    there = [name for name in FIGURES if not FIGURES[name].table or (folder / "data" / f"{name}.csv").exists()]
+    drawable = list(names or there)
     if out.resolve() == FOLDER.resolve():
         refuse_changes(drawable)
     for name in drawable:

@@ -17,7 +17,7 @@ from papermill.exceptions import PapermillExecutionError
 from tiny import ROOT
 from workbooks import sentence, write_notebook
 
-from metaug_core import METHODS, MetaugError, evaluate, fit
+from metaug_core import METHODS, MetaugError, evaluate, extensions, fit
 from metaug_core.config import EVALUATION_VERSION
 from metaug_core.presets import preset
 from metaug_core.runs import listing, store
@@ -295,7 +295,16 @@ def test_a_file_that_cannot_be_imported_is_one_sentence(name, content, expected,
 
 
 # --- runs that are damaged
-OTHER_JSON = ("null", "3", "[0.1, 0.2]", '"text"', "{}", '{"trained": 3}', '{"step": "x", "epoch": Infinity}\n', "[" * 5000)
+OTHER_JSON = (
+    "null",
+    "3",
+    "[0.1, 0.2]",
+    '"text"',
+    "{}",
+    '{"trained": 3}',
+    '{"step": "x", "epoch": Infinity}\n',
+    "[" * 5000,
+)
 
 
 def damage(random: Random, run: Path) -> None:
@@ -313,7 +322,12 @@ def damage(random: Random, run: Path) -> None:
     if kind == "folder":
         file.mkdir()
     elif kind != "gone":
-        other_content = {"cut": content[:at], "empty": b"", "json": random.choice(OTHER_JSON).encode(), "bytes": b"\xff{"}
+        other_content = {
+            "cut": content[:at],
+            "empty": b"",
+            "json": random.choice(OTHER_JSON).encode(),
+            "bytes": b"\xff{",
+        }
         file.write_bytes(other_content.get(kind, content))
 
 
@@ -333,11 +347,11 @@ def test_whatever_is_damaged_all_runs_are_listed_and_each_is_read_or_refused_in_
         result = metaug("report", run.path.name, *place)
         assert result.exit_code in (0, 2), result.exception
         refused += bool(result.exit_code and sentence(result))
-        readings = [lambda: run.metrics, lambda: run.timing, lambda: run.sessions, run.evaluation, run.encoder_files]
-        readings += [lambda file=file: store.read_tensors(file) for file in (run.checkpoint, *run.path.glob("encoders/*"))]
-        for read in readings:
+        files = [run.checkpoint, *run.path.glob("encoders/*")]
+        readings = [(run.evaluation,), (run.encoder_files,), *((store.read_tensors, file) for file in files)]
+        for read, *arguments in [*readings, *((getattr, run, name) for name in ("metrics", "timing", "sessions"))]:
             with suppress(MetaugError):
-                read()
+                read(*arguments)
         assert str(run.progress) + str(run.failure)
         assert tables.read_row(run)["state"] in ("finished", "damaged", "failed", "missing")
     assert refused > 20
@@ -346,4 +360,55 @@ def test_whatever_is_damaged_all_runs_are_listed_and_each_is_read_or_refused_in_
     assert len(lines) == 1 + 1 + 150
     assert any(line.startswith(whole.path.name) and " finished " in line for line in lines)
     assert sum(" damaged " in line for line in lines) > 50
-    assert whole.path.name in metaug("report", *place).output or "damaged-" in metaug("report", *place).output
+    assert metaug("report", *place).output.startswith("run ")  # one of those whose evaluation is whole
+
+
+def test_report_says_how_a_run_goes_on(tiny):
+    diverged = store.request(tiny(lr=1e30, optimiser="sgd"))
+    place = ["--runs-dir", str(diverged.config.runs_dir)]
+    with pytest.raises(MetaugError) as error:
+        fit(diverged.config, lambda _: None)
+    assert "no checkpoint had been made" in str(error.value)
+    assert metaug("report", diverged.path.name, *place).output.splitlines()[-1] == str(error.value)
+    diverged.clear_failure()
+    last = metaug("report", diverged.path.name, *place).output.splitlines()[-1]
+    assert last == f"not finished yet: `metaug resume {diverged.path.name}` goes on with it"
+
+
+def test_a_run_of_ones_own_code_is_listed_and_its_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(extensions, "loaded", [])
+    file = tmp_path / "my_recorded_methods.py"
+    file.write_text("from metaug_core import METHODS\nMETHODS['recorded'] = METHODS['cmc']\n")
+    place = ["--runs-dir", str(tmp_path / "runs")]
+
+    def forget():
+        METHODS.pop("recorded", None)
+        sys.modules.pop(file.stem, None)
+        extensions.loaded.clear()
+
+    try:
+        assert metaug("train", "-p", "method", "recorded", *SETTINGS, *place, "--import", str(file)).exit_code == 0
+        forget()
+        assert f" finished (needs --import {file}) " in metaug("runs", *place).output
+        assert "recorded" not in METHODS  # a list runs nobody's code
+        (run,) = (tmp_path / "runs").glob("tiny-recorded-*")
+        (run / "finished.json").unlink()
+        with pytest.warns(UserWarning, match=f"was trained with --import {file}: the file is loaded"):
+            assert metaug("resume", run.name, *place).exit_code == 0
+        forget()
+        file.rename(tmp_path / "moved.py")
+        said = sentence(metaug("report", run.name, *place))
+        assert "unknown method 'recorded'" in said
+        assert f"it was trained with --import {file}, which is not there any more" in said
+        (tmp_path / "elsewhere").mkdir()
+        moved = (tmp_path / "moved.py").rename(tmp_path / "elsewhere" / file.name)
+        assert metaug("report", run.name, *place, "--import", str(moved)).exit_code == 0
+    finally:
+        forget()
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "metaug_workbook", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.startswith("metaug, version ")

@@ -20,7 +20,7 @@ from metaug_core.meta.meta_gradient import look_ahead_reference
 from metaug_core.objectives import losses
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import Pairs
-from metaug_core.runs.store import append, read_tensors, request, rows, write, write_json
+from metaug_core.runs.store import append, read_json, read_tensors, request, rows, write, write_json
 from metaug_core.views import augmentation
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
@@ -354,6 +354,18 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     browser.ticks[run.path.name].value = True
     assert browser.png == before
     assert isinstance(browser.links, ipywidgets.Output)
+
+
+def test_run_browser_lists_what_cannot_be_opened(tmp_path):
+    other, damaged = (written(tmp_path, "cmc", seed, finished=True) for seed in (0, 1))
+    write_json(other.path / "config.json", read_json(other.path / "config.json") | {"method": "of-another-notebook"})
+    write(damaged.path / "metrics.jsonl", b"3\n")
+    browser = widgets.run_browser(tmp_path)
+    assert set(browser.shown) == set(browser.runs.values())
+    assert browser.filters["method"].options == ("all", "cmc", "of-another-notebook")
+    assert browser.filters["state"].options == ("all", "damaged", "finished")
+    assert len(browser.figure.axes[0].lines) == 1
+    assert f"{damaged.path.name}, damaged: " in browser.links.outputs[0]["data"]["text/html"]
 
 
 def test_run_browser_of_an_empty_folder(tmp_path):
