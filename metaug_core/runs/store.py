@@ -30,13 +30,8 @@ if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list
 
 FORMAT = "metaug-run-1"
 STOP_REQUEST = "stop.request"
-RUN_FILES = (
-    "config.json",
-    "environment.json",
-    "metrics.jsonl",
-    "finished.json",
-    "checkpoint.safetensors",
-)  # one tells a run
+# A folder with one of these is a run.
+RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "finished.json", "checkpoint.safetensors")
 LABELS = ("split", "method", "dataset")  # what stands beside the numbers of an evaluation
 PROGRESS = ("step", "steps", "loss", "seconds", "images_per_second", "seconds_left")  # what a row of timing.jsonl holds
 
@@ -421,9 +416,13 @@ def open_run(where: str | Path, runs_dir: Path) -> Run:
     try:
         return read_run(path)
     except StoreError as error:
-        if not lost:
-            raise
-        raise StoreError(f"{error}; it was trained with --import {lost[0]}, which is not there any more") from None
+        if lost:
+            raise StoreError(f"{error}; it was trained with --import {lost[0]}, which is not there any more") from None
+        if read_imports(path) == []:
+            raise StoreError(
+                f"{error}; its code was in a notebook or a script: write it to a file for --import"
+            ) from None
+        raise
 
 
 def read_run(path: Path) -> Run:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.runs.store import Run, request, rows
+from metaug_core.runs.store import Run, StoreError, request, rows
 from metaug_workbook.jobs import background
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots.features import draw_pair_histograms
@@ -50,7 +50,9 @@ def draw_last_similarities(run: Run, ax: Axes) -> Axes:
         return draw_empty(ax, title, "no minibatch logged yet")
     tables = []
     for kind, name in (("different", "negative"), ("same", "positive")):
-        shares = logged[-1][f"{name}_histogram"]
+        shares = logged[-1].get(f"{name}_histogram")
+        if not isinstance(shares, list):
+            raise StoreError(f"{run.path / 'similarities.jsonl'} does not hold histograms")
         left = [number / len(shares) for number in range(len(shares))]
         tables.append(pd.DataFrame({"pairs": kind, "left": left, "proportion": shares}))
     draw_pair_histograms(pd.concat(tables), ax, "proportion")

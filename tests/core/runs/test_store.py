@@ -432,6 +432,19 @@ def test_a_flipped_bit_in_a_tensor_is_one_sentence(tmp_path):
         read_tensors(path)
 
 
+def test_a_run_whose_code_was_in_no_file_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "of-a-script", METHODS["cmc"])
+    run = request(tiny(method="of-a-script"))
+    begin(run, 0, "cpu")
+    assert open_run(run.path, run.path.parent).config.method == "of-a-script"
+    monkeypatch.delitem(METHODS, "of-a-script")
+    with pytest.raises(
+        StoreError, match=r"unknown method 'of-a-script'[^\n]+; its code was in a notebook or a script: [^\n]+$"
+    ):
+        open_run(run.path, run.path.parent)
+    assert read_folder(run.path).needs == " (needs the code that registers its names)"
+
+
 def test_the_reason_of_a_failure_may_be_damaged(copied):
     (copied.path / "finished.json").rename(copied.path / "failed.json")
     assert read_folder(copied.path).state == "failed"

@@ -249,6 +249,8 @@ def test_a_notebook_that_publishes_refuses_before_it_trains(checkout):
 
 
 def test_a_figure_that_is_asked_for_without_its_table_is_refused(checkout):
+    with pytest.raises(MetaugError, match=r"^figure '\.\./outside': must be the name of a file, not a path$"):
+        gallery.publish("../outside", pd.DataFrame(), [])
     with pytest.raises(StoreError, match=r"^there is no table \S+09-benchmarks\.parquet or [^\n]+$"):
         gallery.rebuild(names=["09-benchmarks"])
 
