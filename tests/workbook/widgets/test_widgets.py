@@ -25,6 +25,7 @@ from metaug_core.views import augmentation
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
 from metaug_workbook.teaching import toys
+from metaug_workbook.widgets import live
 from metaug_workbook.widgets import margins as margin_room
 
 WAIT_SECONDS = 300
@@ -366,6 +367,18 @@ def test_run_browser_lists_what_cannot_be_opened(tmp_path):
     assert browser.filters["state"].options == ("all", "damaged", "finished")
     assert len(browser.figure.axes[0].lines) == 1
     assert f"{damaged.path.name}, damaged: " in browser.links.outputs[0]["data"]["text/html"]
+
+
+def test_a_finished_run_is_shown_whose_metrics_are_lost(tmp_path, monkeypatch):
+    run, shown = written(tmp_path, "cmc", 0, finished=True), []
+    monkeypatch.setattr("metaug_workbook.widgets.live.display", lambda data, **_: shown.append(data))
+    for said in (
+        f"finished, {run.config.epochs} epochs, 3 steps",
+        f"finished, {run.config.epochs} epochs; its metrics are lost",
+    ):
+        live.LiveView(run.config).finish(run)
+        assert f"{run.path.name}: {said}" in [data.get("text/plain") for data in shown]
+        (run.path / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def test_run_browser_of_an_empty_folder(tmp_path):
