@@ -7,6 +7,7 @@ A named set of settings (`quick`, `paper`, `authors`) comes from `presets.preset
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -299,7 +300,12 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     def name(self) -> str:
         """The run's name: readable, and a hash of `identity`, so that the same request finds the same run."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.dataset}-{self.method}-{self.encoder}-s{self.seed}-{digest}"
+        return as_file_name(f"{self.dataset}-{self.method}-{self.encoder}-s{self.seed}-{digest}")
+
+
+def as_file_name(text: str) -> str:
+    """The text with `-` in place of what would make it a path or no name at all: slashes, backslashes, control characters."""
+    return re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "-", text)
 
 
 def demand_images(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,90 +1,97 @@
 """What is in a folder of runs, read without torch and without knowing the runs' methods: each folder is listed as what it is."""
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metaug_core.config import EVALUATION_VERSION
 from metaug_core.runs import store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A run's folder at a glance. None: not there, or damaged (then `state` says so, unless the run is finished)."""
+    """A run's folder at a glance. None: not there, or damaged (then `state` says so)."""
 
     path: Path
     method: str | None
     dataset: str | None
     epochs: int | None
-    epochs_done: int
+    epochs_done: int | None
     state: str  # finished, failed, unfinished or damaged
     probe_plain: float | None  # test accuracies of the trained encoder in [0, 1], as far as they are measured
     knn: float | None
+    evaluated: float  # when it was evaluated, in seconds since the epoch; 0: it is not
     touched: float  # seconds since the epoch
+    needs: str  # what of the user's own code must be there to open it, in brackets; empty: nothing
 
     @property
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """As `Run.metrics`."""
+        return store.read_metrics(self.path)
+
 
 def list_folders(runs_dir: Path) -> list[Listed]:
-    """Every folder in runs_dir that holds a config.json, whatever is in it, oldest first."""
-    files = sorted(runs_dir.glob("*/config.json"), key=lambda file: file.stat().st_mtime)
-    return [read_folder(file.parent) for file in files]
+    """Every folder in runs_dir that holds a file of a run, whatever is in it, oldest first."""
+    return [read_folder(path) for path in store.find_folders(runs_dir)]
 
 
 def read_folder(path: Path) -> Listed:
-    config = read_object(path / "config.json")
-    trained = read_object(path / "evaluation-test.json").get("trained")
-    if not isinstance(trained, dict) or trained.get("evaluation_version") != EVALUATION_VERSION:
-        trained = {}
-    epochs = config.get("epochs")
+    faults: list[store.StoreError] = []
+
+    def read(function: Any, *arguments: Any) -> Any:
+        """What the function returns, or {} for a file that is damaged."""
+        try:
+            return function(*arguments)
+        except store.StoreError as error:
+            faults.append(error)
+            return {}
+
+    config = read(store.read_json, path / "config.json", dict)
+    read(store.read_objects, path / "environment.json", list)
+    evaluation = path / "evaluation-test.json"
+    stored = read(store.read_evaluation, evaluation)
+    ends = [name for name in ("finished", "failed") if os.path.lexists(path / f"{name}.json")]
+    for name in ends:
+        read(store.read_json, path / f"{name}.json", dict)
+    method, dataset = (text if isinstance(text := config.get(name), str) else None for name in ("method", "dataset"))
+    epochs = config["epochs"] if isinstance(config.get("epochs"), int) else None
+    done = read(count_epochs, path / "metrics.jsonl")
+    trained = stored.get("trained", {})
     return Listed(
         path,
-        method=config.get("method"),
-        dataset=config.get("dataset"),
-        epochs=epochs if isinstance(epochs, int) else None,
-        epochs_done=int(last_epoch(path / "metrics.jsonl")),
-        state=state_of(path, config),
-        probe_plain=number(trained.get("probe_plain")),
-        knn=number(trained.get("knn")),
-        touched=max(modification_times(path), default=0.0),
+        method,
+        dataset,
+        epochs,
+        epochs_done=done if isinstance(done, int) else None,
+        state="damaged" if faults or not method else [*ends, "unfinished"][0],
+        probe_plain=trained.get("probe_plain"),
+        knn=trained.get("knn"),
+        evaluated=store.modified(evaluation) if stored else 0.0,
+        touched=max(map(store.modified, path.glob("*.json*")), default=0.0),
+        needs=describe_imports(store.read_imports(path)),
     )
 
 
-def state_of(path: Path, config: dict[str, Any]) -> str:
-    if not isinstance(config.get("method"), str):
-        return "damaged"
-    if os.path.exists(path / "finished.json"):
-        return "finished"
-    return "failed" if os.path.exists(path / "failed.json") else "unfinished"
+def describe_imports(files: list[str] | None) -> str:
+    if files is None:
+        return ""
+    return f" (needs {' '.join(f'--import {file}' for file in files) or 'the code that registers its names'})"
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; {} if it is missing, torn or something else."""
-    try:
-        value = store.read_json(path)
-    except store.StoreError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def last_epoch(path: Path) -> float:
-    """The epoch of the last whole row of metrics; 0 if there is none."""
-    try:
-        return float(store.last_row(path)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return 0.0
-
-
-def number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def modification_times(path: Path) -> Iterator[float]:
-    for file in path.glob("*.json*"):
-        with suppress(OSError):  # removed in this moment
-            yield file.stat().st_mtime
+def count_epochs(path: Path) -> int | None:
+    """The whole epochs by the last row of metrics; 0 before the first row, None if there is no file. StoreError if the row is
+    damaged."""
+    if not os.path.lexists(path):
+        return None
+    row = store.last_row(path, ("epoch",))
+    with suppress(ValueError, OverflowError):  # NaN and infinity are numbers
+        return int(row["epoch"]) if row else len(store.rows(path, ("epoch",)))
+    raise store.StoreError(f"{path} does not hold rows of metrics")

@@ -77,6 +77,8 @@ def is_held(folder: Path) -> bool:
             return bool(owner) and owner["machine"] != machine_id() and not is_stale(folder)
     except Timeout:
         return True
+    except OSError:  # not a file, or not ours to open: whoever wants to hold it is told
+        return False
 
 
 def beat(owner_file: Path, over: threading.Event) -> None:

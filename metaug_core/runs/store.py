@@ -3,18 +3,23 @@
     config.json  environment.json  data.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
     encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json  the executed notebook  figures/
 
-metrics.jsonl holds only what the same request gives again; wall times stand apart in timing.jsonl. Tensors are safetensors with
-their scalars in the header, all else is JSON: nothing is ever unpickled.
+A run that is not finished also has checkpoint-before.safetensors, its last checkpoint but one. metrics.jsonl holds only what the
+same request gives again; wall times stand apart in timing.jsonl. Tensors are safetensors with their scalars in the header, all
+else is JSON: nothing is ever unpickled.
 """
 
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+from metaug_core import extensions
 from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, Config, ConfigError
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.runs.lock import HeldError, hold, is_held
@@ -25,6 +30,10 @@ if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list
 
 FORMAT = "metaug-run-1"
 STOP_REQUEST = "stop.request"
+# A folder with one of these is a run.
+RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "finished.json", "checkpoint.safetensors")
+LABELS = ("split", "method", "dataset")  # what stands beside the numbers of an evaluation
+PROGRESS = ("step", "steps", "loss", "seconds", "images_per_second", "seconds_left")  # what a row of timing.jsonl holds
 
 
 class StoreError(MetaugError):
@@ -35,41 +44,65 @@ class BusyError(StoreError):
     """Another process trains the run."""
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write all of a file or nothing: a temporary file beside it, fsynced, then renamed over it.
+def write(path: Path, content: bytes, before: Path | None = None) -> None:
+    """Write all of a file or nothing: a temporary file beside it, fsynced, then renamed over it. Its mode follows the umask.
 
-    Raises StoreError (full disk, no permission); what stood at path before stays.
+    before: the name that what stood at path gets; None: it is replaced. Raises StoreError (full disk, no permission); what stood
+    at path before stays.
     """
-    temporary = None
+    temporary = path.with_name(f".writing-{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises StoreError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot remove {path}: {error.strerror or error}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: type = object) -> Any:
+    """The value in a JSON file. StoreError if it cannot be read or is not of that kind (dict, list)."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, kind):
+        raise StoreError(f"cannot read {path}: it holds no {'object' if kind is dict else kind.__name__}")
+    return value
 
 
-def write_tensors(path: Path, tensors: "dict[str, Tensor]", scalars: dict[str, Any]) -> None:
-    """One safetensors file; the scalars ride in its header as JSON, so that the two cannot come apart."""
+def read_objects(path: Path, kind: type) -> Any:
+    """A dict or list of JSON objects; empty if there is no file. StoreError if it is something else."""
+    value = read_json(path, kind) if os.path.lexists(path) else kind()
+    if not all(isinstance(one, dict) for one in (value.values() if kind is dict else value)):
+        raise StoreError(f"cannot read {path}: it holds no {kind.__name__} of objects")
+    return value
+
+
+def write_tensors(
+    path: Path, tensors: "dict[str, Tensor]", scalars: dict[str, Any], before: Path | None = None
+) -> None:
+    """One safetensors file; the scalars and a checksum ride in its header, so that nothing can come apart. before: as `write`."""
     import safetensors.torch
 
     stored, places = {}, set()
@@ -78,7 +111,18 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", scalars: dict[str, A
         shared = t.untyped_storage().data_ptr() in places  # by tied weights, which safetensors does not write
         stored[name] = t.clone() if shared else t
         places.add(stored[name].untyped_storage().data_ptr())
-    write(path, safetensors.torch.save(stored, {"format": FORMAT, "scalars": json.dumps(scalars)}))
+    header = {"format": FORMAT, "scalars": json.dumps(scalars), "crc32": checksum(stored)}
+    write(path, safetensors.torch.save(stored, header), before)
+
+
+def checksum(tensors: "dict[str, Tensor]") -> str:
+    """CRC-32 over the bytes of all tensors on the CPU, in the order of their names."""
+    import torch
+
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
@@ -93,9 +137,11 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
         raise StoreError(f"cannot read {path}: {error}") from None
     if metadata.get("format") != FORMAT:
         raise StoreError(f"{path} was not written by this workbook (format {metadata.get('format')!r}, not {FORMAT!r})")
+    if metadata.get("crc32", crc := checksum(tensors)) != crc:  # files of before it was written have none
+        raise StoreError(f"cannot read {path}: its tensors are damaged (CRC-32 {crc}, not {metadata['crc32']})")
     try:
         return tensors, dict(json.loads(metadata["scalars"]))
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise StoreError(f"cannot read {path}: its scalars are damaged") from None
 
 
@@ -131,6 +177,7 @@ class Run:
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
         self.checkpoint = path / "checkpoint.safetensors"
+        self.checkpoint_before = path / "checkpoint-before.safetensors"
 
     def __repr__(self) -> str:
         return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
@@ -148,35 +195,65 @@ class Run:
     def failure(self) -> str | None:
         """The sentence in which training diverged; it would again, so it is not tried again unasked. None: it has not."""
         file = self.path / "failed.json"
-        return read_json(file)["error"] if file.exists() else None
+        if not os.path.lexists(file):
+            return None
+        try:
+            return str(read_json(file, dict)["error"])
+        except (StoreError, KeyError):
+            return f"run {self.path.name} failed, but {file} is damaged and does not say why"
 
     def clear_failure(self) -> None:
         """Forget that training diverged, so that it is tried again."""
-        (self.path / "failed.json").unlink(missing_ok=True)
+        remove(self.path / "failed.json")
 
     @property
     def metrics(self) -> "pd.DataFrame":
         """One row per logged step and per monitor reading; columns are the metrics, NaN where a row has none."""
-        import pandas as pd
-
-        return pd.DataFrame(rows(self.path / "metrics.jsonl"))
+        return read_metrics(self.path)
 
     @property
     def timing(self) -> "pd.DataFrame":
         """Progress over wall time: step, seconds, images_per_second."""
-        import pandas as pd
+        return read_numbers(self.path / "timing.jsonl", ("step", "seconds", "images_per_second"))
 
-        return pd.DataFrame(rows(self.path / "timing.jsonl"))
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The last row of timing, which holds what `PROGRESS` names; {} if there is none. Reads only the end of the file."""
+        return last_row(self.path / "timing.jsonl", PROGRESS)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that there are, the newest first."""
+        return [file for file in (self.checkpoint, self.checkpoint_before) if os.path.lexists(file)]
+
+    def set_aside(self, file: Path) -> Path:
+        """Rename a damaged file of the run, so that nothing is written over it -> its new path. Raises StoreError."""
+        names = (file.with_stem(f"{file.stem}-damaged-{number}") for number in count(1))
+        place = next(name for name in names if not os.path.lexists(name))
+        try:
+            return file.rename(place)
+        except OSError as error:
+            raise StoreError(f"cannot rename {file}: {error.strerror or error}") from None
 
     def encoder_files(self) -> list[Path]:
-        """Weights kept from the last epochs, oldest first."""
-        return sorted((self.path / "encoders").glob("epoch-*.safetensors"))
+        """Files with the weights of the last `keep_last` epochs, oldest first; the checkpoint in place of the last one, if that is
+        lost. Fewer or none before the run is finished; then StoreError if one is lost."""
+        folder, last = self.path / "encoders", self.config.epochs
+        if not self.finished:
+            return sorted(folder.glob("epoch-*.safetensors"))
+        epochs = range(max(1, last - self.config.keep_last + 1), last + 1)
+        files = [folder / f"epoch-{epoch:04d}.safetensors" for epoch in epochs]
+        if not files[-1].exists() and self.checkpoint.exists():
+            files[-1] = self.checkpoint
+        for file in files:
+            if not file.exists():
+                raise StoreError(f"{file} is missing: remove {self.path} to train the run again")
+        return files
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
         """The machine and versions of each session so far (`runs.environment`), oldest first; none before the first."""
-        file = self.path / "environment.json"
-        return read_json(file) if file.exists() else []
+        return read_objects(self.path / "environment.json", list)
 
     def evaluation_file(self, split: str = "test") -> Path:
         """Where `evaluate` stores what it found: {representation: {measure: accuracy in [0, 1], ..., evaluation_version: 2}}."""
@@ -184,9 +261,7 @@ class Run:
 
     def evaluation(self, split: str = "test") -> dict[str, dict[str, Any]]:
         """What `evaluation_file` holds that was measured by this evaluation version."""
-        file = self.evaluation_file(split)
-        stored = read_json(file) if file.exists() else {}
-        return {name: row for name, row in stored.items() if row.get("evaluation_version") == EVALUATION_VERSION}
+        return read_evaluation(self.evaluation_file(split))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -223,31 +298,71 @@ class Run:
         return os.path.exists(self.path / STOP_REQUEST)
 
     def clear_stop_request(self) -> None:
-        (self.path / STOP_REQUEST).unlink(missing_ok=True)
+        remove(self.path / STOP_REQUEST)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a torn last line (a kill while writing) is not one. [] if there is no file."""
-    if not path.exists():
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def is_row(row: Any, columns: Sequence[str]) -> bool:
+    """Whether it is an object with numbers in these columns."""
+    return isinstance(row, dict) and all(is_number(row.get(name)) for name in columns)
+
+
+def rows(path: Path, columns: Sequence[str] = ("step",)) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a torn last line (a kill while writing) is not one. [] if there is no file. StoreError
+    if a line is not an object with numbers in these columns."""
+    if not os.path.lexists(path):
         return []
     try:
         table = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from None
-    if not all(isinstance(row, dict) and "step" in row for row in table):
+    if not all(is_row(row, columns) for row in table):
         raise StoreError(f"{path} does not hold rows of metrics")
     return table
 
 
-def last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSON-lines file; {} if there is none. Reads only the end of the file."""
+def read_numbers(path: Path, columns: Sequence[str]) -> "pd.DataFrame":
+    """The rows of a JSON-lines file as a table. StoreError as `rows`, and if any value is not a number."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows(path, columns))
+    if len(other := table.select_dtypes(exclude="number").columns):
+        raise StoreError(f"{path} does not hold rows of metrics: {other[0]} is not a number everywhere")
+    return table
+
+
+def read_metrics(folder: Path) -> "pd.DataFrame":
+    """As `Run.metrics`, of the run in a folder."""
+    return read_numbers(folder / "metrics.jsonl", ("step", "epoch"))
+
+
+def read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    """Accuracies by representation, as `Run.evaluation_file` holds them, that were measured by this evaluation version; {} if there
+    is no file. Raises StoreError."""
+    try:
+        stored = read_objects(path, dict).items()
+        current = {name: row for name, row in stored if row.get("evaluation_version") == EVALUATION_VERSION}
+        values = [value for row in current.values() for name, value in row.items() if name not in LABELS]
+        if not all(map(is_number, values)):
+            raise StoreError(f"cannot read {path}: an accuracy is not a number")
+    except StoreError as error:
+        raise StoreError(f"{error}; remove it, and the run is evaluated again") from None
+    return current
+
+
+def last_row(path: Path, columns: Sequence[str]) -> dict[str, Any]:
+    """The last whole line of a JSON-lines file; {} if there is none with numbers in these columns. Reads only its end."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
+        row = json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError, RecursionError):
         return {}
+    return row if is_row(row, columns) else {}
 
 
 def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
@@ -294,17 +409,46 @@ def check_current(run: Run) -> None:
     raise StoreError(f"{run.path} was renamed{own}: {other}")
 
 
+def find_folders(runs_dir: Path) -> list[Path]:
+    """Every folder in runs_dir that holds a file of a run, oldest first."""
+    folders = {file.parent for name in RUN_FILES for file in runs_dir.glob(f"*/{name}")}
+    return sorted(folders, key=lambda folder: (modified(folder / "config.json"), folder.name))
+
+
+def modified(path: Path) -> float:
+    """When a file was written, in seconds since the epoch; 0 if it is not there."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
 def open_run(where: str | Path, runs_dir: Path) -> Run:
-    """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. StoreError if there is none."""
+    """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. Files of the user's own code that it was
+    trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be read."""
     path = Path(where)
     if not os.path.exists(path / "config.json"):  # Path.exists raises for a name too long for the file system
-        names = [p.parent.name for p in runs_dir.glob("*/config.json")]
+        names = [folder.name for folder in find_folders(runs_dir)]
         near = [name for name in names if name == str(where)] or [n for n in names if n.startswith(str(where))]
         if len(near) > 1:
             raise StoreError(f"{str(where)!r} is the beginning of {len(near)} runs: {', '.join(sorted(near)[:4])}")
         if not near:
             raise StoreError(f"no run {str(where)!r} in {runs_dir}{suggestion(where, names)}")
         path = runs_dir / near[0]
+    lost = load_imports(path)
+    try:
+        return read_run(path)
+    except StoreError as error:
+        if lost:
+            raise StoreError(f"{error}; it was trained with --import {lost[0]}, which is not there any more") from None
+        if read_imports(path) == []:
+            raise StoreError(
+                f"{error}; its code was in a notebook or a script: write it to a file for --import"
+            ) from None
+        raise
+
+
+def read_run(path: Path) -> Run:
+    """The run in a folder. StoreError if its config cannot be read, or names what is not registered here."""
     values = read_json(path / "config.json")
     if not isinstance(values, dict):
         raise StoreError(f"{path / 'config.json'} does not hold a config")
@@ -315,15 +459,34 @@ def open_run(where: str | Path, runs_dir: Path) -> Run:
         raise StoreError(f"{path / 'config.json'}: {error}") from None
 
 
-def list_runs(runs_dir: Path) -> list[Run]:
-    """Every readable run under runs_dir, oldest first."""
-    files = sorted(runs_dir.glob("*/config.json"), key=lambda p: p.stat().st_mtime)
-    runs = []
+def read_imports(path: Path) -> list[str] | None:
+    """The files of the user's own code that the run in a folder was trained with, [] if that code was in no such file (a notebook,
+    a script). None: it has no code of the user's own, or its record is damaged or from before there was one."""
+    with suppress(StoreError, IndexError):
+        files = read_objects(path / "environment.json", list)[-1].get("imports")
+        return [str(file) for file in files] if isinstance(files, list) else None
+    return None
+
+
+def load_imports(path: Path) -> list[str]:
+    """Load the files of `read_imports` -> those that are not there any more. A file whose name is loaded from another place is
+    left out. MetaugError if one fails."""
+    loaded = {file.stem for file in extensions.loaded}
+    files = [file for file in read_imports(path) or () if Path(file).stem not in loaded]
     for file in files:
-        try:
-            runs.append(open_run(file.parent, runs_dir))
-        except MetaugError:  # a run of a method or view that only its author's notebook registers
-            continue
+        if os.path.exists(file):
+            extensions.load(file)
+            warnings.warn(f"run {path.name} was trained with --import {file}: the file is loaded", stacklevel=3)
+    return [file for file in files if not os.path.exists(file)]
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """Every readable run under runs_dir, oldest first, without those of a method or view that is not registered here
+    (`listing.list_folders` lists these too)."""
+    runs = []
+    for folder in find_folders(runs_dir):
+        with suppress(MetaugError):
+            runs.append(read_run(folder))
     return runs
 
 
@@ -346,10 +509,12 @@ def begin(
     """
     from metaug_core.runs.environment import environment
 
+    own = "source" in run.config.identity()
+    session = environment(device) | {"from_step": step, "eager_because": eager_because}
+    session |= {"imports": [str(file) for file in extensions.loaded]} if own else {}
     run.clear_failure()  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     sessions = run.sessions if step > 0 else []
-    session = environment(device) | {"from_step": step, "eager_because": eager_because}
     if tangent_because:
         session["tangent_because"] = tangent_because
     write_json(run.path / "environment.json", [*sessions, session])
@@ -359,5 +524,5 @@ def begin(
 
 def note_eager(run: Run, reason: str) -> None:
     """Write into environment.json why the steps of the session under way are not captured any more."""
-    *before, session = run.sessions
+    *before, session = run.sessions or [{}]
     write_json(run.path / "environment.json", [*before, session | {"eager_because": reason}])

@@ -12,8 +12,11 @@ from metaug_core.training.state import TrainState
 COUNTERS = ("epoch", "position", "step")
 
 
-def save(s: TrainState, path: Path) -> None:
-    """Write the whole state atomically: weights, MAG, memory, optimisers, random generators, order and counters."""
+def save(s: TrainState, path: Path, before: Path | None = None) -> None:
+    """Write the whole state atomically: weights, MAG, memory, optimisers, random generators, order and counters.
+
+    before: the name that the checkpoint which stood at path gets; None: it is replaced.
+    """
     tensors = _weights(s)
     for name, optimiser in _optimisers(s).items():
         for number, values in optimiser.state_dict()["state"].items():
@@ -28,7 +31,7 @@ def save(s: TrainState, path: Path) -> None:
         tensors |= {f"omega_before.{number}": p for number, p in enumerate(s.omega_before)}
     if s.previous is not None:
         tensors["previous.pixels"], tensors["previous.indices"] = s.previous
-    write_tensors(path, tensors, {name: getattr(s, name) for name in COUNTERS} | _identity(s))
+    write_tensors(path, tensors, {name: getattr(s, name) for name in COUNTERS} | _identity(s), before)
 
 
 def save_encoders(s: TrainState, path: Path) -> None:

@@ -168,30 +168,51 @@ def open_trials(
     trials = []
     for run in runs:
         with keep_failure(run, failures), name_failures(run.config, "before the first step, a trial pass"):
-            s = state.create(run.config, splits, device)
-            if s.own:
-                try_own_networks(s)
-            if run.checkpoint.exists():
+            if run.checkpoints:
                 data.check(run, splits.data)
-                checkpoint.restore(s, run.checkpoint)
-            trials.append(Trial(run, s, splits))
+            trials.append(Trial(run, *open_state(run, splits, device), splits))
     return trials
 
 
-def try_own_networks(s: TrainState) -> None:
-    """`own_networks.check` on the first images of the data set. It leaves the run's random numbers alone."""
+def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[TrainState, list[Path]]:
+    """The state of a run's newest checkpoint that can be read, or the one before the first step if there is none -> it, and the
+    newer checkpoints, which are damaged. StoreError, of the newest, if none can be read."""
+    damaged: dict[Path, store.StoreError] = {}
+    for file in run.checkpoints:
+        s = create_state(run.config, splits, device)
+        try:
+            checkpoint.restore(s, file)
+        except store.StoreError as error:
+            damaged[file] = error
+            continue
+        for error in damaged.values():
+            said = f"{error}; run {run.path.name} goes on from {file.name}, step {s.step}, and the damaged one is kept"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+        return s, list(damaged)
+    for error in damaged.values():
+        raise store.StoreError(f"{error}; remove it, and the run begins anew")
+    return create_state(run.config, splits, device), []
+
+
+def create_state(config: Config, splits: datasets.Splits, device: str) -> TrainState:
+    """The state before the first step. Networks of the user's own are tried on the first images (`own_networks.check`), which leaves
+    the run's random numbers alone."""
+    s = state.create(config, splits, device)
+    if not s.own:
+        return s
     generators = {role: generator.get_state() for role, generator in s.generators.items()}
     random, device_random = s.random, s.device_random and s.device_random.get_state()
-    rows = torch.arange(s.config.batch_size)[None]
+    rows = torch.arange(config.batch_size)[None]
     pixels = next(iter(s.images.batches(distributed.own(rows, 1))))
     with own_random_numbers(s):
-        own_networks.check(s, *draw(s, pixels, rows[0].to(s.device)))
+        own_networks.check(s, *draw(s, pixels, rows[0].to(device)))
     s.infinite = frozenset(checkpoint.list_nonfinite(s))
     s.random = random
     if s.device_random is not None and device_random is not None:
         s.device_random.set_state(device_random)
     for role, generator in s.generators.items():
         generator.set_state(generators[role])
+    return s
 
 
 # --- the loop
@@ -318,9 +339,12 @@ class Trial:
     Each of several processes has one, but only the first writes and reports.
     """
 
-    def __init__(self, run: store.Run, s: TrainState, splits: datasets.Splits):
+    def __init__(self, run: store.Run, s: TrainState, damaged: list[Path], splits: datasets.Splits):
         self.run = run
         self.s = s
+        self.damaged = (
+            damaged  # checkpoints, set aside at the first that is made: till then other processes may read them
+        )
         self.splits = splits
         self.report: Reporter | None = None
         self.writes = distributed.rank() == 0
@@ -425,11 +449,14 @@ class Trial:
             self.diverge(self.s.step, f"{name} is not finite")
         if self.writes:
             store.sync(self.run.path / "metrics.jsonl")
-            checkpoint.save(self.s, self.run.checkpoint)
+            while self.damaged:
+                self.run.set_aside(self.damaged.pop())
+            checkpoint.save(self.s, self.run.checkpoint, self.run.checkpoint_before)
         self.saved_at = time.monotonic()
 
     def finish(self) -> None:
         if self.writes:
+            store.remove(self.run.checkpoint_before)
             store.write_json(self.run.path / "finished.json", {"epochs": self.s.epoch, "steps": self.s.step})
         self.leave()
 
@@ -450,7 +477,7 @@ class Trial:
 
     def diverge(self, step: int, what: str) -> NoReturn:
         """Raise DivergedError and keep its sentence in failed.json: the same request would diverge again."""
-        advice = "the last good checkpoint is kept" if self.run.checkpoint.exists() else "no checkpoint had been made"
+        advice = "the last good checkpoint is kept" if self.run.checkpoints else "no checkpoint had been made"
         sentence = (
             f"run {self.run.path.name} stopped at step {step}: {what}; {advice} (a lower lr or inner_lr may help)"
         )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 
 def start() -> None:
@@ -17,4 +18,5 @@ def start() -> None:
         sys.exit(
             f"metaug: {error.name} is not installed: pip install 'metaug-workbook[workbook]', or [cli] without notebooks"
         )
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     main()

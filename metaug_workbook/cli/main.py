@@ -133,10 +133,19 @@ def runs(runs_dir: Path) -> None:
 
 def describe(folder: Any) -> tuple[str, ...]:
     """One row of `metaug runs`."""
-    epochs = f"{folder.epochs_done}/{folder.epochs or '-'}"
+    epochs = "/".join("-" if count is None else str(count) for count in (folder.epochs_done, folder.epochs))
     probe, knn = (f"{100 * value:.1f}" if value is not None else "-" for value in (folder.probe_plain, folder.knn))
     age = format_age(time.time() - folder.touched)
-    return folder.name, folder.method or "-", folder.dataset or "-", epochs, folder.state, probe, knn, age
+    return (
+        folder.name,
+        folder.method or "-",
+        folder.dataset or "-",
+        epochs,
+        folder.state + folder.needs,
+        probe,
+        knn,
+        age,
+    )
 
 
 def format_age(seconds: float) -> str:
@@ -205,13 +214,14 @@ def resume(name: str, runs_dir: Path) -> None:
 
 @main.command()
 @click.argument("name", metavar="[RUN]", required=False)
+@takes_imports(expose=False)
 @takes_runs_dir
 def report(name: str | None, runs_dir: Path) -> None:
     """Say where a run's files are, what its MAG did and how good its encoder is; without RUN, the latest that is evaluated."""
     from metaug_core.runs import store
     from metaug_core.training import diagnostics
 
-    run = store.open_run(name, runs_dir) if name else find_latest(runs_dir)
+    run = store.open_run(name or find_latest(runs_dir), runs_dir)
     click.echo(f"run        {format_path(run.path.resolve())}")
     for label, pattern in (("notebooks", "*.ipynb"), ("figures", "figures/*.png")):
         for number, path in enumerate(sorted(run.path.resolve().glob(pattern))):
@@ -222,20 +232,22 @@ def report(name: str | None, runs_dir: Path) -> None:
         click.echo(f"{'steps':<11}not captured as CUDA graphs: {reason}")
     for number, (text, value) in enumerate(diagnostics.mag_readings(run.metrics).items()):
         click.echo(f"{'' if number else 'MAG':<11}{value:<9.2g}{text}")
-    if not run.evaluation():
+    if run.evaluation():
+        click.echo("\n" + format_accuracies(run))
+    elif run.finished:
         click.echo("not evaluated yet: `metaug run 02_evaluate` with the run's parameters does it")
-        return
-    click.echo("\n" + format_accuracies(run))
+    else:
+        click.echo(run.failure or f"not finished yet: `metaug resume {run.path.name}` goes on with it")
 
 
-def find_latest(runs_dir: Path) -> Any:
-    """The finished run that was evaluated last. MetaugError if there is none."""
-    from metaug_core.runs import store
+def find_latest(runs_dir: Path) -> Path:
+    """The folder of the run that was evaluated last. MetaugError if there is none."""
+    from metaug_core.runs import listing
 
-    evaluated = [run for run in store.list_runs(runs_dir) if run.evaluation()]
+    evaluated = [folder for folder in listing.list_folders(runs_dir) if folder.evaluated]
     if not evaluated:
         raise MetaugError(f"no evaluated run in {format_path(runs_dir)}: `metaug run 02_evaluate` makes one")
-    return max(evaluated, key=lambda run: run.evaluation_file().stat().st_mtime)
+    return max(evaluated, key=lambda folder: folder.evaluated).path
 
 
 def format_accuracies(run: Any) -> str:

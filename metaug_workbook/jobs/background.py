@@ -67,7 +67,7 @@ def state(run: Run) -> str:
         return "training" if begun and not store.is_newer(log, timing) else "starting"
     if last_words(run) and not last_words(run).startswith(PAUSED):
         return "failed"
-    return "paused" if run.checkpoint.exists() else "new"
+    return "paused" if run.checkpoints else "new"
 
 
 def last_words(run: Run) -> str:

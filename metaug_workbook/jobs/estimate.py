@@ -28,7 +28,10 @@ def measured_epochs(runs_dir: Path, device: str) -> dict[tuple[Any, ...], float]
     """Seconds an epoch by shape: the mean over the finished runs in runs_dir that were trained on this kind of device."""
     seconds: dict[tuple[Any, ...], list[float]] = {}
     for run in (run for run in store.list_runs(runs_dir) if run.finished):
-        measured = tables.read_machine(run)
+        try:
+            measured = tables.read_machine(run)
+        except MetaugError:  # a damaged run says so where it is asked for
+            continue
         if measured["device"] == device and measured["seconds"] > 0:
             seconds.setdefault(shape_of(run.config), []).append(measured["seconds"] / run.config.epochs)
     return {shape: sum(values) / len(values) for shape, values in seconds.items()}

@@ -123,7 +123,7 @@ class Watch:
         self.before = self.last_row()
 
     def last_row(self) -> dict[str, Any]:
-        return store.last_row(self.run.path / "timing.jsonl") if self.run is not None else {}
+        return self.run.progress if self.run is not None else {}
 
     def state(self) -> tuple[float, str]:
         """How much is done, in [0, 1], and the same in words."""

@@ -165,7 +165,7 @@ class Watch:
 
     def newest(self) -> Progress | None:
         """Where the run stands that was trained last."""
-        rows = [(run, store.last_row(run.path / "timing.jsonl")) for _, run in self.lacking if not run.finished]
+        rows = [(run, run.progress) for _, run in self.lacking if not run.finished]
         begun = [(run, row) for run, row in rows if row]
         if not begun:
             return None
@@ -358,6 +358,6 @@ def wait_while_busy(work: Callable[[], Any], on_busy: Callable[[], None] = lambd
 
 def how_to_continue(run: Run | None) -> str:
     """The end of a sentence about an interrupted run: how its training goes on, if anything was saved."""
-    if run is None or run.finished or not run.checkpoint.exists():
+    if run is None or run.finished or not run.checkpoints:
         return ""
     return f"; what was trained is kept, continue with `metaug resume {run.path.name}`"

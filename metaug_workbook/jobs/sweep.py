@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from metaug_core import extensions
-from metaug_core.config import Config, ConfigError
+from metaug_core.config import Config, ConfigError, as_file_name
 from metaug_core.errors import Interrupted, MetaugError
 from metaug_core.runs import data, store
 from metaug_core.training.progress import RunsBar, RunsReporter
@@ -85,7 +85,7 @@ def plan_sweep(
     if name is not None and (Path(name).name != name or name in (".", "..")):
         raise ConfigError(f"--name {name}: must be the name of a folder, not a path")
     digest = sha256("\n".join([path.stem, *sorted(names)]).encode()).hexdigest()[:8]
-    readable = "-".join([configs[0].dataset, *(n for n in varying if n != "seed")])[:60]
+    readable = as_file_name("-".join([configs[0].dataset, *(n for n in varying if n != "seed")])[:60])
     where = notebook if not Path(notebook).exists() else str(path)  # a bare name is found in each worker's own workbook
     return Plan(name or f"{readable}-{digest}", where, varying, tuple(given), tuple(configs), tuple(imports), wanted)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from metaug_core.config import HOME
+from metaug_core.config import HOME, as_file_name
 from metaug_core.errors import MetaugError
 from metaug_core.runs import environment, store
 from metaug_core.runs.store import Run
@@ -105,6 +105,8 @@ def publish(
     MetaugError for a name that is not registered, StoreError, and for figures/ PublishError if the tree or a run has changes that
     no commit holds.
     """
+    if as_file_name(name) != name:
+        raise MetaugError(f"figure {name!r}: must be the name of a file, not a path")
     folder, numbers = folder or FOLDER, trace_numbers(runs)
     command = FIGURES[name].command
     if folder.resolve() == FOLDER.resolve():
@@ -128,9 +130,8 @@ def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out:
     """
     folder = folder or FOLDER
     out = out or folder
-    drawable = [
-        name for name in names or FIGURES if not FIGURES[name].table or (folder / "data" / f"{name}.csv").exists()
-    ]
+    there = [name for name in FIGURES if not FIGURES[name].table or (folder / "data" / f"{name}.csv").exists()]
+    drawable = list(names or there)
     if out.resolve() == FOLDER.resolve():
         refuse_changes(drawable)
     for name in drawable:

@@ -36,7 +36,7 @@ MACHINE = ["seconds", "images_per_second", *SESSION, "uncommitted_changes", "ses
 
 # --- from runs to a table
 def read_row(run: Run, split: str = "test") -> dict[str, Any]:
-    """A run as a row. `state` is finished, failed (then `failure` is the sentence), or missing.
+    """A run as a row. `state` is finished, missing, or with a sentence in `failure` failed or (a file of a finished run) damaged.
 
     Every setting that can decide a result is a column, also one that this method does not use; a list as text, `L,ab`. Accuracies
     in [0, 1] as far as they are evaluated (`MEASURES`): probe_plain, knn and so on of the trained encoder, untrained_knn, raw_knn
@@ -50,16 +50,28 @@ def read_row(run: Run, split: str = "test") -> dict[str, Any]:
     row |= {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
     if not run.finished:
         return row
+    try:
+        return row | read_accuracies(run, split) | average_last_epoch(run) | read_machine(run)
+    except StoreError as error:
+        return row | {"state": "damaged", "failure": str(error)}
+
+
+def read_accuracies(run: Run, split: str) -> dict[str, Any]:
+    """Accuracies as far as they are evaluated, and on how many images."""
     stored = run.evaluation(split)
-    for name, prefix in PREFIX.items():
-        row |= {f"{prefix}{measure}": stored.get(name, {}).get(measure) for measure in MEASURES}
-    row |= {"split": split} | {name: stored.get("trained", {}).get(name) for name in ("n_eval", "draws")}
-    return row | average_last_epoch(run) | read_machine(run)
+    row = {
+        f"{prefix}{measure}": stored.get(name, {}).get(measure)
+        for name, prefix in PREFIX.items()
+        for measure in MEASURES
+    }
+    return row | {"split": split} | {name: stored.get("trained", {}).get(name) for name in ("n_eval", "draws")}
 
 
 def average_last_epoch(run: Run) -> dict[str, float]:
     """Means over the last epoch's logged rows; step, epoch and lr are left out."""
     metrics = run.metrics
+    if metrics.empty:
+        return {}
     last = metrics[metrics["epoch"] > run.config.epochs - 1].drop(columns=["step", "epoch", "lr"], errors="ignore")
     return last.mean().dropna().to_dict()
 
@@ -72,15 +84,16 @@ def read_machine(run: Run) -> dict[str, Any]:
     there was one.
     """
     timing, sessions = run.timing.to_dict("records"), run.sessions
+    last = sessions[-1] if sessions else {}
     seconds = [row["seconds"] for row in timing]
     ends = [now for now, after in pairwise([*seconds, -1]) if after < now]  # a session's clock starts at 0
     return {
         "seconds": sum(ends),
         "images_per_second": timing[-1]["images_per_second"] if timing else float("nan"),
-        **{name: sessions[-1].get(name) for name in SESSION},
-        "uncommitted_changes": any(session["uncommitted_changes"] for session in sessions),
+        **{name: last.get(name) for name in SESSION},
+        "uncommitted_changes": any(session.get("uncommitted_changes") for session in sessions),
         "sessions": len(sessions),
-        "engine": sessions[-1].get("engine"),
+        "engine": last.get("engine"),
     }
 
 
@@ -123,11 +136,14 @@ class Wanted:
         return arguments | {"augmented": has_mag}
 
     def is_lacking(self, run: Run) -> bool:
-        """Whether the run has to be trained or evaluated for this."""
+        """Whether the run has to be trained or evaluated for this; so does one with a damaged evaluation, which says so."""
         if not run.finished:
             return True
         names = self.representations + (AUGMENTED,) * self.list_arguments(run)["augmented"]
-        row = read_row(run, self.split)
+        try:
+            row = read_accuracies(run, self.split)
+        except StoreError:
+            return True
         return any(row[f"{PREFIX[name]}{measure}"] is None for name in names for measure in self.measures)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from IPython.display import DisplayHandle, display
 
 from metaug_core.config import Config
-from metaug_core.runs.store import Run, rows
+from metaug_core.runs.store import Run
 from metaug_core.training.progress import UNSEEN, Progress, position
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots.style import StyledFigure, replace_surrogates, use_style
@@ -105,14 +105,15 @@ class LiveView(Output):
 
     def wait(self, run: Run) -> None:
         """Say that another process trains this run, and how far it is."""
-        last = (rows(run.path / "timing.jsonl") or [{"step": 0, "steps": 1}])[-1]
+        last = run.progress or {"step": 0, "steps": 1}
         text = f"{run.path.name}: another process trains it; waiting (step {last['step']:,} of {last['steps']:,})"
         self.say(text, last["step"] / last["steps"])
 
     def finish(self, run: Run) -> None:
         """Show what stays in the notebook: the same for a run that was trained here and one that was there before."""
-        last = run.metrics.iloc[-1]
-        self.say(f"{run.path.name}: finished, {last['epoch']:g} epochs, {last['step']:,.0f} steps")
+        metrics = run.metrics
+        steps = f", {metrics['step'].iloc[-1]:,.0f} steps" if len(metrics) else "; its metrics are lost"
+        self.say(f"{run.path.name}: finished, {run.config.epochs} epochs{steps}")
         self.draw(run)
 
     def draw(self, run: Run) -> None:

@@ -7,18 +7,21 @@ from typing import Any
 from urllib.parse import quote
 
 import ipywidgets
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metaug_core.config import Config
-from metaug_core.runs.store import Run, list_runs
+from metaug_core.errors import MetaugError
+from metaug_core.runs.listing import Listed, list_folders, read_folder
+from metaug_core.runs.store import Run
 from metaug_workbook.plots.style import draw_empty, label, pick_color, use_style, verbatim
 from metaug_workbook.plots.training import Metrics, draw_curve
 from metaug_workbook.widgets.base import LiveFigure, make_figure, menu, write_html
 
 MOST = 8  # curves that can still be told apart
 LINES = ("-", "--", ":", "-.")
-ALL = "all"
+ALL, UNKNOWN = "all", "-"
 WHOLE_ROW = "auto / 1 / auto / -1"  # not grid_column, which ipywidgets takes away again when there is no grid_area
 COLUMNS = {
     "kNN on validation images (share)": "knn_val",
@@ -34,13 +37,13 @@ COLUMNS = {
 }
 
 
-def draw_overlay(runs: Sequence[Run], metrics: Sequence[Metrics], column: str, figure: Figure) -> None:
+def draw_overlay(runs: Sequence[Listed], metrics: Sequence[Metrics], column: str, figure: Figure) -> None:
     """The column of each run by epoch, into figure; color by method, and a line style for each run of the same method."""
     figure.clear()
     ax = figure.subplots()
     figure.subplots_adjust(0.08, 0.36, 0.99, 0.93)  # by hand: a layout engine would draw everything twice
     title = next((text for text, name in COLUMNS.items() if name == column), column)
-    methods = [run.config.method for run in runs]
+    methods = [run.method or UNKNOWN for run in runs]
     for number, (run, table) in enumerate(zip(runs, metrics, strict=True)):
         method = methods[number]
         line = LINES[methods[:number].count(method) % len(LINES)]
@@ -57,11 +60,11 @@ def runs_figure(runs: Sequence[Run], column: str = "knn_val") -> Figure:
     """The figure of `run_browser` without controls: one curve for each run, a column of `Run.metrics`."""
     with use_style():
         figure = make_figure(8.8, 3.9, layout=None)
-        draw_overlay(runs, [run.metrics for run in runs], column, figure)
+        draw_overlay([read_folder(run.path) for run in runs], [run.metrics for run in runs], column, figure)
     return figure
 
 
-def link_notebooks(run: Run) -> str:
+def link_notebooks(run: Listed) -> str:
     """Links to a run's executed notebooks, relative to where the kernel runs, which is where the open notebook lies."""
     links = []
     for path in sorted(run.path.glob("*.ipynb")):
@@ -70,10 +73,9 @@ def link_notebooks(run: Run) -> str:
     return ", ".join(links) or "no executed notebook"
 
 
-def describe(run: Run) -> dict[str, str]:
+def describe(run: Listed) -> dict[str, str]:
     """What a run can be filtered by."""
-    state = "finished" if run.finished else "unfinished"
-    return {"dataset": run.config.dataset, "method": run.config.method, "state": state}
+    return {"dataset": run.dataset or UNKNOWN, "method": run.method or UNKNOWN, "state": run.state}
 
 
 class RunBrowser(LiveFigure):
@@ -84,12 +86,10 @@ class RunBrowser(LiveFigure):
         super().__init__(make_figure(8.8, 3.9, layout=None))
         self.choosing = False
         self.metrics: dict[str, Metrics] = {}  # of finished runs, by name: they do not change any more
-        self.runs = {run.path.name: run for run in reversed(list_runs(runs_dir))}  # newest first
-        kinds = {name: sorted({describe(run)[name] for run in self.runs.values()}) for name in ("dataset", "method")}
+        self.runs = {run.name: run for run in reversed(list_folders(runs_dir))}  # newest first
         self.filters = {
-            "dataset": menu("data set", ALL, [ALL, *kinds["dataset"]]),
-            "method": menu("method", ALL, [ALL, *kinds["method"]]),
-            "state": menu("state", ALL, [ALL, "finished", "unfinished"]),
+            kind: menu(title, ALL, [ALL, *sorted({describe(run)[kind] for run in self.runs.values()})])
+            for kind, title in (("dataset", "data set"), ("method", "method"), ("state", "state"))
         }
         self.column = menu("curve", "knn_val", list(COLUMNS.items()))
         self.column.layout.grid_area = WHOLE_ROW  # its names are long
@@ -147,18 +147,24 @@ class RunBrowser(LiveFigure):
             self.canvas.draw()
         self.refresh()
         self.say(f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn.")
-        items = "".join(f"<li>{write_html(run.path.name)}: {link_notebooks(run)}</li>" for run in self.shown)
+        items = "".join(
+            f"<li>{write_html(f'{run.name}, {run.state}{run.needs}')}: {link_notebooks(run)}</li>" for run in self.shown
+        )
         # In an output of its own: there JupyterLab opens a relative link as a tab.
         html = f"<ul>{items}</ul>" if items else "<p>Tick runs above: Tab moves, the space bar ticks.</p>"
         self.links.outputs = ({"output_type": "display_data", "data": {"text/html": html}, "metadata": {}},)
 
-    def read_metrics(self, run: Run) -> Metrics:
-        """The metrics of a run, of a finished one read once."""
-        if not run.finished:
-            return run.metrics
-        if run.path.name not in self.metrics:
-            self.metrics[run.path.name] = run.metrics
-        return self.metrics[run.path.name]
+    def read_metrics(self, run: Listed) -> Metrics:
+        """The metrics of a run, of a finished one read once; none of one whose metrics are damaged."""
+        if run.name in self.metrics:
+            return self.metrics[run.name]
+        try:
+            metrics = run.metrics
+        except MetaugError:  # its state says so
+            return pd.DataFrame()
+        if run.state == "finished":
+            self.metrics[run.name] = metrics
+        return metrics
 
 
 def run_browser(runs_dir: Path | str | None = None) -> RunBrowser:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.runs.store import Run, request, rows
+from metaug_core.runs.store import Run, StoreError, request, rows
 from metaug_workbook.jobs import background
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots.features import draw_pair_histograms
@@ -49,7 +49,9 @@ def draw_last_similarities(run: Run, ax: Axes) -> Axes:
         return draw_empty(ax, title, "no minibatch logged yet")
     tables = []
     for kind, name in (("different", "negative"), ("same", "positive")):
-        shares = logged[-1][f"{name}_histogram"]
+        shares = logged[-1].get(f"{name}_histogram")
+        if not isinstance(shares, list):
+            raise StoreError(f"{run.path / 'similarities.jsonl'} does not hold histograms")
         left = [number / len(shares) for number in range(len(shares))]
         tables.append(pd.DataFrame({"pairs": kind, "left": left, "proportion": shares}))
     draw_pair_histograms(pd.concat(tables), ax, "proportion")
@@ -122,7 +124,7 @@ class RunMonitor(LiveFigure):
         """Look into the run's folder once. A button's and the thread's wait for each other: they draw into one figure."""
         with self.looking:
             state = background.state(self.run)
-            last = next(reversed(rows(self.run.path / "timing.jsonl")), None)
+            last = self.run.progress or None
             self.tell(state, self.describe(state, last), last)
             self.redraw(changed=state != self.state)
             self.state = state
@@ -147,7 +149,7 @@ class RunMonitor(LiveFigure):
         """Write the line above the picture, and enable the buttons that can be pressed."""
         self.text = text
         self.sentence.value = format_line(text, last["step"] / last["steps"] if last else None)
-        resumable = state in ("paused", "failed") and self.run.checkpoint.exists()
+        resumable = state in ("paused", "failed") and bool(self.run.checkpoints)
         self.buttons["start"].description = "Resume" if resumable else "Start"
         self.buttons["start"].disabled = state not in ("new", "paused", "failed")
         self.buttons["pause"].disabled = self.buttons["stop"].disabled = state not in ("starting", "training")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import safetensors.torch
 import torch
 from tiny import TINY
 
-from metaug_core import Config, MetaugError, fit, list_runs, open_run
+from metaug_core import DATASETS, ENCODERS, METHODS, Config, MetaugError, evaluate, fit, list_runs, open_run
 from metaug_core.runs import store
+from metaug_core.runs.listing import list_folders, read_folder
 from metaug_core.runs.store import (  # fmt: skip
     Run,
     StoreError,
@@ -69,6 +71,18 @@ def test_a_write_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     write_json(tmp_path / "file", {"b": 1, "a": [None, 2.5]})
     assert done == ["fsync", "replace"]
     assert read_json(tmp_path / "file") == {"a": [None, 2.5], "b": 1}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_the_files_of_a_run_follow_the_umask(tiny, umask, mode):
+    before = os.umask(umask)
+    try:
+        run = fit(tiny(epochs=1), lambda progress: None)
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in run.path.rglob("*") if file.is_file()} == dict.fromkeys(
+        [file.name for file in run.path.rglob("*") if file.is_file()], mode
+    )
 
 
 def test_tensors_and_scalars_come_back(tmp_path):
@@ -235,6 +249,26 @@ def test_the_place_of_an_image_folder_is_in_the_name(tmp_path, monkeypatch):
     assert one.name() == Config(dataset="folder", data_dir="a").name()
 
 
+@pytest.mark.parametrize("table", [DATASETS, METHODS, ENCODERS], ids=lambda table: table.kind)
+@pytest.mark.parametrize("name", ["uoft-cs/cifar10", "../../outside", "a\\b", "two\nlines", "/absolute", "tab\t"])
+def test_no_registered_name_is_a_path(tiny, monkeypatch, table, name):
+    usual = tiny()
+    monkeypatch.setitem(table, name, table[getattr(usual, table.kind)])
+    config = tiny(**{table.kind: name})
+    run = request(config)
+    assert run.path.parent == config.runs_dir
+    assert run.path.name.isprintable()
+    run.path.mkdir(parents=True)
+    write_json(run.path / "config.json", config.model_dump(mode="json"))
+    (listed,) = list_folders(config.runs_dir)
+    assert (listed.path, getattr(listed, table.kind, name)) == (run.path, name)
+
+
+def test_a_name_that_is_no_path_stays_as_it_is(tiny, monkeypatch):
+    monkeypatch.setitem(DATASETS, "my data: v1.0 (été)", DATASETS["tiny"])
+    assert tiny(dataset="my data: v1.0 (été)").name().startswith("my data: v1.0 (été)-metaug-conv-s0-")
+
+
 # --- runs
 
 
@@ -316,3 +350,107 @@ def test_a_row_that_a_full_disk_refuses_is_one_sentence(tmp_path):
     with pytest.raises(StoreError) as caught:
         store.append(path, [{"step": 1}])
     assert str(caught.value) == f"cannot write {path}: No space left on device; what was saved before is kept"
+
+
+# --- runs with lost and damaged files
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    """A run of three epochs that keeps two encoders; its kNN alone is evaluated."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = fit(Config(**{**TINY, "epochs": 3, "keep_last": 2, "runs_dir": folder}), lambda progress: None)
+    evaluate(run, measures=("knn",), representations=("trained",))
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Run:
+    """The finished run in a folder of its own."""
+    shutil.copytree(finished.path, tmp_path / finished.path.name)
+    return Run(tmp_path / finished.path.name, finished.config.replace(runs_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state", "epochs"),
+    [
+        ("evaluation-test.json", None, "finished", 3),
+        ("evaluation-test.json", b"3", "damaged", 3),
+        ("evaluation-test.json", b'{"trained": {"knn": "0.5", "evaluation_version": 2}}', "damaged", 3),
+        ("metrics.jsonl", None, "finished", None),
+        ("metrics.jsonl", b"", "finished", 0),
+        ("metrics.jsonl", b"[0.1, 0.2]\n", "damaged", None),
+        ("metrics.jsonl", b'{"step": 9, "epoch": NaN}\n', "damaged", None),
+        ("metrics.jsonl", b'{"step": 9, "epoch": 2.4}\n{"step"', "finished", 2),
+        ("finished.json", None, "unfinished", 3),
+        ("finished.json", b"", "damaged", 3),
+        ("environment.json", b"{}", "damaged", 3),
+        ("config.json", None, "damaged", 3),
+        ("config.json", b'{"method": ["cmc"]}', "damaged", 3),
+        ("config.json", b"\xff", "damaged", 3),
+    ],
+)
+def test_a_run_is_listed_as_what_it_is(copied, name, content, state, epochs):
+    (copied.path / name).unlink()
+    if content is not None:
+        (copied.path / name).write_bytes(content)
+    (copied.path.parent / "figures").mkdir()  # not a run
+    (listed,) = list_folders(copied.path.parent)
+    assert (listed.path, listed.state, listed.epochs_done) == (copied.path, state, epochs)
+    assert listed.knn == (
+        None if name == "evaluation-test.json" else read_json(copied.evaluation_file())["trained"]["knn"]
+    )
+
+
+def test_the_checkpoint_stands_for_the_last_encoder(copied, finished):
+    expected = evaluate(finished, measures=("knn",), representations=("trained",))
+    copied.evaluation_file().unlink()
+    (copied.path / "encoders" / "epoch-0003.safetensors").unlink()
+    assert [file.name for file in copied.encoder_files()] == ["epoch-0002.safetensors", "checkpoint.safetensors"]
+    assert evaluate(copied, measures=("knn",), representations=("trained",)).equals(expected)
+
+
+@pytest.mark.parametrize(
+    "lost", [["encoders/epoch-0002.safetensors"], ["encoders/epoch-0003.safetensors", "checkpoint.safetensors"]]
+)
+def test_an_encoder_that_is_lost_is_one_sentence(copied, lost):
+    for name in lost:
+        (copied.path / name).unlink()
+    copied.evaluation_file().unlink()
+    with pytest.raises(StoreError) as error:
+        evaluate(copied, measures=("knn",))
+    assert str(error.value) == f"{copied.path / lost[0]} is missing: remove {copied.path} to train the run again"
+
+
+def test_a_flipped_bit_in_a_tensor_is_one_sentence(tmp_path):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.randn(20, 3)}, {})
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(
+        StoreError, match=rf"^cannot read {re.escape(str(path))}: its tensors are damaged \(CRC-32 [^\n]+$"
+    ):
+        read_tensors(path)
+
+
+def test_a_run_whose_code_was_in_no_file_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "of-a-script", METHODS["cmc"])
+    run = request(tiny(method="of-a-script"))
+    begin(run, 0, "cpu")
+    assert open_run(run.path, run.path.parent).config.method == "of-a-script"
+    monkeypatch.delitem(METHODS, "of-a-script")
+    with pytest.raises(
+        StoreError, match=r"unknown method 'of-a-script'[^\n]+; its code was in a notebook or a script: [^\n]+$"
+    ):
+        open_run(run.path, run.path.parent)
+    assert read_folder(run.path).needs == " (needs the code that registers its names)"
+
+
+def test_the_reason_of_a_failure_may_be_damaged(copied):
+    (copied.path / "finished.json").rename(copied.path / "failed.json")
+    assert read_folder(copied.path).state == "failed"
+    assert (
+        copied.failure
+        == f"run {copied.path.name} failed, but {copied.path / 'failed.json'} is damaged and does not say why"
+    )

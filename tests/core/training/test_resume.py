@@ -128,6 +128,7 @@ AUTHORS = {"optimiser": "sgd", "mag_optimiser": "sgd", "weight_decay": 1e-4, "ba
            "bank_writes": "every-pass", "oucl": "eq8", "augmented_sets": "swapped", "margin_everywhere": True,
            "scope": "image", "margin_scope": "image", "margin_features": "all", "mag_weight_decay": 1e-4,
            "mag_lr_schedule": "constant", "look_ahead": "fresh", "inner_lr": 1e-3}  # fmt: skip
+MIDDLE = 33  # an access in the steps, when there are two checkpoints
 OFTEN = {"checkpoint_minutes": 1e-9}  # after every step
 SETTINGS: dict[str, dict[str, Any]] = {
     "metaug": {"jitter": 0.5, "keep_last": 2, **OFTEN},
@@ -318,10 +319,82 @@ def test_killed_while_a_checkpoint_is_being_written(driver, whole, tmp_path):
         if driver.end() == 0:
             break
         caught += bool(writing(run.path))
-        read_tensors(run.checkpoint)
+        read_tensors(run.checkpoints[0])  # between two renames it is the one before
     assert caught >= 1
     assert driver.run(config) == 0, driver.sentence()
     assert_same(whole("metaug"), run)
+
+
+@pytest.mark.slow
+def test_killed_before_and_after_every_single_write(driver, tmp_path):
+    """A kill before every access that changes a file, which is also one right after the access before it, until the run ends."""
+    config = settings("metaug", tmp_path / "whole").replace(
+        epochs=3, train_images=20
+    )  # 3 steps, a checkpoint after each
+    assert driver.run(config) == 0, driver.sentence()
+    undisturbed, stood_at, moment, code = request(config), set(), 0, -signal.SIGKILL
+    while code:
+        moment += 1
+        killed = config.replace(runs_dir=tmp_path / str(moment))
+        code = driver.run(killed, moment=moment)
+        assert code in (0, -signal.SIGKILL), driver.sentence()
+        run = request(killed)
+        stood_at |= {tuple(file.name for file in run.checkpoints)}
+        assert driver.run(killed) == 0, driver.sentence()
+        assert_same(undisturbed, run)
+        assert run.checkpoints == [run.checkpoint]
+    newest, before = "checkpoint.safetensors", "checkpoint-before.safetensors"
+    assert stood_at == {(), (newest,), (before,), (newest, before)}  # also between the two renames
+    assert moment > 40
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+
+
+def make_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, make_a_folder])
+def test_a_damaged_checkpoint_is_kept_and_the_one_before_taken(driver, whole, tmp_path, damage):
+    config = settings("metaug", tmp_path)
+    assert driver.run(config, moment=MIDDLE) == -signal.SIGKILL
+    run = request(config)
+    step = read_tensors(run.checkpoint_before)[1]["step"]
+    assert read_tensors(run.checkpoint)[1]["step"] == step + 1
+    damage(run.checkpoint)
+    kept = run.checkpoint.with_stem("checkpoint-damaged-1")
+    content = run.checkpoint.is_file() and run.checkpoint.read_bytes()
+    with pytest.warns(RuntimeWarning) as said:
+        assert_same(whole("metaug"), fit(config, report=lambda progress: None))
+    (sentence,) = [str(one.message) for one in said if one.category is RuntimeWarning]
+    assert_one_sentence(
+        sentence, f"cannot read {run.checkpoint}: ", f"goes on from {run.checkpoint_before.name}, step {step}"
+    )
+    assert (kept.is_file() and kept.read_bytes()) == content
+    assert kept.exists()
+    assert run.checkpoints == [run.checkpoint]
+
+
+def test_two_damaged_checkpoints_are_one_sentence(driver, tmp_path):
+    config = settings("metaug", tmp_path)
+    assert driver.run(config, moment=MIDDLE) == -signal.SIGKILL
+    run = request(config)
+    for file in run.checkpoints:
+        cut(file)
+    left = [(file, file.read_bytes()) for file in run.checkpoints]
+    with pytest.raises(StoreError) as refused:
+        fit(config, report=lambda progress: pytest.fail("it trains"))
+    assert_one_sentence(str(refused.value), f"cannot read {run.checkpoint}: ", "remove it, and the run begins anew")
+    assert [(file, file.read_bytes()) for file in run.checkpoints] == left
 
 
 def checkpoint_time(config: Config) -> int:

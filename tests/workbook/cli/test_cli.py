@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
 
 import papermill
 import pytest
@@ -15,12 +19,13 @@ from papermill.exceptions import PapermillExecutionError
 from tiny import ROOT, FullDisk
 from workbooks import sentence, write_notebook
 
-from metaug_core import METHODS, fit
+from metaug_core import METHODS, MetaugError, evaluate, extensions, fit
 from metaug_core.config import EVALUATION_VERSION
 from metaug_core.presets import preset
-from metaug_core.runs import store
+from metaug_core.runs import listing, store
 from metaug_workbook.cli import catalogue, main
 from metaug_workbook.jobs import papermill_runner
+from metaug_workbook.results import tables
 
 NOTEBOOKS = ROOT / "notebooks"
 TRAIN = """\
@@ -414,3 +419,123 @@ def test_a_file_that_cannot_be_imported_is_one_sentence(name, content, expected,
     result = metaug("train", "--import", str(tmp_path / name), "--runs-dir", str(tmp_path / "runs"))
     assert expected in sentence(result)
     assert result.exit_code == 2
+
+
+# --- runs that are damaged
+OTHER_JSON = (
+    "null",
+    "3",
+    "[0.1, 0.2]",
+    '"text"',
+    "{}",
+    '{"trained": 3}',
+    '{"step": "x", "epoch": Infinity}\n',
+    "[" * 5000,
+)
+
+
+def damage(random: Random, run: Path) -> None:
+    """Damage a file of a run at random: cut, a flipped bit, emptied, swapped, other JSON, a folder, not UTF-8, gone."""
+    file, other = random.sample(sorted(path for path in run.rglob("*") if path.is_file()), 2)
+    content = bytearray(file.read_bytes())
+    at = random.randrange(len(content)) if content else 0
+    kind = random.choice(["cut", "flip", "empty", "swap", "json", "folder", "bytes", "gone"])
+    if kind == "swap":
+        content = other.read_bytes()
+        other.write_bytes(file.read_bytes())
+    elif kind == "flip" and content:
+        content[at] ^= 1 << random.randrange(8)
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind != "gone":
+        other_content = {
+            "cut": content[:at],
+            "empty": b"",
+            "json": random.choice(OTHER_JSON).encode(),
+            "bytes": b"\xff{",
+        }
+        file.write_bytes(other_content.get(kind, content))
+
+
+@pytest.mark.slow
+def test_whatever_is_damaged_all_runs_are_listed_and_each_is_read_or_refused_in_one_sentence(tiny, tmp_path):
+    whole, random = fit(tiny(epochs=1), lambda _: None), Random(0)
+    evaluate(whole, measures=("knn",), representations=("trained",))
+    place = ["--runs-dir", str(tmp_path / "runs")]
+    said = listing.read_folder(whole.path)
+    refused = 0
+    for number in range(150):
+        run = store.Run(whole.path.with_name(f"damaged-{number}"), whole.config)
+        shutil.copytree(whole.path, run.path)
+        for _ in range(random.randint(1, 2)):
+            damage(random, run.path)
+        assert listing.read_folder(run.path).path == run.path
+        result = metaug("report", run.path.name, *place)
+        assert result.exit_code in (0, 2), result.exception
+        refused += bool(result.exit_code and sentence(result))
+        files = [run.checkpoint, *run.path.glob("encoders/*")]
+        readings = [(run.evaluation,), (run.encoder_files,), *((store.read_tensors, file) for file in files)]
+        for read, *arguments in [*readings, *((getattr, run, name) for name in ("metrics", "timing", "sessions"))]:
+            with suppress(MetaugError):
+                read(*arguments)
+        assert str(run.progress) + str(run.failure)
+        assert tables.read_row(run)["state"] in ("finished", "damaged", "failed", "missing")
+    assert refused > 20
+    assert listing.read_folder(whole.path) == said
+    lines = metaug("runs", *place).output.splitlines()
+    assert len(lines) == 1 + 1 + 150
+    assert any(line.startswith(whole.path.name) and " finished " in line for line in lines)
+    assert sum(" damaged " in line for line in lines) > 50
+    assert metaug("report", *place).output.startswith("run ")  # one of those whose evaluation is whole
+
+
+def test_report_says_how_a_run_goes_on(tiny):
+    diverged = store.request(tiny(lr=1e30, optimiser="sgd"))
+    place = ["--runs-dir", str(diverged.config.runs_dir)]
+    with pytest.raises(MetaugError) as error:
+        fit(diverged.config, lambda _: None)
+    assert "no checkpoint had been made" in str(error.value)
+    assert metaug("report", diverged.path.name, *place).output.splitlines()[-1] == str(error.value)
+    diverged.clear_failure()
+    last = metaug("report", diverged.path.name, *place).output.splitlines()[-1]
+    assert last == f"not finished yet: `metaug resume {diverged.path.name}` goes on with it"
+
+
+def test_a_run_of_ones_own_code_is_listed_and_its_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(extensions, "loaded", [])
+    file = tmp_path / "my_recorded_methods.py"
+    file.write_text("from metaug_core import METHODS\nMETHODS['recorded'] = METHODS['cmc']\n")
+    place = ["--runs-dir", str(tmp_path / "runs")]
+
+    def forget():
+        METHODS.pop("recorded", None)
+        sys.modules.pop(file.stem, None)
+        extensions.loaded.clear()
+
+    try:
+        assert metaug("train", "-p", "method", "recorded", *SETTINGS, *place, "--import", str(file)).exit_code == 0
+        forget()
+        assert f" finished (needs --import {file}) " in metaug("runs", *place).output
+        assert "recorded" not in METHODS  # a list runs nobody's code
+        (run,) = (tmp_path / "runs").glob("tiny-recorded-*")
+        (run / "finished.json").unlink()
+        with pytest.warns(UserWarning, match=f"was trained with --import {file}: the file is loaded"):
+            assert metaug("resume", run.name, *place).exit_code == 0
+        forget()
+        file.rename(tmp_path / "moved.py")
+        said = sentence(metaug("report", run.name, *place))
+        assert "unknown method 'recorded'" in said
+        assert f"it was trained with --import {file}, which is not there any more" in said
+        (tmp_path / "elsewhere").mkdir()
+        moved = (tmp_path / "moved.py").rename(tmp_path / "elsewhere" / file.name)
+        assert metaug("report", run.name, *place, "--import", str(moved)).exit_code == 0
+    finally:
+        forget()
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "metaug_workbook", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.startswith("metaug, version ")

@@ -14,6 +14,7 @@ from workbooks import git, notebook_text
 
 from metaug_core import MetaugError, fit
 from metaug_core.runs import environment, store
+from metaug_core.runs.store import StoreError
 from metaug_workbook import notebook
 from metaug_workbook.cli import main
 from metaug_workbook.plots import gallery, paper_figures
@@ -245,6 +246,13 @@ def test_a_notebook_that_publishes_refuses_before_it_trains(checkout):
     with pytest.raises(PublishError, match=r"code\.py"):
         notebook.configure({"publish": True}, preset="sketch")
     assert notebook.configure({"publish": False}, preset="sketch").train_images == 1600
+
+
+def test_a_figure_that_is_asked_for_without_its_table_is_refused(checkout):
+    with pytest.raises(MetaugError, match=r"^figure '\.\./outside': must be the name of a file, not a path$"):
+        gallery.publish("../outside", pd.DataFrame(), [])
+    with pytest.raises(StoreError, match=r"^there is no table \S+09-benchmarks\.parquet or [^\n]+$"):
+        gallery.rebuild(names=["09-benchmarks"])
 
 
 def test_the_architecture_is_drawn_without_a_table(checkout):

@@ -73,6 +73,20 @@ def test_a_table_has_a_row_for_each_request_in_order(tiny):
     assert [run.config.seed for run in tables.list_missing(configs)] == [2, 0, 1]
 
 
+def test_a_damaged_run_is_a_row_that_says_so(tiny):
+    configs = [tiny(seed=seed, epochs=1) for seed in (0, 1, 2)]
+    expected = quick(configs)
+    files = [store.request(configs[0]).evaluation_file(), store.request(configs[2]).path / "metrics.jsonl"]
+    for file in files:
+        file.write_bytes(b"3\n")
+    for table, state in ((tables.read_table(configs), "damaged"), (quick(configs), "failed")):
+        assert table["state"].tolist() == [state, "finished", "damaged"]
+        assert str(files[0]) in table["failure"][0]
+        assert str(files[1]) in table["failure"][2]
+        assert table["knn"][1] == expected["knn"][1]
+    assert [run.path.name for run in tables.list_missing(configs, ("knn",), ("trained",))] == [configs[0].name()]
+
+
 # --- what is missing is made, once
 def test_make_table_trains_evaluates_and_then_only_reads(tiny):
     configs = [tiny(seed=seed, epochs=1) for seed in (0, 1)]

@@ -25,7 +25,7 @@ from metaug_core.meta.meta_gradient import look_ahead_reference
 from metaug_core.objectives import losses
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import Pairs
-from metaug_core.runs.store import append, read_tensors, request, rows, write, write_json
+from metaug_core.runs.store import append, read_json, read_tensors, request, rows, write, write_json
 from metaug_core.views import augmentation
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
@@ -390,7 +390,7 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     browser.filters["method"].value = "cmc"
     browser.filters["state"].value = "finished"
     (run,) = browser.shown
-    assert (run.config.method, run.config.seed) == ("cmc", 1)
+    assert (run.method, run.name.split("-")[3]) == ("cmc", "s1")
     (line,) = browser.figure.axes[0].lines
     np.testing.assert_allclose(line.get_ydata(), [0.01, 0.11, 0.21, 0.31])
     html = browser.links.outputs[0]["data"]["text/html"]
@@ -403,6 +403,30 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     browser.ticks[run.path.name].value = True
     assert browser.png == before
     assert isinstance(browser.links, ipywidgets.Output)
+
+
+def test_run_browser_lists_what_cannot_be_opened(tmp_path):
+    other, damaged = (written(tmp_path, "cmc", seed, finished=True) for seed in (0, 1))
+    write_json(other.path / "config.json", read_json(other.path / "config.json") | {"method": "of-another-notebook"})
+    write(damaged.path / "metrics.jsonl", b"3\n")
+    browser = widgets.run_browser(tmp_path)
+    assert set(browser.shown) == set(browser.runs.values())
+    assert browser.filters["method"].options == ("all", "cmc", "of-another-notebook")
+    assert browser.filters["state"].options == ("all", "damaged", "finished")
+    assert len(browser.figure.axes[0].lines) == 1
+    assert f"{damaged.path.name}, damaged: " in browser.links.outputs[0]["data"]["text/html"]
+
+
+def test_a_finished_run_is_shown_whose_metrics_are_lost(tmp_path, monkeypatch):
+    run, shown = written(tmp_path, "cmc", 0, finished=True), []
+    monkeypatch.setattr("metaug_workbook.widgets.live.display", lambda data, **_: shown.append(data))
+    for said in (
+        f"finished, {run.config.epochs} epochs, 3 steps",
+        f"finished, {run.config.epochs} epochs; its metrics are lost",
+    ):
+        live.LiveView(run.config).finish(run)
+        assert f"{run.path.name}: {said}" in [data.get("text/plain") for data in shown]
+        (run.path / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def test_run_browser_of_an_empty_folder(tmp_path):
