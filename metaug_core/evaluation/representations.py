@@ -4,6 +4,7 @@ No epoch is chosen: the result is that of the last epoch, or the mean over the l
 the random crops that one of them trains on in `crops`.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -162,7 +163,7 @@ def note_initial_networks(run: Run, classes: int, networks: nn.Module, mag: nn.M
 def check_initial_networks(run: Run) -> None:
     """StoreError if encoder and method make other networks now than those that the run was trained from."""
     file = run.path / INITIAL
-    if not file.exists():
+    if not os.path.exists(file):  # Path.exists raises for a name too long for the file system
         return
     refuse_surroundings()
     try:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from metaug_core import extensions
@@ -80,10 +80,18 @@ def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
+def open_file(path: Path) -> IO[bytes]:
+    """A file to read. OSError for what is none: a folder, or a pipe or device, which need not have an end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+    return path.open("rb")
+
+
 def read_json(path: Path, kind: type = object) -> Any:
     """The value in a JSON file. StoreError if it cannot be read or is not of that kind (dict, list)."""
     try:
-        value = json.loads(path.read_bytes())
+        with open_file(path) as file:
+            value = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from None
     if not isinstance(value, kind):
@@ -130,7 +138,7 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with open_file(path), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
@@ -316,7 +324,8 @@ def rows(path: Path, columns: Sequence[str] = ("step",)) -> list[dict[str, Any]]
     if not os.path.lexists(path):
         return []
     try:
-        table = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        with open_file(path) as file:
+            table = [json.loads(line) for line in file.read().split(b"\n")[:-1]]
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from None
     if not all(is_row(row, columns) for row in table):
@@ -356,7 +365,7 @@ def read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
 def last_row(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     """The last whole line of a JSON-lines file; {} if there is none with numbers in these columns. Reads only its end."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().split(b"\n")[:-1]
         row = json.loads(lines[-1]) if lines else {}

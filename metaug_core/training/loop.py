@@ -195,24 +195,27 @@ def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[Tr
 
 
 def create_state(config: Config, splits: datasets.Splits, device: str) -> TrainState:
-    """The state before the first step. Networks of the user's own are tried on the first images (`own_networks.check`), which leaves
-    the run's random numbers alone."""
+    """The state before the first step. Networks of the user's own have been tried."""
     s = state.create(config, splits, device)
-    if not s.own:
-        return s
+    if s.own:
+        try_own_networks(s)
+    return s
+
+
+def try_own_networks(s: TrainState) -> None:
+    """`own_networks.check` on the first images of the data set. It leaves the run's random numbers alone."""
     generators = {role: generator.get_state() for role, generator in s.generators.items()}
     random, device_random = s.random, s.device_random and s.device_random.get_state()
-    rows = torch.arange(config.batch_size)[None]
+    rows = torch.arange(s.config.batch_size)[None]
     pixels = next(iter(s.images.batches(distributed.own(rows, 1))))
     with own_random_numbers(s):
-        own_networks.check(s, *draw(s, pixels, rows[0].to(device)))
+        own_networks.check(s, *draw(s, pixels, rows[0].to(s.device)))
     s.infinite = frozenset(checkpoint.list_nonfinite(s))
     s.random = random
     if s.device_random is not None and device_random is not None:
         s.device_random.set_state(device_random)
     for role, generator in s.generators.items():
         generator.set_state(generators[role])
-    return s
 
 
 # --- the loop

@@ -8,7 +8,15 @@ import ast
 from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, Field, PydanticUserError, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    Field,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+)
 
 from metaug_core import presets
 from metaug_core.config import ALL, Config, ConfigError
@@ -45,7 +53,7 @@ def check_split(split: str, info: ValidationInfo) -> str:
 
 
 Several = Annotated[list[T], Field(min_length=1)]
-Images = int | Literal[ALL]
+Images = Annotated[int, WrapValidator(lambda value, check: value if value == ALL else check(value))]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Hours = Annotated[float, Field(ge=0)]

@@ -441,27 +441,27 @@ def test_encoders_on_disk(half):
 
 
 # Apart from the class: the same method, and so the same run, with a fault and without.
-FAULT: dict[str, Any] = {"at": 0, "how": "nan", "calls": 0}
+CALLS = {"loss": 0}  # and FAULT_AT, FAULT_HOW in the environment: what the code itself reads would be another run
 
 
 class Breaking(Method):
     """Its loss, or only its gradient, is no number from a given call on."""
 
     def loss(self, z, context):
-        FAULT["calls"] += 1
-        if FAULT["calls"] < FAULT["at"]:
+        CALLS["loss"] += 1
+        if CALLS["loss"] < int(os.environ["FAULT_AT"]):
             return (z[0] - z[1]).square().mean()
-        if FAULT["how"] == "gradient":
+        if os.environ["FAULT_HOW"] == "gradient":
             return ((z[0] - z[0]).square().sum()).sqrt()  # 0, and 0 / 0
-        return (z[0] - z[1]).square().mean() * float(FAULT["how"])
+        return (z[0] - z[1]).square().mean() * float(os.environ["FAULT_HOW"])
 
 
 @pytest.mark.parametrize(("how", "said"), [("nan", "loss_original is nan"), ("inf", "loss_original is inf")])
 def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, how, said):
     monkeypatch.setitem(METHODS, "breaking", Breaking)
-    monkeypatch.setitem(FAULT, "at", 8)
-    monkeypatch.setitem(FAULT, "how", how)
-    monkeypatch.setitem(FAULT, "calls", -1)
+    monkeypatch.setenv("FAULT_AT", "8")
+    monkeypatch.setenv("FAULT_HOW", how)
+    monkeypatch.setitem(CALLS, "loss", -1)
     config = tiny(method="breaking", checkpoint_minutes=1e-9)
     run = request(config)
     with pytest.raises(MetaugError) as error:
@@ -473,15 +473,16 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tiny, monkeypatch, h
     assert scalars["step"] == 7
     assert all(torch.isfinite(t).all() for t in tensors.values())
     assert max(run.metrics["step"]) == 6
-    monkeypatch.setitem(FAULT, "at", 10**9)  # mended: it goes on from there
+    monkeypatch.setenv("FAULT_AT", str(10**9))  # mended: it goes on from there
     assert max(fit(config, quiet).metrics["step"]) == 10
     assert [session["from_step"] for session in read_json(run.path / "environment.json")] == [0, 7]
 
 
 def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny, monkeypatch):
     monkeypatch.setitem(METHODS, "breaking", Breaking)
-    for name, value in (("at", 3), ("how", "nan"), ("calls", -1)):
-        monkeypatch.setitem(FAULT, name, value)
+    monkeypatch.setenv("FAULT_AT", "3")
+    monkeypatch.setenv("FAULT_HOW", "nan")
+    monkeypatch.setitem(CALLS, "loss", -1)
     with pytest.raises(MetaugError) as error:
         fit(tiny(method="breaking"), quiet)
     assert "stopped at step 3: loss_original is nan; no checkpoint had been made (" in one_sentence(error)
@@ -491,9 +492,9 @@ def test_the_sentence_of_a_run_that_stops_early_says_that_nothing_was_saved(tiny
 def test_weights_that_are_no_numbers_are_not_saved(tiny, monkeypatch, at):
     """The loss of step `at` is finite and its gradient is not; a checkpoint is due before the next loss."""
     monkeypatch.setitem(METHODS, "breaking", Breaking)
-    monkeypatch.setitem(FAULT, "at", at)
-    monkeypatch.setitem(FAULT, "how", "gradient")
-    monkeypatch.setitem(FAULT, "calls", -1)
+    monkeypatch.setenv("FAULT_AT", str(at))
+    monkeypatch.setenv("FAULT_HOW", "gradient")
+    monkeypatch.setitem(CALLS, "loss", -1)
     config = tiny(method="breaking", log_every=1, checkpoint_minutes=1e-9)
     with pytest.raises(MetaugError) as error:
         fit(config, quiet)
@@ -505,7 +506,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny, monkeypatch, at):
         assert not run.checkpoint.exists()
     else:
         assert all(torch.isfinite(t).all() for t in read_tensors(run.checkpoint)[0].values())
-    monkeypatch.setitem(FAULT, "at", 10**9)
+    monkeypatch.setenv("FAULT_AT", str(10**9))
     assert fit(config, quiet).finished
 
 

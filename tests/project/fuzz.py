@@ -29,7 +29,7 @@ from tiny import ROOT, TINY
 
 from metaug_core import METHODS, Config, ConfigError, MetaugError, fit
 from metaug_core.evaluation import representations
-from metaug_workbook.cli.main import main
+from metaug_workbook.cli import start
 from metaug_workbook.jobs import papermill_runner
 
 SMALL = {"preset": "sketch", "train_images": "64", "epochs": "1", "batch_size": "16", "width": "0.05", "mag_hidden": "8",
@@ -172,7 +172,8 @@ def try_command(rng: random.Random, folder: Path) -> None:
 def run_metaug(words: list[str]) -> None:
     """The command in this process, as a shell would start it."""
     print(f"metaug {words}")
-    main(args=words, prog_name="metaug")
+    sys.argv = ["metaug", *words]
+    start()
 
 
 # --- what is handed to Config
@@ -430,7 +431,7 @@ def fault(case: dict[str, Any]) -> str | None:
     return None
 
 
-def main_loop(folder: Path, first: int, count: int, seconds: float) -> None:
+def main(folder: Path, first: int, count: int, seconds: float) -> None:
     torch.set_num_threads(1)
     make_whole(folder / "whole")
     METHODS.keys()
@@ -445,4 +446,4 @@ def main_loop(folder: Path, first: int, count: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main_loop(Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3]), float((sys.argv[4:] or [60])[0]))
+    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3]), float((sys.argv[4:] or [60])[0]))

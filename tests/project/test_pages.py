@@ -65,9 +65,9 @@ def test_commands_are_understood(words, tmp_path):
     name, *rest = words
     params = main.main.commands[name].make_context(name, list(rest)).params
     if name == "run":
-        papermill_runner.check_parameters(papermill_runner.find_notebook(params["notebook"]), dict(params["given"]))
+        papermill_runner.check_parameters(papermill_runner.find_notebook(params["notebook"]), params["given"])
     elif name == "train":
-        grid.build_config({setting: grid.parse_setting(setting, text) for setting, text in params["given"]})
+        grid.build_config({setting: grid.parse_setting(setting, text) for setting, text in params["given"].items()})
     elif name == "sweep":
         dry = [*words, *(["--dry-run"] * ("--dry-run" not in words)), "--runs-dir", str(tmp_path)]
         result = CliRunner().invoke(main.main, dry)

@@ -5,7 +5,6 @@ What trains has the exact meta-gradient; what cannot is refused in one sentence 
 
 import copy
 import re
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,10 +128,8 @@ def without_gradient(h, _):
     return h - mean
 
 
-@cache
-def trunk(dtype: torch.dtype) -> nn.Module:
-    """One object in the encoders of all views, of all runs."""
-    return nn.Sequential(nn.Tanh(), nn.Linear(10, 10, dtype=dtype))
+# One object in the encoders of all views, of all runs.
+TRUNK = {dtype: nn.Sequential(nn.Tanh(), nn.Linear(10, 10, dtype=dtype)) for dtype in (torch.float32, torch.float64)}
 
 
 OWN: dict[str, Any] = {
@@ -140,7 +137,7 @@ OWN: dict[str, Any] = {
     "frozen in part": lambda channels, config: freeze(plain(channels, nn.BatchNorm1d(10)), "0.weight", "3.bias"),
     "biases alone": lambda channels, config: freeze(plain(channels), "0.weight", "3.weight"),
     "tied": lambda channels, config: plain(channels, *[nn.Linear(10, 10)] * 2),
-    "shared": lambda channels, config: nn.Sequential(plain(channels), trunk(torch.get_default_dtype())),
+    "shared": lambda channels, config: nn.Sequential(plain(channels), TRUNK[torch.get_default_dtype()]),
     "weight norm": normalise(parametrizations.weight_norm),
     "old weight norm": normalise(nn.utils.weight_norm),
     "package's conv": lambda channels, config: nn.Sequential(

@@ -186,7 +186,7 @@ def test_the_warnings_of_libraries_are_not_shown(tmp_path, recwarn):
     for cell in content["cells"]:
         del cell["id"]  # of which nbformat warns
     source.write_text(json.dumps(content))
-    assert "x: needs a value of type int" in sentence(metaug("run", str(source), "-p", "x", "a"))
+    assert "x: must be a whole number, got 'a'" in sentence(metaug("run", str(source), "-p", "x", "a"))
     assert not recwarn.list
 
 

@@ -414,7 +414,7 @@ def test_run_browser_lists_what_cannot_be_opened(tmp_path):
     assert browser.filters["method"].options == ("all", "cmc", "of-another-notebook")
     assert browser.filters["state"].options == ("all", "damaged", "finished")
     assert len(browser.figure.axes[0].lines) == 1
-    assert f"{damaged.path.name}, damaged: " in browser.links.outputs[0]["data"]["text/html"]
+    assert f"{damaged.path.name}, damaged</span>: " in browser.links.outputs[0]["data"]["text/html"]
 
 
 def test_a_finished_run_is_shown_whose_metrics_are_lost(tmp_path, monkeypatch):
