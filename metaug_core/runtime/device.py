@@ -29,6 +29,8 @@ of_c: Any = torch._C  # what only torch's own C++ side tells
 CUDA = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
 CPU = (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul)
 
+DTYPE = torch.float32  # of new tensors in training and evaluation, whatever torch's default is outside
+
 # Half the distance from 1 to the next number: 24, 11 and 8 bits of significand, including the leading one.
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 
@@ -137,7 +139,7 @@ def arithmetic(precision: str) -> Iterator[None]:
             stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
             switch.fp32_precision = value
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(DTYPE)
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -54,6 +54,12 @@ def ignore_library_warnings() -> Iterator[None]:
 class Sentences(click.Group):
     """A group whose commands end with one sentence and an exit code instead of a traceback."""
 
+    def make_context(self, *words: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*words, **options)
+        except (click.NoSuchOption, click.BadOptionUsage) as error:
+            self.end_usage(error)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with interrupt_once(), ignore_library_warnings():
@@ -62,8 +68,7 @@ class Sentences(click.Group):
             code = {"CellFailed": FAILED, "Interrupted": INTERRUPTED}.get(type(error).__name__, BAD_INPUT)
             self.end(str(error), code)
         except click.UsageError as error:
-            place = f"; `{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
-            self.end(error.format_message().rstrip(".") + place, BAD_INPUT)
+            self.end_usage(error)
         except KeyboardInterrupt:
             self.end("interrupted", INTERRUPTED)
         except BrokenPipeError:
@@ -75,8 +80,12 @@ class Sentences(click.Group):
         except OSError as error:
             self.end(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
 
+    def end_usage(self, error: click.UsageError) -> NoReturn:
+        place = f"; `{error.ctx.command_path} --help` lists what there is" if error.ctx else ""
+        self.end(error.format_message().rstrip(".") + place, BAD_INPUT)
+
     @staticmethod
-    def end(sentence: str, code: int) -> None:
+    def end(sentence: str, code: int) -> NoReturn:
         say(f"metaug: {sentence}")
         sys.exit(code)
 

@@ -22,7 +22,7 @@ import torch
 torch.set_num_threads(1)
 import tiny
 from metaug_core import Config, fit
-from metaug_core.runtime import distributed
+from metaug_core.runtime import device, distributed
 from metaug_core.methods import base
 from metaug_core.methods.baselines import infomin
 from metaug_core.views.augmentation import make_views
@@ -36,7 +36,7 @@ def in_single(*arguments):
 
 # Everything but the pictures in float64, where rounding does not grow from step to step.
 base.make_views = infomin.make_views = in_single
-torch.set_default_dtype(torch.float64)
+device.DTYPE = torch.float64
 if parts:
     distributed.whole_batch.__globals__["WholeBatch"] = distributed.nullcontext
 for config in configs:

@@ -140,6 +140,7 @@ def test_a_runs_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         (["train", "-p", "seed"], "'-p' requires 2 arguments"),
         (["run"], "Missing argument 'NOTEBOOK'"),
         (["trian"], "No such command 'trian'"),
+        (["-1"], "No such option '-1'"),
         (["work", "file"], "'file' is a file"),
     ],
 )
