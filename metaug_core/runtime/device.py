@@ -153,9 +153,7 @@ def refuse_surroundings() -> None:
     modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     around += [f"the torch mode {type(mode).__name__}" for mode in modes if not isinstance(mode, DeviceContext)]
     torch.autocast_increment_nesting()
-    nested = (
-        torch.autocast_decrement_nesting()
-    )  # one that is not enabled too: in it bf16 keeps the weights of a first step
+    nested = torch.autocast_decrement_nesting()  # also one that is not enabled: in it bf16 keeps a first step's weights
     if nested or any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps")):
         around.append("torch.autocast (the setting precision 'bf16' does the same)")
     if of_c._functorch.peek_interpreter_stack() is not None:

@@ -345,9 +345,7 @@ class Trial:
     def __init__(self, run: store.Run, s: TrainState, damaged: list[Path], splits: datasets.Splits):
         self.run = run
         self.s = s
-        self.damaged = (
-            damaged  # checkpoints, set aside at the first that is made: till then other processes may read them
-        )
+        self.damaged = damaged  # checkpoints; set aside at the first save, till when other processes may read them
         self.splits = splits
         self.report: Reporter | None = None
         self.writes = distributed.rank() == 0

@@ -225,7 +225,7 @@ def test_a_checkpoint_only_when_it_is_due_and_at_the_end(tmp_path, monkeypatch):
 def test_killed_again_and_again(driver, whole, tmp_path, name):
     """SIGKILL before a random access to the files: of configs, rows, checkpoints being written, encoders."""
     moments, config, killed = random.Random(name), settings(name, tmp_path), 0
-    while (code := driver.run(config, moment=25 + moments.randrange(12))) != 0:  # far enough to reach a checkpoint
+    while (code := driver.run(config, moment=31 + moments.randrange(16))) != 0:  # far enough to reach a checkpoint
         assert code == -signal.SIGKILL, driver.sentence()
         killed += 1
         assert killed < 60, "the run does not get on"
