@@ -380,7 +380,7 @@ def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
     def trains(sessions: int) -> bool:
         files = [run.path / "environment.json" for run in found]
         return all(f.exists() and len(store.read_json(f)) == sessions for f in files) and all(
-            store.last_row(run.path / "timing.jsonl") for run in found
+            run.progress for run in found
         )
 
     process = started(words)
