@@ -1,14 +1,17 @@
-"""Fixtures of all tests: a config of a run that takes a fraction of a second, an encoder that draws."""
+"""Fixtures of all tests: a config of a run that takes a fraction of a second, an encoder that draws, float64."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY
 from torch import nn
 
 from metaug_core import ENCODERS, Config
+from metaug_core.methods import base
 from metaug_core.networks.encoders import conv
+from metaug_core.views.augmentation import make_views
 
 
 @pytest.fixture
@@ -23,3 +26,19 @@ def dropping(monkeypatch):
     monkeypatch.setitem(
         ENCODERS, "dropping", lambda channels, config: nn.Sequential(conv(channels, config), nn.Dropout())
     )
+
+
+@pytest.fixture
+def in_double(monkeypatch):
+    """Networks, bank and views in float64, where rounding does not grow from step to step."""
+
+    def in_single(*arguments):
+        torch.set_default_dtype(torch.float32)
+        views = [view.double() for view in make_views(*arguments)]
+        torch.set_default_dtype(torch.float64)
+        return views
+
+    monkeypatch.setattr(base, "make_views", in_single)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -26,7 +26,6 @@ from metaug_core.data import datasets
 from metaug_core.evaluation.representations import mag_moved
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
-from metaug_core.methods import base
 from metaug_core.objectives.similarity import Pairs, similarity
 from metaug_core.runs import store
 from metaug_core.runs.store import Run, StoreError, read_tensors, request
@@ -119,22 +118,6 @@ def test_without_delta_theta_is_the_base_methods(tiny, method, base, look_ahead)
     assert not torch.equal(of(one, "mag.")["mag.last.weight"], weights(before.mag)["last.weight"])
     different = fit(tiny(method=method, delta=0.5, look_ahead=look_ahead), quiet)
     assert not same(of(one, "networks."), of(different, "networks."))
-
-
-@pytest.fixture
-def in_double(monkeypatch):
-    """Networks, bank and views in float64, where rounding does not grow from step to step."""
-
-    def in_single(*arguments):
-        torch.set_default_dtype(torch.float32)
-        views = [view.double() for view in make_views(*arguments)]
-        torch.set_default_dtype(torch.float64)
-        return views
-
-    monkeypatch.setattr(base, "make_views", in_single)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("in_double")

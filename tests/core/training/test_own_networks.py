@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from metaug_core import ENCODERS, METHODS, Config, MetaugError, evaluate, fit
-from metaug_core.methods import Method, base
+from metaug_core.methods import Method
 from metaug_core.networks.encoders import conv, output_dim
 from metaug_core.networks.memory import copy_module
 from metaug_core.objectives.losses import alignment, uniformity
@@ -29,7 +29,6 @@ from metaug_core.training.cuda_graphs import Stepper
 from metaug_core.training.loop import attempt, try_own_networks
 from metaug_core.training.own_networks import TANGENTS
 from metaug_core.training.step import draw, train_step
-from metaug_core.views.augmentation import make_views
 
 
 def quiet(progress: object) -> None:
@@ -204,22 +203,6 @@ def test_what_torch_allows_as_a_module_trains(own, name, method):
 
 
 # --- exactness
-
-
-@pytest.fixture
-def in_double(monkeypatch):
-    """Networks, bank and views in float64."""
-
-    def in_single(*arguments):
-        torch.set_default_dtype(torch.float32)
-        views = [view.double() for view in make_views(*arguments)]
-        torch.set_default_dtype(torch.float64)
-        return views
-
-    monkeypatch.setattr(base, "make_views", in_single)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 SLOWER = {"attention": 1} | dict.fromkeys(
