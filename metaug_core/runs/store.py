@@ -448,7 +448,8 @@ def open_run(where: str | Path, runs_dir: Path) -> Run:
         return read_run(path)
     except StoreError as error:
         if lost:
-            raise StoreError(f"{error}; it was trained with --import {lost[0]}, which is not there any more") from None
+            why = "is another user's" if os.path.exists(lost[0]) else "is not there any more"
+            raise StoreError(f"{error}; it was trained with --import {lost[0]}, which {why}") from None
         if read_imports(path) == []:
             raise StoreError(
                 f"{error}; its code was in a notebook or a script: write it to a file for --import"
@@ -478,15 +479,24 @@ def read_imports(path: Path) -> list[str] | None:
 
 
 def load_imports(path: Path) -> list[str]:
-    """Load the files of `read_imports` -> those that are not there any more. A file whose name is loaded from another place is
-    left out. MetaugError if one fails."""
+    """Load the files of `read_imports` -> those that are not: they are gone, or another user's, whose code runs only where it is
+    asked for. A file whose name is loaded from another place is left out. MetaugError if one fails."""
     loaded = {file.stem for file in extensions.loaded}
     files = [file for file in read_imports(path) or () if Path(file).stem not in loaded]
     for file in files:
-        if os.path.exists(file):
+        if is_ones_own(file):
             extensions.load(file)
             warnings.warn(f"run {path.name} was trained with --import {file}: the file is loaded", stacklevel=3)
-    return [file for file in files if not os.path.exists(file)]
+    return [file for file in files if not is_ones_own(file)]
+
+
+def is_ones_own(file: str) -> bool:
+    """Whether a file is there, and this user's or root's."""
+    try:
+        owner = os.stat(file).st_uid
+    except OSError:
+        return False
+    return not hasattr(os, "getuid") or owner in (os.getuid(), 0)
 
 
 def list_runs(runs_dir: Path) -> list[Run]:

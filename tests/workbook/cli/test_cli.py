@@ -524,6 +524,11 @@ def test_a_run_of_ones_own_code_is_listed_and_its_file_is_found(tmp_path, monkey
         with pytest.warns(UserWarning, match=f"was trained with --import {file}: the file is loaded"):
             assert metaug("resume", run.name, *place).exit_code == 0
         forget()
+        if os.getuid() == 0:
+            os.chown(file, 12345, 12345)
+            said = sentence(metaug("report", run.name, *place))
+            assert f"it was trained with --import {file}, which is another user's" in said
+            assert "recorded" not in METHODS
         file.rename(tmp_path / "moved.py")
         said = sentence(metaug("report", run.name, *place))
         assert "unknown method 'recorded'" in said
