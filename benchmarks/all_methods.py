@@ -31,7 +31,7 @@ from _results import FOLDER, write
 
 from metaug_core import METHODS, Config, evaluate, preset
 from metaug_core.evaluation.representations import interval
-from metaug_core.runs import store
+from metaug_core.runs import files, store
 from metaug_workbook.jobs.runner import make_table
 from metaug_workbook.plots import gallery, paper_figures
 from metaug_workbook.plots.paper_figures import LEARNS
@@ -196,7 +196,7 @@ def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: st
     if set(methods) != set(METHODS):
         stored = tables.load(gallery.FOLDER / "data" / name)
         rows = pd.concat([stored.query("method not in @methods"), rows])
-        kept = store.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
+        kept = files.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
         mine = tuple(f"{kind}-{method}-conv-s" for method in methods)
         kept |= {"runs": [run for run in kept["runs"] if not run.startswith(mine)]}
     gallery.publish(name, rows, runs, earlier=kept)

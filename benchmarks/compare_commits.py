@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from metaug_core.runs import store
+from metaug_core.runs import files
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -92,7 +92,7 @@ def train(folder: Path, runs: Path, settings: dict[str, Any], stop: bool = False
 def differences(a: Path, b: Path) -> list[str]:
     """What differs between two runs' folders: one sentence for the first different row, and one for each file."""
     sentences = []
-    rows = [store.rows(run / "metrics.jsonl") for run in (a, b)]
+    rows = [files.rows(run / "metrics.jsonl") for run in (a, b)]
     for one, other in zip(*rows, strict=False):
         shared = one.keys() & other.keys()
         if unlike := [name for name in sorted(shared) if repr(one[name]) != repr(other[name])]:
@@ -102,9 +102,9 @@ def differences(a: Path, b: Path) -> list[str]:
             break
     if len(rows[0]) != len(rows[1]):
         sentences.append(f"{len(rows[0])} and {len(rows[1])} rows of metrics")
-    files = [{str(f.relative_to(run)) for f in run.rglob("*.safetensors")} for run in (a, b)]
-    sentences += [f"only one has {name}" for name in sorted(files[0] ^ files[1])]
-    for name in sorted(files[0] & files[1]):
+    saved = [{str(f.relative_to(run)) for f in run.rglob("*.safetensors")} for run in (a, b)]
+    sentences += [f"only one has {name}" for name in sorted(saved[0] ^ saved[1])]
+    for name in sorted(saved[0] & saved[1]):
         tensors = [load_file(run / name) for run in (a, b)]
         names = tensors[0].keys() ^ tensors[1].keys()
         unlike = [

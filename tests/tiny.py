@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaug_core import DATASETS, Config, Run
 from metaug_core.data import datasets
-from metaug_core.runs.store import read_tensors
+from metaug_core.runs.files import read_tensors
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import Batch
 

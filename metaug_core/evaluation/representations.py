@@ -30,7 +30,8 @@ from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
 from metaug_core.registry import ENCODERS, METHODS
 from metaug_core.runs import data
-from metaug_core.runs.store import Run, StoreError, load_module, read_json, read_tensors, write_json
+from metaug_core.runs.files import StoreError, load_module, read_json, read_tensors, write_json
+from metaug_core.runs.store import Run
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.views.augmentation import plain, split
 

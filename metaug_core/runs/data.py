@@ -10,7 +10,8 @@ from typing import Any
 
 from metaug_core.data import datasets
 from metaug_core.data.images import DataError
-from metaug_core.runs.store import Run, StoreError, read_json, write_json
+from metaug_core.runs.files import StoreError, read_json, write_json
+from metaug_core.runs.store import Run
 
 NAMES = ("pretrain", "train", "val", "test", "classes", "source", "images")  # of the record, `Splits.data`
 FILE = "data.json"

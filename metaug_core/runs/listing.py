@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaug_core.runs import store
+from metaug_core.runs import files, store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,23 +44,23 @@ def list_folders(runs_dir: Path) -> list[Listed]:
 
 
 def read_folder(path: Path) -> Listed:
-    faults: list[store.StoreError] = []
+    faults: list[files.StoreError] = []
 
     def read(function: Any, *arguments: Any) -> Any:
         """What the function returns, or {} for a file that is damaged."""
         try:
             return function(*arguments)
-        except store.StoreError as error:
+        except files.StoreError as error:
             faults.append(error)
             return {}
 
-    config = read(store.read_json, path / "config.json", dict)
-    read(store.read_objects, path / "environment.json", list)
+    config = read(files.read_json, path / "config.json", dict)
+    read(files.read_objects, path / "environment.json", list)
     evaluation = path / "evaluation-test.json"
     stored = read(store.read_evaluation, evaluation)
     ends = [name for name in ("finished", "failed") if os.path.lexists(path / f"{name}.json")]
     for name in ends:
-        read(store.read_json, path / f"{name}.json", dict)
+        read(files.read_json, path / f"{name}.json", dict)
     method, dataset = (text if isinstance(text := config.get(name), str) else None for name in ("method", "dataset"))
     epochs = config["epochs"] if isinstance(config.get("epochs"), int) else None
     done = read(count_epochs, path / "metrics.jsonl")
@@ -74,8 +74,8 @@ def read_folder(path: Path) -> Listed:
         state="damaged" if faults or not method else [*ends, "unfinished"][0],
         probe_plain=trained.get("probe_plain"),
         knn=trained.get("knn"),
-        evaluated=store.modified(evaluation) if stored else 0.0,
-        touched=max(map(store.modified, path.glob("*.json*")), default=0.0),
+        evaluated=files.modified(evaluation) if stored else 0.0,
+        touched=max(map(files.modified, path.glob("*.json*")), default=0.0),
         needs=describe_imports(store.read_imports(path)),
     )
 
@@ -91,7 +91,7 @@ def count_epochs(path: Path) -> int | None:
     damaged."""
     if not os.path.lexists(path):
         return None
-    row = store.last_row(path, ("epoch",))
+    row = files.last_row(path, ("epoch",))
     with suppress(ValueError, OverflowError):  # NaN and infinity are numbers
-        return int(row["epoch"]) if row else len(store.rows(path, ("epoch",)))
-    raise store.StoreError(f"{path} does not hold rows of metrics")
+        return int(row["epoch"]) if row else len(files.rows(path, ("epoch",)))
+    raise files.StoreError(f"{path} does not hold rows of metrics")

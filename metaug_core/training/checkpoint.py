@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaug_core.runs.store import StoreError, load_module, read_tensors, weights, write_tensors
+from metaug_core.runs.files import StoreError, load_module, read_tensors, weights, write_tensors
 from metaug_core.training.state import TrainState
 
 COUNTERS = ("epoch", "position", "step")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metaug_core.config import ConfigError
-from metaug_core.runs import store
+from metaug_core.runs import files, store
 
 NOT_METRICS = ("step", "epoch")
 
@@ -20,7 +20,7 @@ def begin(run: store.Run) -> Path:
     folder = run.path / "tensorboard"
     earlier = [*folder.glob("events.out.tfevents.*")]
     file = folder / f"events.out.tfevents.{time.time_ns()}"
-    store.write(file, encode(store.rows(run.path / "metrics.jsonl"), start=True))
+    files.write(file, encode(files.rows(run.path / "metrics.jsonl"), start=True))
     for one in earlier:
         one.unlink(missing_ok=True)
     return file
@@ -28,7 +28,7 @@ def begin(run: store.Run) -> Path:
 
 def append(file: Path, row: dict[str, Any]) -> None:
     """Add a row of metrics to the file. Raises StoreError."""
-    store.append_bytes(file, encode([row]))
+    files.append_bytes(file, encode([row]))
 
 
 def encode(rows: Iterable[dict[str, Any]], start: bool = False) -> bytes:

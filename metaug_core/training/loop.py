@@ -22,7 +22,7 @@ from metaug_core.errors import MetaugError, Paused
 from metaug_core.evaluation.representations import check_initial_networks, note_initial_networks
 from metaug_core.extensions import name_failures
 from metaug_core.registry import METHODS
-from metaug_core.runs import data, store
+from metaug_core.runs import data, files, store
 from metaug_core.runtime import distributed
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.training import checkpoint, events, own_networks, state
@@ -177,12 +177,12 @@ def open_trials(
 def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[TrainState, list[Path]]:
     """The state of a run's newest checkpoint that can be read, or the one before the first step if there is none -> it, and the
     newer checkpoints, which are damaged. StoreError, of the newest, if none can be read."""
-    damaged: dict[Path, store.StoreError] = {}
+    damaged: dict[Path, files.StoreError] = {}
     for file in run.checkpoints:
         s = create_state(run.config, splits, device)
         try:
             checkpoint.restore(s, file)
-        except store.StoreError as error:
+        except files.StoreError as error:
             damaged[file] = error
             continue
         for error in damaged.values():
@@ -190,7 +190,7 @@ def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[Tr
             warnings.warn(said, RuntimeWarning, stacklevel=2)
         return s, list(damaged)
     for error in damaged.values():
-        raise store.StoreError(f"{error}; remove it, and the run begins anew")
+        raise files.StoreError(f"{error}; remove it, and the run begins anew")
     return create_state(run.config, splits, device), []
 
 
@@ -449,7 +449,7 @@ class Trial:
         if name := checkpoint.find_nonfinite(self.s):
             self.diverge(self.s.step, f"{name} is not finite")
         if self.writes:
-            store.sync(self.run.path / "metrics.jsonl")
+            files.sync(self.run.path / "metrics.jsonl")
             while self.damaged:
                 self.run.set_aside(self.damaged.pop())
             checkpoint.save(self.s, self.run.checkpoint, self.run.checkpoint_before)
@@ -457,8 +457,8 @@ class Trial:
 
     def finish(self) -> None:
         if self.writes:
-            store.remove(self.run.checkpoint_before)
-            store.write_json(self.run.path / "finished.json", {"epochs": self.s.epoch, "steps": self.s.step})
+            files.remove(self.run.checkpoint_before)
+            files.write_json(self.run.path / "finished.json", {"epochs": self.s.epoch, "steps": self.s.step})
         self.leave()
 
     def leave(self) -> None:
@@ -483,8 +483,8 @@ class Trial:
             f"run {self.run.path.name} stopped at step {step}: {what}; {advice} (a lower lr or inner_lr may help)"
         )
         if self.writes:
-            with suppress(store.StoreError):  # on a full disk the divergence is still what the user must know
-                store.write_json(self.run.path / "failed.json", {"error": sentence, "step": self.s.step})
+            with suppress(files.StoreError):  # on a full disk the divergence is still what the user must know
+                files.write_json(self.run.path / "failed.json", {"error": sentence, "step": self.s.step})
         raise DivergedError(sentence)
 
     def log_monitor(self) -> None:
@@ -500,7 +500,7 @@ class Trial:
         if not self.writes:
             return
         row = {"step": self.s.step, "epoch": round(self.s.epochs_done, 6)}
-        store.append(self.run.path / "metrics.jsonl", [row | values])
+        files.append(self.run.path / "metrics.jsonl", [row | values])
         if self.events is not None:
             events.append(self.events, row | values)
 
@@ -508,7 +508,7 @@ class Trial:
         """Append a row to similarities.jsonl; metrics.jsonl holds numbers only. A figure shows no more than four digits."""
         if histograms and self.writes:
             row = {name: [round(share, 4) for share in values.tolist()] for name, values in histograms.items()}
-            store.append(self.run.path / "similarities.jsonl", [{"step": self.s.step} | row])
+            files.append(self.run.path / "similarities.jsonl", [{"step": self.s.step} | row])
 
     def report_progress(self, metrics: dict[str, Tensor], interrupts: list[BaseException]) -> None:
         """Append a row to timing.jsonl and call report, at most every REPORT_SECONDS and after the last step."""
@@ -524,7 +524,7 @@ class Trial:
         seconds_left = (s.total_steps - s.step) * seconds / steps_done
         row = {"step": s.step, "steps": s.total_steps, "loss": loss, "seconds": seconds, "waited": self.waited,
                "images_per_second": images_per_second, "seconds_left": seconds_left}  # fmt: skip
-        store.append(self.run.path / "timing.jsonl", [row])
+        files.append(self.run.path / "timing.jsonl", [row])
         if self.report is not None:
             progress = Progress(self.run, s.epoch, s.step, s.total_steps, loss, images_per_second, seconds_left)
             try:

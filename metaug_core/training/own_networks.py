@@ -19,7 +19,7 @@ from metaug_core.extensions import one_line
 from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics, reverse_tangent, tangent
 from metaug_core.meta.meta_gradient import detach_leaf, vjp
 from metaug_core.methods.modifiers import find_base
-from metaug_core.runs.store import weights
+from metaug_core.runs.files import weights
 from metaug_core.runtime import distributed
 from metaug_core.runtime.device import unit_roundoff
 

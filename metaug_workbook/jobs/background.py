@@ -14,7 +14,7 @@ from typing import Any
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError, Paused
-from metaug_core.runs import store
+from metaug_core.runs import files, store
 from metaug_core.runs.store import Run
 from metaug_core.training import loop
 from metaug_workbook.jobs.processes import start_process
@@ -35,7 +35,7 @@ def start(config: Config) -> Run:
     run = store.request(config)
     if run.finished or is_alive(run):
         return run
-    store.write_json(run.path / "config.json", config.model_dump(mode="json"))
+    files.write_json(run.path / "config.json", config.model_dump(mode="json"))
     run.clear_stop_request()
     with (run.path / LOG).open("wb") as log:
         words = [__name__, str(run.path.resolve())]
@@ -64,7 +64,7 @@ def state(run: Run) -> str:
             return "saving"
         log, timing = run.path / LOG, run.path / "timing.jsonl"
         begun = timing.exists() and timing.stat().st_size
-        return "training" if begun and not store.is_newer(log, timing) else "starting"
+        return "training" if begun and not files.is_newer(log, timing) else "starting"
     if last_words(run) and not last_words(run).startswith(PAUSED):
         return "failed"
     return "paused" if run.checkpoints else "new"

@@ -21,7 +21,7 @@ import pandas as pd
 from metaug_core import extensions
 from metaug_core.config import Config, ConfigError, as_file_name
 from metaug_core.errors import Interrupted, MetaugError
-from metaug_core.runs import data, store
+from metaug_core.runs import data, files, store
 from metaug_core.training.progress import RunsBar, RunsReporter
 from metaug_workbook.jobs import grid, papermill_runner
 from metaug_workbook.jobs.runner import Job, group_configs, run_jobs
@@ -109,7 +109,7 @@ class Sweep:
     def __init__(self, plan: Plan, retry: bool = False):
         self.plan, self.runs = plan, [store.request(config) for config in plan.configs]
         self.file = plan.folder / "sweep.json"
-        before = {c["run"]: c for c in store.read_json(self.file)["cells"]} if self.file.exists() else {}
+        before = {c["run"]: c for c in files.read_json(self.file)["cells"]} if self.file.exists() else {}
         self.cells = [self.read_cell(n, before.get(run.path.name, {}), retry) for n, run in enumerate(self.runs)]
 
     def read_cell(self, number: int, before: Mapping[str, Any], retry: bool) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Sweep:
             for number, (cell, run) in enumerate(zip(self.cells, self.runs, strict=True))
             if cell["state"] == "finished"
             and not cell["notebook_error"]
-            and not store.is_newer(self.notebook(run), run.path / "finished.json")
+            and not files.is_newer(self.notebook(run), run.path / "finished.json")
         ]
 
     def jobs(self, together: int = 1) -> list[Job]:
@@ -182,7 +182,7 @@ class Sweep:
             self.runs[number].clear_failure()
 
     def record(self) -> None:
-        store.write_json(self.file, self.header | {"cells": self.cells})
+        files.write_json(self.file, self.header | {"cells": self.cells})
 
     def table(self) -> pd.DataFrame:
         failures = {cell["run"]: cell["error"] for cell in self.cells if cell["state"] == "failed"}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from metaug_core.errors import MetaugError
-from metaug_core.runs import store
+from metaug_core.runs import files
 from metaug_core.runs.lock import STALE_SECONDS
 from metaug_workbook.jobs.runner import BUSY, WAIT_SECONDS, Job, execute
 
@@ -37,20 +37,20 @@ def write_submission(folder: Path, workers: int, command: list[str]) -> Path:
     text = SCRIPT.format(
         script=shlex.quote(str(script)), name=folder.name, workers=workers, folder=folder, command=shlex.join(command)
     )
-    store.write(script, text.encode())
+    files.write(script, text.encode())
     return script
 
 
 def read_jobs(runs_dir: Path, names: tuple[str, ...] = ()) -> list[Job]:
     """The jobs of the sweeps recorded in runs_dir (names: only of these). Raises MetaugError: no sweep, or one of another version
     of the workbook."""
-    files = [runs_dir / "sweeps" / name / "sweep.json" for name in names]
-    files = files or sorted(runs_dir.glob("sweeps/*/sweep.json"))
-    if not files:
+    records = [runs_dir / "sweeps" / name / "sweep.json" for name in names]
+    records = records or sorted(runs_dir.glob("sweeps/*/sweep.json"))
+    if not records:
         raise MetaugError(f"no sweep is recorded in {runs_dir}: `metaug sweep --slurm` records one")
     jobs = []
-    for file in files:
-        for values in store.read_json(file)["jobs"]:
+    for record in records:
+        for values in files.read_json(record)["jobs"]:
             for settings in values["configs"]:
                 settings["runs_dir"] = str(runs_dir)  # the folder may be mounted elsewhere here
             jobs.append(Job.from_json(values))

@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 
 from metaug_core.config import HOME, as_file_name
 from metaug_core.errors import MetaugError
-from metaug_core.runs import environment, store
+from metaug_core.runs import environment, files
 from metaug_core.runs.store import Run
 from metaug_workbook.plots.paper_figures import FIGURES
 from metaug_workbook.plots.style import save_figure, use_style
@@ -116,10 +116,10 @@ def publish(
                 f"publish: some of the {numbers['n']} runs of {name} were trained from uncommitted changes: train them again from "
                 "the commit, in another runs_dir (METAUG_RUNS), where they are not found"
             )
-    store.write(folder / "data" / f"{name}.csv", table.to_csv(index=False).encode())
+    files.write(folder / "data" / f"{name}.csv", table.to_csv(index=False).encode())
     numbers = numbers if earlier is None else join_numbers(earlier, numbers)
     draw(name, tables.load(folder / "data" / name), describe_origin(command, numbers), folder)
-    store.write(folder / "README.md", write_page(folder, folder / "data").encode())
+    files.write(folder / "README.md", write_page(folder, folder / "data").encode())
 
 
 def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out: Path | None = None) -> list[str]:
@@ -137,9 +137,9 @@ def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out:
     for name in drawable:
         entry, table, numbers = FIGURES[name], pd.DataFrame(), None
         if entry.table:
-            table, numbers = tables.load(folder / "data" / name), store.read_json(folder / f"{name}.json")["numbers"]
+            table, numbers = tables.load(folder / "data" / name), files.read_json(folder / f"{name}.json")["numbers"]
         draw(name, table, describe_origin(entry.command, numbers), out)
-    store.write(out / "README.md", write_page(out, folder / "data").encode())
+    files.write(out / "README.md", write_page(out, folder / "data").encode())
     return drawable
 
 
@@ -149,7 +149,7 @@ def draw(name: str, table: pd.DataFrame, origin: dict[str, Any], folder: Path) -
     figure = FIGURES[name].draw(table)
     save_figure(figure, folder / name)
     plt.close(figure)
-    store.write_json(folder / f"{name}.json", origin)
+    files.write_json(folder / f"{name}.json", origin)
 
 
 # --- the page
@@ -163,7 +163,7 @@ def write_page(folder: Path, data: Path) -> str:
     for name in sorted(name for name in FIGURES if (folder / f"{name}.json").exists()):
         entry = FIGURES[name]
         counts = [] if entry.summarize is None else [entry.summarize(tables.load(data / name))]
-        runs = describe_runs(store.read_json(folder / f"{name}.json")["numbers"])
+        runs = describe_runs(files.read_json(folder / f"{name}.json")["numbers"])
         text = " ".join([entry.sentence, *counts, f"`{entry.command}`", f"({runs}[{name}.json]({name}.json))"])
         parts += [f"## {name}", f"![{name}]({name}.png)", text]
     return "\n\n".join(parts) + "\n"

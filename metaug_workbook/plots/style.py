@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metaug_core.evaluation.representations import interval
-from metaug_core.runs import store
+from metaug_core.runs import files
 
 BLUE, RED, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#CC3311", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 METHOD_COLORS = {
@@ -137,7 +137,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     for kind, options in kinds.items():
         with io.BytesIO() as buffer:
             figure.savefig(buffer, format=kind, **options)
-            store.write(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
+            files.write(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())
 
 
 def label(ax: Axes, title: str, x: str = "", y: str = "", caption: str = "") -> Axes:

@@ -20,8 +20,9 @@ from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES
 from metaug_core.evaluation.representations import AUGMENTED, REPRESENTATIONS, interval
-from metaug_core.runs import store
-from metaug_core.runs.store import Run, StoreError
+from metaug_core.runs import files, store
+from metaug_core.runs.files import StoreError
+from metaug_core.runs.store import Run
 
 Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
@@ -211,8 +212,8 @@ def check_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
 # --- to the disk and back
 def save(table: pd.DataFrame, path: Path) -> None:
     """Write path.parquet and path.csv, each whole or not at all. Raises StoreError (full disk, no permission)."""
-    store.write(path.with_name(f"{path.name}.parquet"), table.to_parquet(index=False))
-    store.write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False).encode())
+    files.write(path.with_name(f"{path.name}.parquet"), table.to_parquet(index=False))
+    files.write(path.with_name(f"{path.name}.csv"), table.to_csv(index=False).encode())
 
 
 def load(path: Path) -> pd.DataFrame:

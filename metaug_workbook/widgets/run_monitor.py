@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.runs.store import Run, StoreError, request, rows
+from metaug_core.runs.files import StoreError, rows
+from metaug_core.runs.store import Run, request
 from metaug_workbook.jobs import background
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.plots.features import draw_pair_histograms

@@ -18,7 +18,8 @@ from torch import nn
 from metaug_core import DATASETS, ENCODERS, METHODS, Config, ConfigError, MetaugError, evaluate, fit, open_run, preset
 from metaug_core.evaluation.representations import refuse_unknown
 from metaug_core.methods import Method
-from metaug_core.runs.store import read_json, read_tensors, request, write_tensors
+from metaug_core.runs.files import read_json, read_tensors, write_tensors
+from metaug_core.runs.store import request
 
 
 def quiet(progress):

@@ -39,8 +39,8 @@ from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, NOT_IDENTITY,
 from metaug_core.methods import CMC, Method
 from metaug_core.methods.base import Composition
 from metaug_core.registry import MODIFIERS
-from metaug_core.runs import listing, store
-from metaug_core.runs.store import StoreError, read_tensors, write_tensors
+from metaug_core.runs import files, listing, store
+from metaug_core.runs.files import StoreError, read_tensors, write_tensors
 from metaug_core.settings import BANK, MAG, ONLY_WITH, OPTIONAL, OUCL
 from metaug_core.training.step import set_rates, train_step
 from metaug_core.views.augmentation import View
@@ -679,17 +679,17 @@ def test_another_version_of_the_engine_has_other_runs_and_does_not_go_on_with_ol
 def as_of_old(run: store.Run) -> Path:
     """The folder of a run as this workbook made it before engine and protocol had versions, under the name that it had then."""
     path = run.path.rename(run.path.with_name("tiny-metaug-conv-s0-0123456789"))
-    values = store.read_json(path / "config.json")
+    values = files.read_json(path / "config.json")
     del values["mag_objective"], values["look_ahead_loss"]  # settings that came later
-    store.write_json(path / "config.json", values)
-    sessions = store.read_json(path / "environment.json")
-    store.write_json(path / "environment.json", [{k: v for k, v in one.items() if k != "engine"} for one in sessions])
-    stored = store.read_json(path / "evaluation-test.json")
+    files.write_json(path / "config.json", values)
+    sessions = files.read_json(path / "environment.json")
+    files.write_json(path / "environment.json", [{k: v for k, v in one.items() if k != "engine"} for one in sessions])
+    stored = files.read_json(path / "evaluation-test.json")
     old = {
         name: {k: v for k, v in row.items() if k != "evaluation_version"} | {"knn": 0.123}
         for name, row in stored.items()
     }
-    store.write_json(path / "evaluation-test.json", old)
+    files.write_json(path / "evaluation-test.json", old)
     return path
 
 
@@ -704,7 +704,7 @@ def test_an_old_run_is_found_and_read_and_left_alone(tiny, tmp_path):
     assert not old.current
     row = tables.read_row(old)
     assert (row["run"], row["state"], row["engine"], row["knn"]) == (path.name, "finished", None, None)
-    assert len(old.metrics) == len(tables.store.rows(path / "metrics.jsonl")) > 0
+    assert len(old.metrics) == len(tables.files.rows(path / "metrics.jsonl")) > 0
     new = fit(asked, quiet)  # not the old one
     assert new.path != path
     assert [one.path for one in notebook.find_seeds(new)] == [new.path]
@@ -724,24 +724,24 @@ def test_results_of_another_protocol_are_measured_again_and_not_mixed(tiny, monk
     run = fit(tiny(epochs=1), quiet)
     right = evaluate(run, measures=("knn",), representations=("trained",))
     file = run.evaluation_file()
-    stored = store.read_json(file)
+    stored = files.read_json(file)
     assert stored["trained"]["evaluation_version"] == EVALUATION_VERSION
     other = stored["trained"] | {"evaluation_version": EVALUATION_VERSION - 1, "knn": 0.5, "probe_fast": 0.5}
-    store.write_json(file, {"trained": other, "untrained": other})
+    files.write_json(file, {"trained": other, "untrained": other})
     assert tables.read_row(run)["knn"] is None
     assert tables.list_missing([run], ("knn",), ("trained",)) == [run]
     assert evaluate(run, measures=("knn",), representations=("trained",)).equals(right)
-    assert store.read_json(file) == stored
+    assert files.read_json(file) == stored
     assert tables.read_row(run)["probe_fast"] is None
 
 
 def test_the_plain_probe_that_version_1_stored_as_probe_paper_is_not_shown_as_the_new_one(tiny):
     run = fit(tiny(epochs=1), quiet)
     evaluate(run, measures=("probe_plain",), representations=("trained",))
-    stored = store.read_json(run.evaluation_file())["trained"]
+    stored = files.read_json(run.evaluation_file())["trained"]
     old = {name: value for name, value in stored.items() if name != "probe_plain"}
     old |= {"probe_paper": stored["probe_plain"], "evaluation_version": 1}
-    store.write_json(run.evaluation_file(), {"trained": old, "untrained": old})
+    files.write_json(run.evaluation_file(), {"trained": old, "untrained": old})
     assert run.evaluation() == {}
     row = tables.read_row(run)
     assert (row["probe_paper"], row["probe_plain"], row["untrained_probe_paper"]) == (None, None, None)
@@ -749,7 +749,7 @@ def test_the_plain_probe_that_version_1_stored_as_probe_paper_is_not_shown_as_th
     assert tables.list_missing([run], ("probe_paper",), ("trained",)) == [run]
     again = evaluate(run, measures=("probe_plain",), representations=("trained",))
     assert again.loc["trained", "probe_plain"] == stored["probe_plain"]
-    assert "probe_paper" not in store.read_json(run.evaluation_file())["trained"]
+    assert "probe_paper" not in files.read_json(run.evaluation_file())["trained"]
     assert listing.read_folder(run.path).probe_plain == stored["probe_plain"]
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from metaug_core import Config, fit, fit_trials
 from metaug_core.data import datasets
-from metaug_core.runs.store import read_tensors
+from metaug_core.runs.files import read_tensors
 from metaug_core.runtime.device import arithmetic, side_by_side, unit_roundoff
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Stepper
 from metaug_core.views.augmentation import make_views

@@ -28,7 +28,8 @@ from torch import Tensor
 from workbooks import write_notebook
 
 from metaug_core import METHODS, Config
-from metaug_core.runs.store import Run, list_runs, read_tensors, rows
+from metaug_core.runs.files import read_tensors, rows
+from metaug_core.runs.store import Run, list_runs
 from metaug_core.training import loop
 
 KILLS = 3  # of a case

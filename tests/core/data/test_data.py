@@ -948,7 +948,7 @@ def test_an_interrupted_stream_leaves_nothing_running(tmp_path: Path):
 
 def test_a_run_does_not_depend_on_storage_or_workers(tmp_path: Path):
     from metaug_core import fit
-    from metaug_core.runs.store import read_tensors
+    from metaug_core.runs.files import read_tensors
 
     image_folder(tmp_path / "images", ("train", "test"), {"cat": 15, "dog": 12}, side=20)
     results = []

@@ -36,7 +36,7 @@ from metaug_core.evaluation.representations import (
     load_networks,
     over_seeds,
 )
-from metaug_core.runs.store import read_tensors, write_tensors
+from metaug_core.runs.files import read_tensors, write_tensors
 from metaug_core.training import diagnostics, state
 from metaug_core.views.augmentation import plain, split
 

@@ -20,7 +20,7 @@ from metaug_core.methods.baselines.swav import sinkhorn
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.memory import Averaged, Queue
 from metaug_core.objectives import losses
-from metaug_core.runs.store import read_tensors
+from metaug_core.runs.files import read_tensors
 from metaug_core.training import loop
 from metaug_core.training.cuda_graphs import Stepper
 from metaug_core.training.step import update

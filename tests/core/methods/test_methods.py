@@ -13,7 +13,7 @@ from metaug_core.methods import CMC, OUCL, Composition, Context, MetAug, Method,
 from metaug_core.methods.metaug import build_augmented_sets
 from metaug_core.objectives.losses import alignment, nt_xent, uniformity
 from metaug_core.objectives.similarity import Pairs, other_views
-from metaug_core.runs.store import read_tensors
+from metaug_core.runs.files import read_tensors
 from metaug_core.views.augmentation import View
 
 

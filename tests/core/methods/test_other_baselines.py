@@ -26,7 +26,7 @@ from metaug_core.methods.baselines.splitbrain import quantise
 from metaug_core.methods.baselines.wmse import whiten
 from metaug_core.methods.metaug import MetAug
 from metaug_core.networks.encoders import Encoders
-from metaug_core.runs.store import read_tensors
+from metaug_core.runs.files import read_tensors
 from metaug_core.training import checkpoint, state
 from metaug_core.training.state import own_random_numbers
 from metaug_core.training.step import train_step

@@ -14,23 +14,21 @@ import torch
 from tiny import TINY
 
 from metaug_core import DATASETS, ENCODERS, METHODS, Config, MetaugError, evaluate, fit, list_runs, open_run
-from metaug_core.runs import store
-from metaug_core.runs.listing import list_folders, read_folder
-from metaug_core.runs.store import (  # fmt: skip
-    Run,
+from metaug_core.runs import files
+from metaug_core.runs.files import (
     StoreError,
     append,
-    begin,
     keep_rows,
     load_module,
     read_json,
     read_tensors,
-    request,
     rows,
     write,
     write_json,
     write_tensors,
 )
+from metaug_core.runs.listing import list_folders, read_folder
+from metaug_core.runs.store import Run, begin, request
 
 
 def left(folder: Path) -> list[str]:
@@ -329,7 +327,7 @@ def test_a_run_folder_describes_itself(tiny):
     assert open_run(run.path, Path("/nowhere")).config == run.config
     with safetensors.safe_open(run.checkpoint, "pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == store.FORMAT
+    assert metadata["format"] == files.FORMAT
     scalars = json.loads(metadata["scalars"])
     assert scalars == {"epoch": 1, "position": 0, "step": 5, "run": run.path.name, "images": 90}
     assert isinstance(run, Run)
@@ -348,7 +346,7 @@ def test_a_row_that_a_full_disk_refuses_is_one_sentence(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(StoreError) as caught:
-        store.append(path, [{"step": 1}])
+        files.append(path, [{"step": 1}])
     assert str(caught.value) == f"cannot write {path}: No space left on device; what was saved before is kept"
 
 

@@ -12,7 +12,8 @@ from tiny import ROOT, TINY
 from torch.nn import functional as F
 
 from metaug_core import Config, ConfigError, fit
-from metaug_core.runs.store import STOP_REQUEST, open_run, read_tensors, request, rows
+from metaug_core.runs.files import read_tensors, rows
+from metaug_core.runs.store import STOP_REQUEST, open_run, request
 from metaug_core.runtime import distributed
 
 SCRIPT = """

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tiny import run_steps, start_state
 
 from metaug_core import fit, fit_trials
-from metaug_core.runs import store
+from metaug_core.runs import files
 from metaug_core.training import cuda_graphs
 from metaug_core.training.cuda_graphs import EAGER_STEPS, Stepper
 from metaug_core.training.step import descend, train_step
@@ -60,8 +60,8 @@ def test_why_a_capture_failed_stands_with_the_run_and_is_said_once(tiny, tmp_pat
         assert tables.read_row(run)["eager_because"].startswith("the step could not be captured: CUDA error: ")
     assert runs[0].metrics.equals(plain.metrics)
     file = runs[0].path / "environment.json"
-    (session,) = store.read_json(file)
-    store.write_json(file, [session | {"device": "cuda"}])
+    (session,) = files.read_json(file)
+    files.write_json(file, [session | {"device": "cuda"}])
     report = CliRunner().invoke(main.main, ["report", runs[0].path.name, "--runs-dir", str(runs[0].path.parent)]).output
     assert f"steps      not captured as CUDA graphs: {session['eager_because']}" in report
 

@@ -28,7 +28,8 @@ from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.objectives.similarity import Pairs, similarity
 from metaug_core.runs import store
-from metaug_core.runs.store import Run, StoreError, read_tensors, request
+from metaug_core.runs.files import StoreError, read_tensors
+from metaug_core.runs.store import Run, request
 from metaug_core.training import cuda_graphs, loop, state, step
 from metaug_core.training.loop import pick_device
 from metaug_core.training.progress import Progress, RunsBar

@@ -23,7 +23,8 @@ from metaug_core.methods import Method
 from metaug_core.networks.encoders import conv, output_dim
 from metaug_core.networks.memory import copy_module
 from metaug_core.objectives.losses import alignment, uniformity
-from metaug_core.runs.store import read_tensors, request
+from metaug_core.runs.files import read_tensors
+from metaug_core.runs.store import request
 from metaug_core.training import checkpoint as checkpoints
 from metaug_core.training.cuda_graphs import Stepper
 from metaug_core.training.loop import attempt, try_own_networks

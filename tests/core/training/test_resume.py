@@ -24,7 +24,8 @@ from PIL import Image
 from tiny import ROOT, TINY, patterns
 
 from metaug_core import Config, MetaugError, fit
-from metaug_core.runs.store import STOP_REQUEST, Run, StoreError, read_tensors, request, rows
+from metaug_core.runs.files import StoreError, read_tensors, rows
+from metaug_core.runs.store import STOP_REQUEST, Run, request
 from metaug_core.training import loop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")

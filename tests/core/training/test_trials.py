@@ -14,7 +14,8 @@ from torch import nn
 from metaug_core import ENCODERS, ConfigError, MetaugError, evaluate, fit, fit_trials
 from metaug_core.errors import Paused
 from metaug_core.networks.encoders import conv
-from metaug_core.runs.store import STOP_REQUEST, read_tensors
+from metaug_core.runs.files import read_tensors
+from metaug_core.runs.store import STOP_REQUEST
 from metaug_core.training import loop
 from metaug_core.training.loop import attempt
 

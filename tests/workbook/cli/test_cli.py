@@ -22,7 +22,7 @@ from workbooks import sentence, write_notebook
 from metaug_core import METHODS, MetaugError, evaluate, extensions, fit
 from metaug_core.config import EVALUATION_VERSION
 from metaug_core.presets import preset
-from metaug_core.runs import listing, store
+from metaug_core.runs import files, listing, store
 from metaug_workbook.cli import catalogue, main
 from metaug_workbook.jobs import papermill_runner
 from metaug_workbook.results import tables
@@ -309,7 +309,7 @@ def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
     command = [sys.executable, "-c", "from metaug_workbook.cli.main import main; main()", "run", "train.ipynb", *place]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     timing, deadline = runs / config.name() / "timing.jsonl", time.monotonic() + 300
-    while not store.rows(timing) and process.poll() is None and time.monotonic() < deadline:
+    while not files.rows(timing) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=300)[1]
@@ -338,9 +338,9 @@ def test_interrupt_resume_find_and_report(tmp_path, monkeypatch):
 
 def test_report_shows_the_accuracies_of_the_latest_run(tmp_path):
     run = store.request(preset("quick", runs_dir=tmp_path))
-    store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    files.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     row = {"probe_plain": 0.7, "probe_fast": 0.75, "knn": 0.6512, "evaluation_version": EVALUATION_VERSION}
-    store.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
+    files.write_json(run.path / "evaluation-test.json", {name: row for name in ("trained", "untrained", "raw pixels")})
     output = metaug("report", "--runs-dir", str(tmp_path)).output
     assert run.path.name in output
     assert [line.split()[-4:] for line in output.splitlines() if line.startswith("trained")] == [
@@ -475,8 +475,8 @@ def test_whatever_is_damaged_all_runs_are_listed_and_each_is_read_or_refused_in_
         result = metaug("report", run.path.name, *place)
         assert result.exit_code in (0, 2), result.exception
         refused += bool(result.exit_code and sentence(result))
-        files = [run.checkpoint, *run.path.glob("encoders/*")]
-        readings = [(run.evaluation,), (run.encoder_files,), *((store.read_tensors, file) for file in files)]
+        tensors = [run.checkpoint, *run.path.glob("encoders/*")]
+        readings = [(run.evaluation,), (run.encoder_files,), *((files.read_tensors, file) for file in tensors)]
         for read, *arguments in [*readings, *((getattr, run, name) for name in ("metrics", "timing", "sessions"))]:
             with suppress(MetaugError):
                 read(*arguments)

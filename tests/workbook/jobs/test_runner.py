@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import TINY, same, saved
 
 from metaug_core import DATASETS, METHODS, Config, MetaugError, extensions, fit_trials
-from metaug_core.runs import listing, lock, store
+from metaug_core.runs import files, listing, lock, store
 from metaug_core.training.progress import silent
 from metaug_workbook.jobs import background, papermill_runner, processes, runner, sweep
 from metaug_workbook.jobs.processes import LocalProcesses
@@ -91,7 +91,7 @@ def alive(process: int) -> bool:
 def find_under_way(configs, steps: int = 1) -> dict[str, int]:
     """The runs under way and their processes, once so many steps of each are done."""
     under_way = trainers(configs)
-    rows = [store.rows(configs[0].runs_dir / name / "timing.jsonl") for name in under_way]
+    rows = [files.rows(configs[0].runs_dir / name / "timing.jsonl") for name in under_way]
     return under_way if all(row and row[-1]["step"] >= steps for row in rows) else {}
 
 
@@ -375,7 +375,7 @@ def test_other_settings_keep_runs_apart(tiny, other):
 
 def test_a_background_run_without_its_data_is_not_listed_afterwards(tmp_path, capsys):
     run = store.request(Config(dataset="cifar10", data_dir=tmp_path / "nowhere", runs_dir=tmp_path))
-    store.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    files.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     assert background.train(run.path) == 1
     assert "cifar10 is not in" in capsys.readouterr().out
     assert listing.list_folders(tmp_path) == []

@@ -19,9 +19,9 @@ from workbooks import sentence, write_notebook
 
 from metaug_core import fit
 from metaug_core.config import Config
-from metaug_core.runs import store
+from metaug_core.runs import files, store
+from metaug_core.runs.files import read_tensors
 from metaug_core.runs.lock import read_owner
-from metaug_core.runs.store import read_tensors
 from metaug_core.training.progress import silent
 from metaug_workbook.cli import main
 from metaug_workbook.jobs import estimate, grid, runner
@@ -143,7 +143,7 @@ def test_a_dry_run_lists_cells_and_what_they_cost(tmp_path, tiny):
 
 def test_the_cost_of_a_run_is_that_of_finished_ones_of_its_shape(tiny, monkeypatch):
     run = fit(tiny(epochs=1), lambda _: None)
-    store.write(run.path / "timing.jsonl", b'{"step": 5, "steps": 5, "seconds": 60, "images_per_second": 1}\n')
+    files.write(run.path / "timing.jsonl", b'{"step": 5, "steps": 5, "seconds": 60, "images_per_second": 1}\n')
     timed = []
     monkeypatch.setattr(
         estimate.experiments, "estimate_by_steps", lambda configs: timed.extend(configs) or 30.0 * len(configs)
@@ -356,7 +356,7 @@ def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
     configs = [of_cell(runs, optimiser="sgd", epochs=3, lr=0.01, seed=seed) for seed in range(3)]
     found = [store.request(config) for config in configs]
     for run, other in zip(found, alone(configs, tmp_path / "alone"), strict=True):
-        assert len(store.read_json(run.path / "environment.json")) == 1  # the notebook found a finished run
+        assert len(files.read_json(run.path / "environment.json")) == 1  # the notebook found a finished run
         assert same(saved(run), saved(other))
         finished, executed = ((run.path / name).stat().st_mtime_ns for name in ("finished.json", "cell.ipynb"))
         assert finished < executed
@@ -378,8 +378,8 @@ def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
     found = [store.request(config) for config in configs]
 
     def trains(sessions: int) -> bool:
-        files = [run.path / "environment.json" for run in found]
-        return all(f.exists() and len(store.read_json(f)) == sessions for f in files) and all(
+        records = [run.path / "environment.json" for run in found]
+        return all(f.exists() and len(files.read_json(f)) == sessions for f in records) and all(
             run.progress for run in found
         )
 
@@ -397,7 +397,7 @@ def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
     assert code == 0, err
     assert "3 of 3 cells are finished" in out
     for run, other in zip(found, alone(configs, tmp_path / "alone"), strict=True):
-        begun = [session["from_step"] for session in store.read_json(run.path / "environment.json")]
+        begun = [session["from_step"] for session in files.read_json(run.path / "environment.json")]
         assert begun == sorted(set(begun))
         assert len(begun) == 3
         assert begun[1] > 0

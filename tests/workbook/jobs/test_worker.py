@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from test_sweep import options
 from workbooks import sentence
 
-from metaug_core.runs import store
+from metaug_core.runs import files
 from metaug_core.runs.lock import read_owner
 from metaug_workbook.cli import main
 from metaug_workbook.jobs import worker
@@ -45,13 +45,13 @@ def test_slurm_writes_a_job_array_that_the_shell_understands(tmp_path):
     assert "#SBATCH --array=1-3" in lines  # no more workers than runs
     assert not any(line.startswith("#SBATCH --output=") and str(runs) not in line for line in lines)
     assert [run.path.name for job in worker.read_jobs(runs) for run in job.runs] == [
-        cell["run"] for cell in store.read_json(script.with_name("sweep.json"))["cells"]
+        cell["run"] for cell in files.read_json(script.with_name("sweep.json"))["cells"]
     ]
 
 
 def test_slurm_with_retry_forgets_a_failure_so_that_the_workers_try_again(tmp_path):
     (run,) = worker.read_jobs(write_sweep(tmp_path))[0].runs
-    store.write_json(run.path / "failed.json", {"error": "diverged"})
+    files.write_json(run.path / "failed.json", {"error": "diverged"})
     assert [job.lacks(run) for job in worker.read_jobs(write_sweep(tmp_path))] == [False]
     assert [job.lacks(run) for job in worker.read_jobs(write_sweep(tmp_path, "--retry"))] == [True]
 
@@ -80,7 +80,7 @@ def test_two_workers_do_a_sweep_once_though_one_of_them_is_killed(tmp_path):
     (survivor,) = codes
     assert said[survivor].splitlines()[-1] == "nothing is left to be done"
     assert all((folder / "finished.json").exists() and (folder / "evaluation-test.json").exists() for folder in folders)
-    assert sorted(len(store.read_json(folder / "environment.json")) for folder in folders) in (
+    assert sorted(len(files.read_json(folder / "environment.json")) for folder in folders) in (
         [1, 1, 1, 1],
         [1, 1, 1, 2],
     )
@@ -113,7 +113,7 @@ def test_runs_that_living_workers_have_are_left_to_them(tiny, monkeypatch):
     folder = job.runs[0].path
     folder.mkdir(parents=True)
     (folder / ".lock").touch()
-    store.write_json(folder / ".owner", {"token": "theirs", "machine": "another", "name": "node7", "process": 1})
+    files.write_json(folder / ".owner", {"token": "theirs", "machine": "another", "name": "node7", "process": 1})
     monkeypatch.setattr(worker, "STALE_SECONDS", 1.5)
     worker.work([job], said.append)
     assert said == ["the other 1 runs are trained by other workers"]

@@ -19,7 +19,7 @@ from matplotlib import rcParams
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation.representations import interval
 from metaug_core.registry import METHODS
-from metaug_core.runs.store import StoreError
+from metaug_core.runs.files import StoreError
 from metaug_core.views.augmentation import split
 from metaug_workbook import notebook
 from metaug_workbook.plots import features, image_grids, style, training

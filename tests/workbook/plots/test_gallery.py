@@ -13,8 +13,8 @@ from tiny import ROOT
 from workbooks import git, notebook_text
 
 from metaug_core import MetaugError, fit
-from metaug_core.runs import environment, store
-from metaug_core.runs.store import StoreError
+from metaug_core.runs import environment, files
+from metaug_core.runs.files import StoreError
 from metaug_workbook import notebook
 from metaug_workbook.cli import main
 from metaug_workbook.plots import gallery, paper_figures
@@ -187,9 +187,9 @@ def test_a_run_from_changed_code_is_not_published_and_one_session_of_it_is_enoug
     ):
         gallery.publish("a-line", TABLE, RUNS)
     run = fit(tiny(epochs=1), lambda _: None)
-    (session,) = store.read_json(run.path / "environment.json")
+    (session,) = files.read_json(run.path / "environment.json")
     assert session["uncommitted_changes"] is False
-    store.write_json(run.path / "environment.json", [session | {"uncommitted_changes": True}, session])
+    files.write_json(run.path / "environment.json", [session | {"uncommitted_changes": True}, session])
     with pytest.raises(PublishError, match="some of the 1 runs"):
         gallery.publish("a-line", TABLE, [run])
     assert [path.name for path in gallery.FOLDER.iterdir()] == ["README.md"]

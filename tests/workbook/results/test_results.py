@@ -9,8 +9,8 @@ import pytest
 from metaug_core import MetaugError, evaluate, fit
 from metaug_core.evaluation import probes
 from metaug_core.evaluation.representations import AUGMENTED
-from metaug_core.runs import store
-from metaug_core.runs.store import StoreError
+from metaug_core.runs import files, store
+from metaug_core.runs.files import StoreError
 from metaug_core.training.progress import silent
 from metaug_workbook import notebook
 from metaug_workbook.jobs import runner
@@ -48,7 +48,7 @@ def test_a_row_holds_settings_measures_metrics_and_the_machine(tiny):
     assert row["augmented_gradient_share"] == pytest.approx(last["augmented_gradient_share"].dropna().mean())
     assert row["knn_val"] == run.metrics["knn_val"].iloc[-1]
     assert row["lr"] == config.lr  # the setting, not the last rate
-    environment = store.read_json(run.path / "environment.json")
+    environment = files.read_json(run.path / "environment.json")
     assert row["commit"] == environment[-1]["commit"]
     assert (row["device"], row["sessions"]) == ("cpu", 1)
     assert row["seconds"] == run.timing["seconds"].iloc[-1]
@@ -58,7 +58,7 @@ def test_seconds_are_those_of_all_sessions(tiny):
     run = fit(tiny(epochs=1), lambda _: None)
     rows = [{"step": n, "seconds": s, "images_per_second": v} for n, s, v in [(2, 3.0, 1), (4, 7.0, 2), (6, 2.5, 9)]]
     (run.path / "timing.jsonl").unlink()
-    store.append(run.path / "timing.jsonl", rows)
+    files.append(run.path / "timing.jsonl", rows)
     assert tables.read_row(run)["seconds"] == 9.5
     assert tables.read_row(run)["images_per_second"] == 9
 

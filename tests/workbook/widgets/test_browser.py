@@ -22,7 +22,8 @@ import pytest
 from workbooks import write_noise_images
 
 from metaug_core.presets import preset
-from metaug_core.runs.store import append, request, rows, write, write_json
+from metaug_core.runs.files import append, rows, write, write_json
+from metaug_core.runs.store import request
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
 

@@ -25,7 +25,8 @@ from metaug_core.meta.meta_gradient import look_ahead_reference
 from metaug_core.objectives import losses
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import Pairs
-from metaug_core.runs.store import append, read_json, read_tensors, request, rows, write, write_json
+from metaug_core.runs.files import append, read_json, read_tensors, rows, write, write_json
+from metaug_core.runs.store import request
 from metaug_core.views import augmentation
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
