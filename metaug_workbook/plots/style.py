@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from metaug_core.evaluation.representations import interval
 from metaug_core.runs import files
 
+plt.draw_if_interactive()  # loads the backend: in IPython that turns interactive mode on, which `use_style` would turn off again
+
 BLUE, RED, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#CC3311", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 METHOD_COLORS = {
     "metaug": BLUE,

@@ -218,7 +218,18 @@ def test_outputs_are_clean(path):
             assert output.output_type != "error", output
             assert output.get("name") != "stderr", output
             assert "execution" not in cell.metadata
-    assert any("image/png" in output.get("data", {}) for cell in code(path) for output in cell.outputs)
+    pictures = [any("image/png" in output.get("data", {}) for output in cell.outputs) for cell in code(path)]
+    assert any(pictures)
+    assert all(shown or "make_panels(" not in cell.source for shown, cell in zip(pictures, code(path), strict=True))
+
+
+@pytest.mark.slow
+def test_a_kernel_shows_every_figure_and_not_the_first_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    cell = "from metaug_workbook.plots import style\nfigure, ax = style.make_panels()"
+    path = write_notebook(tmp_path / "figures.ipynb", cell, cell)
+    papermill.execute_notebook(path, path, progress_bar=False)
+    assert ["image/png" in output.data for cell in code(path) for output in cell.outputs] == [True, True]
 
 
 @ALL
