@@ -22,6 +22,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; its kind, if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def suggestion(name: object, known: Iterable[str]) -> str:
     """`; did you mean 'gamma'?` for a near miss among `known`, else the list of what is known."""
     names = sorted(known)

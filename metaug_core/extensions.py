@@ -58,7 +58,7 @@ def name_failures(config: Config, doing: str) -> Iterator[None]:
     except Exception as error:
         if not (own := config.own_code()):
             raise
-        raise MetaugError(f"{' and '.join(own)}: {doing} failed{place(error)}: {one_line(error)}") from error
+        raise MetaugError(f"{' and '.join(own)}: {doing} failed{place(error)}: {name_error(error)}") from error
 
 
 def place(error: BaseException) -> str:
@@ -71,7 +71,7 @@ def place(error: BaseException) -> str:
     return lines[-1] if lines else ""
 
 
-def one_line(error: BaseException) -> str:
+def name_error(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     said = str(error).strip().splitlines() or ["it says nothing more"]
     return f"{type(error).__name__}: {said[0][:200]}"

@@ -34,9 +34,9 @@ from metaug_core.data.images import (
     Rows,
     StreamedImages,
     explain_os_errors,
-    one_line,
     read_all,
 )
+from metaug_core.errors import one_line
 from metaug_core.registry import DATASETS
 from metaug_core.runtime.device import arithmetic, explain_memory
 

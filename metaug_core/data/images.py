@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from metaug_core.errors import MetaugError
+from metaug_core.errors import MetaugError, one_line
 
 CHUNK = 256  # images read at a time to fill the device
 FAULTS = {
@@ -52,11 +52,6 @@ def read_bytes(path: str | Path) -> bytes:
             raise DataError(f"{path} is a pipe, a socket or a device where a file is expected")
         with open(path, "rb") as file:
             return file.read()
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- one file

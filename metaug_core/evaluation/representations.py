@@ -28,7 +28,6 @@ from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, 
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
-from metaug_core.registry import ENCODERS, METHODS
 from metaug_core.runs import data
 from metaug_core.runs.files import StoreError, load_module, read_json, read_tensors, write_json
 from metaug_core.runs.store import Run
@@ -155,10 +154,8 @@ def describe_networks(networks: nn.Module, mag: nn.Module | None) -> dict[str, l
 
 
 def note_initial_networks(run: Run, classes: int, networks: nn.Module, mag: nn.Module | None) -> None:
-    """Write into the run's folder what the networks are before training, if the encoder or the method is the user's own: they may
-    come from a file."""
-    if ENCODERS.added(run.config.encoder) or METHODS.added(run.config.method):
-        write_json(run.path / INITIAL, {"classes": classes, "networks": describe_networks(networks, mag)})
+    """Write into the run's folder what the user's own networks are before training: they may come from a file."""
+    write_json(run.path / INITIAL, {"classes": classes, "networks": describe_networks(networks, mag)})
 
 
 def check_initial_networks(run: Run) -> None:

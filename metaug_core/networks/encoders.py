@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError, shown
-from metaug_core.extensions import name_failures, one_line, place
+from metaug_core.extensions import name_error, name_failures, place
 from metaug_core.networks.activation_checkpointing import FirstBlock
 from metaug_core.networks.heads import alexnet_units, head
 from metaug_core.registry import ENCODERS, VIEWS
@@ -107,7 +107,7 @@ def output_dim(encoder: nn.Module, channels: int, config: Config) -> int:
             except Exception as error:
                 raise MetaugError(
                     f"encoder {config.encoder!r} does not take {channels} x {config.image_size} px images "
-                    f"(float32, on the CPU){place(error)}: {one_line(error)}"
+                    f"(float32, on the CPU){place(error)}: {name_error(error)}"
                 ) from error
         refuse_other_output(h, count, config.encoder)
         dims.add(h.shape[1])

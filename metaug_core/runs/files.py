@@ -4,8 +4,8 @@ damaged. Tensors are safetensors with their scalars in the header, all else is J
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,6 +23,15 @@ class StoreError(MetaugError):
     """A run's folder cannot be written or does not hold what it should."""
 
 
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Context manager: an OSError while path is written becomes a StoreError that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
+
+
 def write(path: Path, content: bytes, before: Path | None = None) -> None:
     """Write all of a file or nothing: a temporary file beside it, fsynced, then renamed over it. Its mode follows the umask.
 
@@ -30,21 +39,20 @@ def write(path: Path, content: bytes, before: Path | None = None) -> None:
     at path before stays.
     """
     temporary = path.with_name(f".writing-{uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None and path.exists():
-            os.replace(path, before)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
+    with explain_write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if before is not None and path.exists():
+                os.replace(path, before)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
             raise
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
 
 
 def remove(path: Path) -> None:
@@ -211,11 +219,8 @@ def append(path: Path, new: Iterable[dict[str, Any]]) -> None:
 
 def append_bytes(path: Path, content: bytes) -> None:
     """Add to a file. StoreError if the disk is full."""
-    try:
-        with path.open("ab") as file:
-            file.write(content)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
+    with explain_write_errors(path), path.open("ab") as file:
+        file.write(content)
 
 
 def keep_rows(path: Path, last_step: int) -> None:
@@ -238,8 +243,5 @@ def modified(path: Path) -> float:
 
 def sync(path: Path) -> None:
     """Push a file's rows to the disk itself."""
-    try:
-        with path.open("a") as file:
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was saved before is kept") from None
+    with explain_write_errors(path), path.open("a") as file:
+        os.fsync(file.fileno())

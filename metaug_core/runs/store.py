@@ -211,7 +211,7 @@ def check_current(run: Run) -> None:
         raise StoreError(
             f"{run.path} was trained by engine version {engine} and this is {ENGINE_VERSION}, which does not go on with it: {other}"
         )
-    own = ", or the source of the user's own code in it is another" if "source" in run.config.identity() else ""
+    own = ", or the source of the user's own code in it is another" if run.config.own_entries() else ""
     raise StoreError(f"{run.path} was renamed{own}: {other}")
 
 
@@ -309,14 +309,14 @@ def begin(
     """
     from metaug_core.runs.environment import environment
 
-    own = "source" in run.config.identity()
     session = environment(device) | {"from_step": step, "eager_because": eager_because}
-    session |= {"imports": [str(file) for file in extensions.loaded]} if own else {}
+    if tangent_because:
+        session["tangent_because"] = tangent_because
+    if run.config.own_entries():
+        session["imports"] = [str(file) for file in extensions.loaded]
     run.clear_failure()  # of an earlier attempt
     write_json(run.path / "config.json", run.config.model_dump(mode="json"))
     sessions = run.sessions if step > 0 else []
-    if tangent_because:
-        session["tangent_because"] = tangent_because
     write_json(run.path / "environment.json", [*sessions, session])
     for name in ("metrics.jsonl", "similarities.jsonl", "timing.jsonl"):
         keep_rows(run.path / name, step if step > 0 else -1)

@@ -18,7 +18,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from metaug_core.config import ConfigError
-from metaug_core.errors import MetaugError
+from metaug_core.errors import MetaugError, one_line
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def explain_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeErrors of several kinds
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if not isinstance(error, MemoryError) and not any(word in text for word in ("allocate", "overflowed")):
             raise
         size = re.search(r"tried to allocate [0-9.]+ \w+", text, re.IGNORECASE)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaug_core.errors import one_line
 from metaug_core.runs.files import StoreError, load_module, read_tensors, weights, write_tensors
 from metaug_core.training.state import TrainState
 
@@ -58,7 +59,7 @@ def restore(s: TrainState, path: Path) -> None:
             s.device_random.set_state(tensors["generator.device"])
         s.epoch, s.position, s.step = (int(scalars[name]) for name in COUNTERS)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())}") from None
+        raise StoreError(f"{path} is not a whole checkpoint: {one_line(error)}") from None
     s.order = tensors.get("order")
     if "omega_before.0" in tensors:
         s.omega_before = [tensors[f"omega_before.{number}"].to(s.device) for number in range(len(s.omega))]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaug_core.errors import MetaugError
+from metaug_core.errors import MetaugError, one_line
 from metaug_core.extensions import name_failures
 from metaug_core.runtime import distributed
 from metaug_core.runtime.device import side_by_side
@@ -115,7 +115,7 @@ class Stepper:
         try:
             self.replays[kind] = capture(states, [*batches.values()], generators)
         except RuntimeError as error:
-            self.reason = f"the step could not be captured: {' '.join(str(error).split())[:200]}"
+            self.reason = f"the step could not be captured: {one_line(error)[:200]}"
             for generator, state in zip(generators, before, strict=True):
                 generator.set_state(state)
             return False

@@ -6,7 +6,6 @@
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_me
 from metaug_core.training import checkpoint, events, own_networks, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
-from metaug_core.training.progress import UNSEEN, Progress, Reporter, TerminalBar
+from metaug_core.training.progress import Progress, Reporter, TerminalBar, warn
 from metaug_core.training.state import TrainState, own_random_numbers
 from metaug_core.training.step import draw, set_rates
 
@@ -186,11 +185,10 @@ def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[Tr
             damaged[file] = error
             continue
         for error in damaged.values():
-            said = f"{error}; run {run.path.name} goes on from {file.name}, step {s.step}, and the damaged one is kept"
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            warn(f"{error}; run {run.path.name} goes on from {file.name}, step {s.step}, and the damaged one is kept")
         return s, list(damaged)
-    for error in damaged.values():
-        raise files.StoreError(f"{error}; remove it, and the run begins anew")
+    if damaged:
+        raise files.StoreError(f"{next(iter(damaged.values()))}; remove it, and the run begins anew")
     return create_state(run.config, splits, device), []
 
 
@@ -308,10 +306,7 @@ def warn_eager(trials: Sequence["Trial"], reason: str | None) -> None:
     for trial in trials:
         if trial.writes and reason is not None:
             store.note_eager(trial.run, reason)
-    with UNSEEN:
-        warnings.warn(
-            f"{reason}; the steps are launched kernel by kernel, which is slower", RuntimeWarning, stacklevel=2
-        )
+    warn(f"{reason}; the steps are launched kernel by kernel, which is slower")
 
 
 def minibatches(s: TrainState) -> Iterator[Batch]:
@@ -363,12 +358,11 @@ class Trial:
         if self.writes:
             store.begin(self.run, self.s.step, self.s.device, eager_because, self.s.tangent_because)
             if self.s.tangent_because:
-                reason = f"the meta-gradient is computed in a slower way: {self.s.tangent_because}"
-                warnings.warn(reason, RuntimeWarning, stacklevel=2)
+                warn(f"the meta-gradient is computed in a slower way: {self.s.tangent_because}")
             data.record(self.run, self.splits.data)
             if self.s.config.tensorboard:
                 self.events = events.begin(self.run)
-            if self.s.step == 0:
+            if self.s.step == 0 and self.s.own:
                 note_initial_networks(self.run, len(self.splits.train.classes), self.s.networks, self.s.mag)
         self.started = self.saved_at = self.reported_at = self.looked_at = time.monotonic()
         if self.s.step == 0:

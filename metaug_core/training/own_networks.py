@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaug_core.errors import MetaugError
-from metaug_core.extensions import one_line
+from metaug_core.extensions import name_error
 from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics, reverse_tangent, tangent
 from metaug_core.meta.meta_gradient import detach_leaf, vjp
 from metaug_core.methods.modifiers import find_base
@@ -167,7 +167,7 @@ def check(s: "TrainState", views: list[Tensor], context: "Context") -> None:
             with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
                 z = features(theta)
         except RuntimeError as error:
-            raise MetaugError(f"{names}: {one_line(error)}") from error
+            raise MetaugError(f"{names}: {name_error(error)}") from error
         if s.config.meta == "forward":
             s.tangent, s.tangent_because = choose_tangent(features, z, theta, recorded, tolerance, names)
 
@@ -197,15 +197,14 @@ def choose_tangent(features: Callable, z: Tensor, theta: Params, recorded: Recor
     u = distributed.gather(torch.randn_like(z.detach()), 1)
     v = {name: torch.randn_like(p.detach()) for name, p in theta.items()}
     back = vjp(z, theta, u)
-    wanted = sum(
-        (v[name].cpu().double() * back[name].cpu().double()).sum() for name in theta
-    )  # an MPS device has no float64
+    # On the CPU, because an MPS device has no float64.
+    wanted = sum((v[name].cpu().double() * back[name].cpu().double()).sum() for name in theta)
     because = None
     for way in TANGENTS:
         try:
             _, z_dot = way(features, theta, v, recorded)
         except Exception as error:
-            because = because or one_line(error)
+            because = because or name_error(error)
             continue
         z_dot = distributed.gather(z_dot, 1).cpu().double()
         error = (z_dot * u.cpu()).sum() - wanted

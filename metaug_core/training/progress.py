@@ -1,6 +1,7 @@
 """How far training is, and bars on a terminal that show it. A live view in a notebook is another `Reporter`."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ RunsReporter = Callable[[int, Progress | None], None]  # how many runs are done,
 
 
 UNSEEN = suppress(OSError, ValueError)  # of what shows the progress: a closed terminal, a full disk; the work goes on
+
+
+def warn(text: str) -> None:
+    """A RuntimeWarning at the caller's caller, as far as there is a place to show it."""
+    with UNSEEN:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 class Bar:

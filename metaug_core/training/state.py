@@ -49,9 +49,7 @@ class TrainState:
     tangent: Callable = tangent  # how the tangent pass of the meta-gradient is computed
     tangent_because: str | None = None  # why not in the fastest way, if so
     repeats: Repeats | None = None  # of the step under way
-    infinite: frozenset[str] = (
-        frozenset()
-    )  # weights and buffers that hold infinities from the beginning, such as a mask
+    infinite: frozenset[str] = frozenset()  # weights and buffers with infinities from the beginning, as a mask has
 
     @property
     def theta(self) -> Params:

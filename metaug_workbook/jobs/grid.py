@@ -9,11 +9,16 @@ from metaug_core.config import Config, ConfigError
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
+    """`apply_preset`, and ConfigError for views that the method cannot contrast."""
+    config = apply_preset(values)
+    methods.build(config)
+    return config
+
+
+def apply_preset(values: Mapping[str, Any]) -> Config:
     """The Config of a notebook's parameters: `preset` names the preset, a None leaves a setting to it. Raises ConfigError."""
     given = {name: value for name, value in values.items() if value is not None}
-    config = presets.preset(given.pop("preset", "quick"), **given)
-    methods.build(config)  # refuses views that the method cannot contrast
-    return config
+    return presets.preset(given.pop("preset", "quick"), **given)
 
 
 def takes_list(name: str) -> bool:

@@ -51,9 +51,8 @@ def find_notebook(name: str) -> Path:
     for path in (Path(name), Path(f"{name}.ipynb"), shipped / name, shipped / f"{name}.ipynb"):
         if path.is_file():
             return path.resolve()
-    known = [
-        path.stem for path in shipped.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", path.stem)
-    ]  # not Untitled, not a copy
+    stems = [path.stem for path in shipped.glob("*.ipynb")]
+    known = [stem for stem in stems if re.fullmatch(r"\d\d_\w+", stem)]  # not Untitled, not a copy
     raise ConfigError(f"there is no notebook {name!r}{suggestion(name, known)}")
 
 

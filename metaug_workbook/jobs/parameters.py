@@ -18,10 +18,10 @@ from pydantic import (
     WrapValidator,
 )
 
-from metaug_core import presets
 from metaug_core.config import ALL, Config, ConfigError
 from metaug_core.contradictions import one_sentence
 from metaug_core.evaluation.probes import MEASURES
+from metaug_workbook.jobs import grid
 from metaug_workbook.results.paper_values import AUGMENTATION_SETS
 
 T = TypeVar("T")
@@ -30,8 +30,7 @@ T = TypeVar("T")
 # --- the types
 def build_beside(settings: Mapping[str, Any] | None, **values: Any) -> Config:
     """The Config of a notebook's settings with these values among them. Raises ConfigError."""
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
-    return presets.preset(given.pop("preset", "quick"), **given | values)
+    return grid.apply_preset({**(settings or {}), **values})
 
 
 def value_of(setting: str, **needed: Any) -> Any:
