@@ -96,14 +96,14 @@ class MetAug(Method):
 
 
 def compare_views(pairs: Pairs, anchors: Tensor, targets: Tensor, which: str) -> tuple[Tensor, Tensor]:
-    """Similarities (A, P) and (A, N) of anchors with targets, both (W, B, d), of the "other" views, the "same" view or "both"."""
+    """Similarities (V, S, B, P) and (V, S, B, N) of anchors with targets of the "other" views, the "same" view or "both"."""
     if which == "other":
-        return pairs(anchors, targets)
-    positives, negatives = pairs.own_view(anchors, targets)
+        return pairs.compare(anchors, targets)
+    of_own = pairs.compare_own(anchors, targets)
     if which == "same":
-        return positives, negatives
-    of_others = pairs(anchors, targets)
-    return torch.cat([of_others[0], positives], -1), torch.cat([of_others[1], negatives], -1)
+        return of_own
+    positives, negatives = zip(pairs.compare(anchors, targets), of_own, strict=True)
+    return torch.cat(positives, -1), torch.cat(negatives, -1)
 
 
 def build_augmented_sets(z: Tensor, augmented: Tensor, how: str, pairs: Pairs) -> list[Tensor]:

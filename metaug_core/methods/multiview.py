@@ -2,7 +2,6 @@
 positive and lambda 0 eq. 8 is InfoNCE at t = 2 / beta, divided by beta: there they differ in nothing but temperature."""
 
 from abc import abstractmethod
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +31,9 @@ class MultiView(Method):
         if memory is not None:
             memory.write(context.indices, z, self.config.bank_momentum)
 
-    def compare(self, z: Tensor, context: Context, by_view: bool = False) -> tuple[Pairs, list[tuple[Tensor, Tensor]]]:
-        """The pairs of z, and for each set of anchors the similarities of positives (A, P) and negatives (A, N)."""
-        pairs = context.pairs(len(self.config.views))
-        targets = z if context.positives is None else context.positives
-        return pairs, pairs.rows(z, targets, by_view)
+    def pairs(self, z: Tensor, context: Context) -> tuple[Pairs, Tensor]:
+        """The pairs of the minibatch, and what z is compared with: features (V, B, d) or more sets of them."""
+        return context.pairs(len(self.config.views)), z if context.positives is None else context.positives
 
     @abstractmethod
     def loss(self, z: Tensor, context: Context) -> Tensor: ...
@@ -71,8 +68,8 @@ class CMC(MultiView):
     )  # fmt: skip
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        _, rows = self.compare(z, context, by_view=True)
-        return torch.stack([self.contrast(*row) for row in rows]).mean()
+        pairs, targets = self.pairs(z, context)
+        return self.contrast(*pairs.compare(z, targets, by_view=True))
 
 
 class OUCL(MultiView):
@@ -90,12 +87,15 @@ class OUCL(MultiView):
     uses = settings.PROJECTION | settings.BANK | settings.OUCL | {"scope"}
 
     def loss(self, z: Tensor, context: Context) -> Tensor:
-        pairs, rows = self.compare(z, context)
-        if (scope := self.config.scope) != "anchor":  # all sets of an image, z and z~, are in its one term
-            batch = z.shape[1]
-            positives, negatives = (
-                torch.cat([group_pairs(x, scope, batch) for x in side], -1) for side in zip(*rows, strict=True)
+        pairs, targets = self.pairs(z, context)
+        positives, negatives = pairs.compare(z, targets)
+        scope, batch = self.config.scope, z.shape[1]
+        if scope != "anchor":  # all sets of an image, z and z~, are in its one term
+            return unified_contrast(
+                group_pairs(positives, scope, batch), group_pairs(negatives, scope, batch), self.config
             )
-            rows = [(positives, negatives)]
-        of_negatives = partial(pairs.once, log_sum_exp_square)  # L_ori and L_aug meet the same negatives
-        return torch.stack([unified_contrast(*row, self.config, of_negatives) for row in rows]).mean()
+
+        def of_negatives(_: Tensor, beta: float) -> Tensor:  # L_ori and L_aug meet the same past features
+            return pairs.reduce_negatives(log_sum_exp_square, z, targets, beta)
+
+        return unified_contrast(positives, negatives, self.config, of_negatives)

@@ -1,4 +1,4 @@
-"""The negatives' part of eq. 10 with its derivatives written out, for memory: K negatives are the largest tensors of a loss.
+"""Sums over pairs in eq. 10 with their derivatives written out, for memory: K negatives are the largest tensors of a loss.
 
 The plain formula is torch.logsumexp(beta * x**2, -1). Autograd would hold seven tensors of the size of x for it; this holds one.
 """
@@ -11,16 +11,15 @@ from torch.autograd.function import once_differentiable
 
 
 def log_sum_exp_square(x: Tensor, beta: float) -> Tensor:
-    """log sum_k exp(beta x_k^2) of x (A, N), (A,). Twice differentiable."""
+    """log sum_k exp(beta x_k^2) of x (..., N), (...). beta > 0. Twice differentiable."""
     return cast(Tensor, _LogSumExpSquare.apply(x, beta))
 
 
 class _LogSumExpSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, beta: float) -> Tensor:
-        exponent = x.square().mul_(beta)
-        top = exponent.amax(-1, keepdim=True)
-        result = exponent.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
+        shift = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).square_().mul_(-beta)  # - the largest exponent
+        result = torch.addcmul(shift, x, x, value=beta).exp_().sum(-1).log_().sub_(shift.squeeze(-1))
         ctx.beta = beta
         ctx.save_for_backward(x, result)
         return result
@@ -32,13 +31,13 @@ class _LogSumExpSquare(torch.autograd.Function):
 
 
 class _SquareGradient(torch.autograd.Function):
-    """g (A,) -> 2 beta g p x (A, N), p = exp(beta x^2 - result) the softmax: the gradient of `_LogSumExpSquare`."""
+    """g (...) -> 2 beta g p x (..., N), p = exp(beta x^2 - result) the softmax: the gradient of `_LogSumExpSquare`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, g: Tensor, result: Tensor, beta: float) -> Tensor:
         ctx.beta = beta
         ctx.save_for_backward(x, g, result)
-        return _softmax(x, result, beta).mul_(x).mul_(2 * beta * g[:, None])
+        return _softmax(x, result, beta).mul_(x).mul_((2 * beta * g).unsqueeze(-1))
 
     @staticmethod
     @once_differentiable
@@ -46,11 +45,12 @@ class _SquareGradient(torch.autograd.Function):
         (x, g, result), beta = ctx.saved_tensors, ctx.beta
         p = _softmax(x, result, beta)
         weighted = along * p
-        total = (weighted * x).sum(-1, keepdim=True)
-        back = weighted.addcmul_(weighted, x.square(), value=2 * beta).sub_(p.mul_(x).mul_(2 * beta * total))
-        # `back` already contains how result moves with x, so result gets no gradient of its own.
-        return back.mul_(2 * beta * g[:, None]), 2 * beta * total.squeeze(-1), None, None
+        part = weighted * x
+        total = part.sum(-1, keepdim=True)
+        # d (p x) = p (1 + 2 beta x^2) dx - 2 beta p x sum p x dx: it already has how result moves with x.
+        back = weighted.addcmul_(part.addcmul_(p, total, value=-1), x, value=2 * beta)
+        return back.mul_((2 * beta * g).unsqueeze(-1)), total.squeeze(-1).mul(2 * beta), None, None
 
 
 def _softmax(x: Tensor, result: Tensor, beta: float) -> Tensor:
-    return x.square().mul_(beta).sub_(result[:, None]).exp_()
+    return torch.addcmul(-result.unsqueeze(-1), x, x, value=beta).exp_()

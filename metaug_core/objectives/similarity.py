@@ -2,12 +2,15 @@
 
 A set of features is (V, B, d), a row for each view; z and z~ stacked are two sets, (2V, B, d). A pair joins features of two
 DIFFERENT views: a positive if they are of the same image, else a negative. This is our reading: section 3.1 lets j and j' run over
-all views and does not say whether they may be equal, neither for positives nor for negatives. `Pairs.own_view`
+all views and does not say whether they may be equal, neither for positives nor for negatives. `Pairs.compare_own`
 joins features of the SAME view.
+
+V views, S sets of anchors, R sets of targets, B images, T = V - 1 other views of a view, K past features.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,23 +25,33 @@ def similarity(cosines: Tensor) -> Tensor:
 
 def other_views(x: Tensor) -> Tensor:
     """(V, ...) -> (V, V - 1, ...): row v holds the entries of the views that are not v."""
-    views = x.shape[0]
-    return torch.stack([x[u] for v in range(views) for u in range(views) if u != v]).unflatten(0, (views, views - 1))
+    rows = x.unbind()  # one node of the graph, where an index for each row would be one each
+    views = range(len(rows))
+    return torch.stack([rows[u] for v in views for u in views if u != v]).unflatten(0, (len(rows), -1))
 
 
 def group_pairs(similarities: Tensor, scope: str, batch: int) -> Tensor:
-    """The pairs of several anchors side by side, from the similarities (W B, P) of anchors whose row w B + b is of image b.
+    """The pairs of several anchors side by side, from the similarities (..., B, P) of anchors.
 
-    scope "anchor": as they are; "image": those of an image in one row, (B, W P); "minibatch": all of them in one, (1, W B P).
+    scope "anchor": as they are; "image": those of an image in one row, (B, any); "minibatch": all of them in one, (1, any).
     """
     if scope == "image":
-        return similarities.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1)
+        return similarities.reshape(-1, batch, similarities.shape[-1]).transpose(0, 1).flatten(1)
     return similarities.reshape(1, -1) if scope == "minibatch" else similarities
 
 
+class Table(NamedTuple):
+    """Similarities of a set of anchors with a set of targets."""
+
+    anchors: Tensor  # (S V, B, d)
+    targets: Tensor  # (R V, B, d)
+    positives: Tensor  # (V, S, B, T, R)
+    negatives: Tensor  # (V, S, B, T, R, B - 1), or (V, S, B, T, 1, K) of past features
+
+
 class Pairs:
-    """Similarities of a minibatch's features, in blocks of one set against another. A block, and what losses compute of it by
-    `once`, is computed once, however many losses need it.
+    """Similarities of a minibatch's features. Those of a stack of sets are computed once, as one table, however many losses need
+    it or a part of it.
 
     negatives (V, V - 1, K, d): past features that each view is compared with (`other_views` of (V, K, d)), shared by the
     minibatch; with drawn (B, K) each image takes these of them. None: the targets of the other images of the minibatch.
@@ -47,7 +60,8 @@ class Pairs:
     def __init__(self, views: int, negatives: Tensor | None = None, drawn: Tensor | None = None):
         self.views, self.past, self.drawn = views, negatives, drawn
         self.stacks: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-        self.computed: dict[tuple, tuple[Tensor, tuple]] = {}  # function and operands -> result, operands
+        self.tables: list[Table] = []
+        self.reduced: list[tuple[tuple, Tensor]] = []
         self.original: list[tuple[Tensor, Sequence[bool]]] = []
 
     def stack(self, *sets: Tensor) -> Tensor:
@@ -59,134 +73,139 @@ class Pairs:
         """Note which rows of a set (V, B, d) hold original features; in a set without a mark all do."""
         self.original.append((features, original))
 
+    def __call__(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> tuple[Tensor, Tensor]:
+        """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor: by view, set, image.
+
+        anchors (S V, B, d) and targets (R V, B, d), unit norm: row w belongs to view w % V. by_view: an anchor once per target view
+        (A = V S B T, P = R), as the terms of InfoNCE; else all pairs of an anchor together (A = V S B, P = T R).
+        """
+        positives, negatives = self.compare(anchors, targets, by_view)
+        return positives.flatten(0, -2), negatives.flatten(0, -2)
+
+    def compare(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> tuple[Tensor, Tensor]:
+        """The same without a copy, in the place of A the dimensions (V, S, B) or, by_view, (V, S, B, T)."""
+        table, of_anchors, of_targets = self._find(anchors, targets)
+        positives, negatives = of_targets(of_anchors(table.positives)), of_anchors(table.negatives)
+        if self.past is None:
+            negatives = of_targets(negatives)
+        return positives.flatten(4 if by_view else 3), negatives.flatten(4 if by_view else 3)
+
+    def reduce_negatives(self, compute: Callable[..., Tensor], anchors: Tensor, targets: Tensor, *arguments: Any) -> Tensor:
+        """compute(negatives, *arguments) (V, S, B) of the negatives (V, S, B, N) of `compare`. Past ones are the same for all targets
+        and in every part of a stack, so it is computed once for the whole."""
+        table, of_anchors, _ = self._find(anchors, targets)
+        if self.past is None:
+            return compute(self.compare(anchors, targets)[1], *arguments)
+        for key, value in self.reduced:
+            if key == (compute, id(table.negatives), *arguments):  # lives as long as the table, so its id is no other's
+                return of_anchors(value)
+        value = compute(table.negatives.flatten(3), *arguments)
+        self.reduced.append(((compute, id(table.negatives), *arguments), value))
+        return of_anchors(value)
+
+    def compare_own(self, anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `compare`, with targets of an anchor's OWN view: (V, S, B, R) of the positives, the same image, and (V, S, B, N) of the
+        negatives: past features of this view, or the targets of the other images of the minibatch. V >= 2."""
+        anchors, targets = self._by_view(anchors), self._by_view(targets)
+        positives = _same_image(anchors, targets)
+        if self.past is None:
+            return positives, _take(_compare(anchors, targets), other_images(anchors.shape[2], anchors.device)).flatten(3)
+        own = torch.stack([self.past[1, 0], *self.past[0]])  # row v holds the other views: view 0 leads row 1, the rest are row 0
+        return positives, self._compare_past(anchors, own[:, None]).flatten(3)
+
     def original_gradient(self, value: Tensor, z: Tensor) -> Tensor:
         """The part of d value / dz that comes through pairs of two original features (past ones count as original).
 
         z (V, B, d): the original features; value: a loss of similarities from this object. Keeps the graph.
         """
-        blocks, originals = [], []
-        for (name, *_), (block, operands) in self.computed.items():
-            if name in BLOCKS and block.requires_grad:
-                blocks.append(block)
-                originals.append([self._originals(features) for features in operands])
+        blocks = [(t, block) for t in self.tables for block in (t.positives, t.negatives) if block.requires_grad]
         if not blocks:
             return torch.zeros_like(z)
         options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        gradients = torch.autograd.grad(value, blocks, **options)
-        for gradient, (anchors, *targets) in zip(gradients, originals, strict=True):
-            for v in range(self.views):
-                for place, u in enumerate(u for u in range(self.views) if u != v):
-                    if not (anchors[v] and all(rows[u] for rows in targets)):
-                        gradient[v, :, place].zero_()
-        return torch.autograd.grad(blocks, z, gradients, **options)[0]
+        found = torch.autograd.grad(value, [block for _, block in blocks], **options)
+        gradients = [gradient.clone(memory_format=torch.contiguous_format) for gradient in found]
+        for (table, block), gradient in zip(blocks, gradients, strict=True):
+            self._drop_augmented(gradient, table, past=block is table.negatives and self.past is not None)
+        return torch.autograd.grad([block for _, block in blocks], z, gradients, **options)[0]
+
+    def _drop_augmented(self, values: Tensor, table: Table, past: bool) -> None:
+        """Set to 0, of values (V, S, B, T, R, ...) of pairs, those with an augmented feature. past: the targets are past features."""
+        anchors, targets = self._originals(table.anchors), self._originals(table.targets)
+        for w, original in enumerate(anchors):
+            view, own = w % self.views, values[w % self.views, w // self.views]  # (B, T, R, ...)
+            if past and not original:
+                own.zero_()
+            for u, also in enumerate(targets) if not past else ():
+                other = u % self.views
+                if other != view and not (original and also):
+                    own[:, other - (other > view), u // self.views].zero_()
 
     def _originals(self, features: Tensor) -> Sequence[bool]:
-        marks = [rows for marked, rows in self.original if marked is features]
-        return marks[0] if marks else [True] * len(features)
+        parts = next((sets for whole, sets in self.stacks if whole is features), (features,))
+        marks = [next((rows for marked, rows in self.original if marked is part), None) for part in parts]
+        return [flag for part, rows in zip(parts, marks, strict=True) for flag in rows or [True] * len(part)]
 
-    def __call__(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> tuple[Tensor, Tensor]:
-        """Similarities d in [0, 1], (A, P) of the positives and (A, N) of the negatives of every anchor.
+    def _find(self, anchors: Tensor, targets: Tensor) -> tuple[Table, Callable, Callable]:
+        """The table of these features, or of the stacks that they are parts of, and the functions that take their part of it."""
+        (anchors, of_anchors), (targets, of_targets) = self._find_stack(anchors, 1), self._find_stack(targets, 4)
+        for table in self.tables:
+            if table.anchors is anchors and table.targets is targets:
+                return table, of_anchors, of_targets
+        self.tables.append(self._compute(anchors, targets))
+        return self.tables[-1], of_anchors, of_targets
 
-        anchors (W, B, d) and targets (U, B, d), unit norm, W and U multiples of V: row w belongs to view w % V. by_view: an
-        anchor once per target view (A = W B (V - 1), P = U / V), as the terms of InfoNCE; else all pairs of an anchor together
-        (A = W B, P = (V - 1) U / V).
-        """
-        rows = self.rows(anchors, targets, by_view)
-        if len(rows) == 1:  # torch.cat would copy it
-            return rows[0]
-        positives, negatives = zip(*rows, strict=True)
-        return torch.cat(positives), torch.cat(negatives)
-
-    def rows(self, anchors: Tensor, targets: Tensor, by_view: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """The same for each set of anchors separately, which copies nothing."""
-        last = self.views - 1 if by_view else 1
-        return [self._row(i, self._sets(targets), last) for i in self._sets(anchors)]
-
-    def _row(self, anchors: Tensor, targets: tuple[Tensor, ...], last: int) -> tuple[Tensor, Tensor]:
-        count = self.views * anchors.shape[1] * last
-        positives = torch.stack([self.once(_positives, anchors, j) for j in targets], -1)
-        if self.past is not None:  # the same for every target set, so they count once
-            blocks = [self.once(self._past, anchors)]
-        else:
-            blocks = [self.once(_others, anchors, j) for j in targets]
-        negatives = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
-        return positives.reshape(count, -1), self.once(torch.reshape, negatives, (count, -1))
-
-    def own_view(self, anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarities d in [0, 1] of every anchor with targets of its OWN view: (A, U / V) of the positives, the same image, and
-        (A, N) of the negatives: past features of this view, or the targets of the other images of the minibatch.
-
-        anchors (W, B, d) and targets (U, B, d), unit norm, W and U multiples of V >= 2; A = W B.
-        """
-        sets, rows = self._sets(targets), []
-        for i in self._sets(anchors):
-            positives = torch.stack([_same_image(i, j[:, None]) for j in sets], -1)
-            if self.past is None:
-                blocks = [_other_images(i, j[:, None]) for j in sets]
-            else:  # row v of `past` holds the other views: view 0 is the first of row 1, the rest are row 0
-                own = torch.stack([self.past[1, 0], *self.past[0]])
-                blocks = [self._past_images(i, own[:, None])]
-            rows.append((positives.flatten(0, 1).flatten(1), torch.cat(blocks, -1).flatten(0, 2)))
-        positives, negatives = zip(*rows, strict=True)
-        return torch.cat(positives), torch.cat(negatives)
-
-    def _sets(self, features: Tensor) -> tuple[Tensor, ...]:
+    def _find_stack(self, features: Tensor, dim: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The stack that features are a part of, and the function that takes this part along dim; else themselves."""
         for whole, sets in self.stacks:
-            if whole is features:
-                return sets
-        return (features,) if len(features) == self.views else features.split(self.views)
+            for number, part in enumerate(sets):
+                if part is features:
+                    return whole, lambda x: x.narrow(dim, number, 1)
+        return features, lambda x: x
 
-    def once(self, compute: Callable[..., Tensor], *operands: Any) -> Tensor:
-        """compute(*operands), computed at the first call with these very tensors and returned again at later ones."""
-        key = (compute.__name__, *(id(x) if isinstance(x, Tensor) else x for x in operands))
-        if key not in self.computed:  # keeps the operands too: an id names a tensor only as long as it lives
-            self.computed[key] = compute(*operands), operands
-        return self.computed[key][0]
+    def _compute(self, anchors: Tensor, targets: Tensor) -> Table:
+        rows, others = self._by_view(anchors), other_views(self._by_view(targets))  # (V, S, B, d), (V, T, R, B, d)
+        if self.past is None:  # one product has both
+            table = _compare(rows, others)  # (V, S, B, T, R, B)
+            positives = table.diagonal(dim1=2, dim2=5).movedim(-1, 2)
+            return Table(anchors, targets, positives, _take(table, other_images(rows.shape[2], rows.device)))
+        known = next((t.negatives for t in self.tables if t.anchors is anchors), None)  # of other targets
+        past = self._compare_past(rows, self.past)[..., None, :] if known is None else known
+        return Table(anchors, targets, _same_image(rows, others), past)
 
-    def _past(self, anchors: Tensor) -> Tensor:
-        """(V, B, V - 1, K) against past features."""
-        assert self.past is not None
-        return self._past_images(anchors, self.past)
-
-    def _past_images(self, anchors: Tensor, past: Tensor) -> Tensor:
-        """(V, B, T, K) against past features (V, T, N, d), those that are drawn for each image."""
+    def _compare_past(self, anchors: Tensor, past: Tensor) -> Tensor:
+        """(V, S, B, T, K) with past features (V, T, N, d), those that are drawn for each image."""
         table = _compare(anchors, past)
         return table if self.drawn is None else _take(table, self.drawn)
 
-
-# The functions that give similarities (V, B, V - 1, ...) of one set with another.
-BLOCKS = ("_positives", "_others", "_past")
-
-
-def _positives(anchors: Tensor, targets: Tensor) -> Tensor:
-    """(V, B, V - 1) of each image with itself in the other views."""
-    return _same_image(anchors, other_views(targets))
+    def _by_view(self, features: Tensor) -> Tensor:
+        """(S V, B, d) -> (V, S, B, d)."""
+        return features.unflatten(0, (-1, self.views)).transpose(0, 1)
 
 
-def _others(anchors: Tensor, targets: Tensor) -> Tensor:
-    """(V, B, V - 1, B - 1) of each image with the other images in the other views."""
-    return _other_images(anchors, other_views(targets))
+@lru_cache(maxsize=16)  # the same in every step
+def other_images(batch: int, device: torch.device) -> Tensor:
+    """The numbers of the other images of a minibatch for each image, int64 (B, B - 1)."""
+    with torch.inference_mode(False):  # a tensor of inference mode could not serve a later training step
+        count = torch.arange(batch - 1, device=device)
+        return count + (count >= torch.arange(batch, device=device)[:, None])
 
 
 def _same_image(anchors: Tensor, targets: Tensor) -> Tensor:
-    """Similarities (V, B, T) of each image of (V, B, d) with itself in (V, T, B, d)."""
-    return similarity((anchors[:, :, None] * targets.transpose(1, 2)).sum(-1))
-
-
-def _other_images(anchors: Tensor, targets: Tensor) -> Tensor:
-    """Similarities (V, B, T, B - 1) of each image of (V, B, d) with the other images in (V, T, B, d)."""
-    batch = anchors.shape[1]
-    count = torch.arange(batch - 1, device=anchors.device)
-    others = count + (count >= torch.arange(batch, device=anchors.device)[:, None])  # (B, B - 1)
-    return _take(_compare(anchors, targets), others)
+    """Similarities (V, S, B, ...) of each image of (V, S, B, d) with itself in (V, ..., B, d)."""
+    rows = targets.flatten(1, -3).permute(0, 2, 3, 1)  # (V, B, d, any)
+    cosines = (anchors.transpose(1, 2) / 2) @ rows  # (V, B, S, any)
+    return cosines.transpose(1, 2).add(0.5).unflatten(-1, targets.shape[1:-2])
 
 
 def _compare(anchors: Tensor, targets: Tensor) -> Tensor:
-    """Similarities of (V, B, d) with (V, T, N, d): (V, B, T, N)."""
-    cosines = anchors @ targets.flatten(1, 2).transpose(1, 2)
-    return similarity(cosines).unflatten(-1, (targets.shape[1], -1))
+    """Similarities (V, S, B, ..., N) of (V, S, B, d) with all of (V, ..., N, d)."""
+    # Half of the few anchors, not of the many similarities: the same to the bit.
+    half = anchors.flatten(1, 2) / 2
+    table = (half @ targets.flatten(1, -2).transpose(1, 2)).add_(0.5)
+    return table.unflatten(1, anchors.shape[1:3]).unflatten(-1, targets.shape[1:-1])
 
 
 def _take(table: Tensor, columns: Tensor) -> Tensor:
-    """The columns (B, K) of each image from a table (V, B, T, N): (V, B, T, K)."""
-    return table.gather(-1, columns[None, :, None, :].expand(len(table), -1, table.shape[2], -1))
+    """The columns (B, K) of each image from a table (V, S, B, ..., N): (V, S, B, ..., K)."""
+    rows = columns.view(1, 1, len(columns), *[1] * (table.dim() - 4), -1)
+    return table.gather(-1, rows.expand(*table.shape[:-1], -1))

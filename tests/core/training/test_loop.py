@@ -266,7 +266,7 @@ def test_sharing_the_regular_step_is_exact(monkeypatch):
 class HoldsOriginals(Pairs):
     """Pairs of z and z~ stacked, computed one by one, in which similarities of two original features are constants."""
 
-    def rows(self, anchors, targets, by_view=False):
+    def compare(self, anchors, targets, by_view=False):
         assert not by_view
         rows = []
         for w, anchor in enumerate(anchors):
@@ -277,7 +277,10 @@ class HoldsOriginals(Pairs):
             ]
             negatives = similarity(anchor @ self.past[w % self.views].flatten(0, 1).T)
             rows.append((torch.stack(positives, -1), negatives.detach() if original else negatives))
-        return [tuple(torch.cat(side) for side in zip(*rows, strict=True))]
+        return tuple(torch.stack(side) for side in zip(*rows, strict=True))
+
+    def reduce_negatives(self, compute, anchors, targets, *arguments):
+        return compute(self.compare(anchors, targets)[1], *arguments)
 
 
 def test_gradient_and_share_of_the_augmented_by_hand():
