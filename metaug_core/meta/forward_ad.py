@@ -1,7 +1,7 @@
 """One forward-mode pass through a network: z and z_dot = J_z(theta) v, reusing what a pass at the same theta has computed.
 
-Then only tangents are computed: two operations of its kind for a convolution or linear map (product rule), four passes over
-memory for BatchNorm. Any other operation uses torch's own forward mode.
+Then only tangents are computed: two operations of its kind for a convolution or linear map (product rule), three for BatchNorm, a
+lookup for max-pool. Any other operation uses torch's own forward mode.
 """
 
 import warnings
@@ -23,13 +23,17 @@ with warnings.catch_warnings():  # the first jvp loads torch's scripted decompos
     import torch._decomp.decompositions_for_jvp
 
 Params = dict[str, Tensor]
-RECORDED = (torch.conv2d, F.linear, F.batch_norm)
+RECORDED = (torch.conv2d, F.linear, F.batch_norm, torch.max_pool2d)
+SAVED = {  # what autograd's node of an operation keeps of its results; on a device with another kind of node: nothing
+    F.batch_norm: ("_saved_result1", "_saved_result2"),
+    torch.max_pool2d: ("_saved_result1",),
+}
 MIN_MULTIPLICATIONS = 256  # per output: a cheaper product is computed again instead of held in memory
 
 
 class Record(NamedTuple):
-    """The result of one operation of a recorded pass: the output of a product, or mean and 1/std of a BatchNorm, whose output is
-    cheaper to compute again than to hold."""
+    """The result of one operation of a recorded pass: the output of a product, mean and 1/std of a BatchNorm, whose output is
+    cheaper to compute again than to hold, or where the maxima of a pool are."""
 
     func: Callable
     tensors: tuple[Tensor, ...]
@@ -55,8 +59,8 @@ class Recorder(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func in RECORDED:
             tensors: tuple[Any, ...]
-            if func is F.batch_norm:  # autograd's own; on a device without this kind of node they are computed again
-                tensors = tuple(getattr(out.grad_fn, name, None) for name in ("_saved_result1", "_saved_result2"))
+            if func in SAVED:
+                tensors = tuple(getattr(out.grad_fn, name, None) for name in SAVED[func])
                 keep = None not in tensors
             else:
                 tensors = (out.detach(),)
@@ -86,6 +90,8 @@ class Tangents(TorchFunctionMode):
             and eps is not None
         ):
             return _batch_norm(record, args[0], weight, bias, eps)
+        if func is torch.max_pool2d and record is not None and _is_channels_last(record.tensors[0]):
+            return _max_pool(record, args[0], func, *args[1:], **kwargs)
         return func(*args, **kwargs)
 
 
@@ -103,27 +109,49 @@ def _product(record: Record | None, func: Callable, x: Tensor, weight: Tensor, b
 
 
 def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """BatchNorm by batch statistics of x (B, C, ...), in four passes over memory; torch's own tangent takes over ten.
+    """BatchNorm by batch statistics of x (B, C, ...). torch's own tangent takes over ten passes over memory.
 
-    With u = (x - m) r, y = w u + b. So y_dot = w r (x_dot - mean(x_dot)) + t u + b_dot with t = w_dot - w r mean(x_dot u). The
-    means are per channel; BatchNorm's own backward sums them in one pass.
+    With u = (x - m) r, y = w u + b. So y_dot = w r (x_dot - mean(x_dot) - u mean(x_dot u)) + w_dot u + b_dot, means per channel. The
+    first part is BatchNorm's own backward, applied to x_dot: the derivative by x is symmetric. The rest is a BatchNorm of x with
+    other weights.
     """
     (x, x_dot), (weight, w_dot), (bias, b_dot) = (fwAD.unpack_dual(t) for t in (x, weight, bias))
     if record is not None and record.fits(F.batch_norm, weight.shape):
         mean, r = record.tensors
     else:
         mean, r = distributed.moments(x, eps)
-    scale, shift = weight * r, torch.zeros_like(r) if b_dot is None else b_dot
-    t = torch.zeros_like(r) if w_dot is None else w_dot
+    variance = r.pow(-2)  # with eps
+
+    def normalise(w: Tensor, b: Tensor | None) -> Tensor:
+        return F.batch_norm(x, mean, variance, w, b, training=False, eps=0.0)
+
+    y_dot = None
+    if w_dot is not None or b_dot is not None:
+        y_dot = normalise(torch.zeros_like(weight) if w_dot is None else w_dot, b_dot)
     if x_dot is not None:
-        along, level = distributed.mean_projections(x_dot, x, weight, mean, r)
-        t, shift = t - scale * along, shift - scale * level
-    constant, slope = distributed.per_channel(shift - t * r * mean, x), distributed.per_channel(t * r, x)
-    y = torch.addcmul(distributed.per_channel(bias - scale * mean, x), x, distributed.per_channel(scale, x))
-    if x_dot is None:
-        return fwAD.make_dual(y, torch.addcmul(constant, x, slope))
-    y_dot = torch.addcmul(constant, x_dot, distributed.per_channel(scale, x))
-    return fwAD.make_dual(y, y_dot.addcmul_(x, slope))
+        along = distributed.batch_norm_along(x_dot, x, weight, mean, r)
+        y_dot = along if y_dot is None else along.add_(y_dot)
+    y = normalise(weight, bias)
+    return y if y_dot is None else fwAD.make_dual(y, y_dot)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _max_pool(record: Record, x: Tensor, func: Callable, *how: Any, **named: Any) -> Tensor:
+    """Max-pool of x (B, C, H, W): values and tangents stand where the recorded pass found the maxima."""
+    x, x_dot = fwAD.unpack_dual(x)
+    (places,) = record.tensors  # (B, C, h, w), numbers of points of a map (H, W)
+    if x_dot is None or not (record.fits(func, places.shape) and _is_channels_last(x) and _is_channels_last(x_dot)):
+        return func(x if x_dot is None else fwAD.make_dual(x, x_dot), *how, **named)
+    rows = places.permute(0, 2, 3, 1)  # channels last: a view, not a copy
+
+    def take(values: Tensor) -> Tensor:
+        points = values.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H W, C)
+        return points.gather(1, rows.flatten(1, 2)).view(rows.shape).permute(0, 3, 1, 2)
+
+    return fwAD.make_dual(take(x), take(x_dot))
 
 
 def tangent(

@@ -43,12 +43,16 @@ class Descent(NamedTuple):
 
     def apply(self, theta: Params, gradient: Params) -> Params:
         """theta', as a function of the gradient; theta is a constant."""
-        scale, shift = self.scale, self.shift
-        ahead = {
-            name: p.detach() - (scale[name] if isinstance(scale, dict) else scale) * gradient[name]
-            for name, p in theta.items()
-        }
-        return ahead if shift is None else {name: p - shift[name] for name, p in ahead.items()}
+        weights, gradients = [p.detach() for p in theta.values()], [gradient[name] for name in theta]
+        ahead = torch._foreach_sub(weights, self.scaled(gradients, theta))
+        if self.shift is not None:
+            ahead = torch._foreach_sub(ahead, [self.shift[name] for name in theta])
+        return dict(zip(theta, ahead, strict=True))
+
+    def scaled(self, values: Tensors, names: Iterable[str]) -> Tensors:
+        """scale times the values of these weights."""
+        scale = self.scale
+        return torch._foreach_mul(values, [scale[name] for name in names] if isinstance(scale, dict) else scale)
 
 
 Rule = Callable[[Params], Descent]  # from the gradient's values to the step
@@ -102,7 +106,9 @@ def _join(steps: list[tuple[list[str], Any, Tensors | None]], theta: Params) -> 
     shifts = {
         name: value for names, _, values in steps if values is not None for name, value in _by_name(names, values)
     }
-    return Descent(scale, {name: shifts.get(name, torch.zeros_like(p)) for name, p in theta.items()})
+    return Descent(
+        scale, {name: shifts[name] if name in shifts else torch.zeros_like(p) for name, p in theta.items()}
+    )
 
 
 def _by_name(names: list[str], values: float | Tensor | Tensors) -> Iterator[tuple[str, Any]]:
@@ -252,7 +258,7 @@ def look_ahead(features: Features, loss: Loss, theta: Params, omega: Params, upd
     direction = vjp(z, ahead, feature_gradient)
     z, second = _mixed_part(features, loss, theta, own, source, descent, direction, regular, jvp)
     share = _mixed_share(direct, second) if measure else None
-    gradient = {name: direct[name] + second[name] for name in omega}
+    gradient = dict(zip(omega, torch._foreach_add([*direct.values()], [*second.values()]), strict=True))
     return LookAhead(gradient, z, z_ahead.detach(), value.detach(), share)
 
 
@@ -261,7 +267,7 @@ def _mixed_part(features: Features, loss: Loss, theta: Params, omega: Params, so
     """z at theta, and - d/d omega <z_dot, dL/dz (z, omega)> with z_dot = J_z(theta) P direction."""
     factor = -1.0
     if isinstance(descent.scale, dict):
-        direction = {name: descent.scale[name] * v for name, v in direction.items()}
+        direction = dict(zip(direction, descent.scaled([*direction.values()], direction), strict=True))
     else:  # a rate is multiplied at the features, the smallest place
         factor = -descent.scale
     z, z_dot = (distributed.gather(t, 1) for t in jvp(features, theta, direction, regular.recorded))

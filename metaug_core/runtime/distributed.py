@@ -111,10 +111,13 @@ def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, variance.add(eps).rsqrt()
 
 
-def mean_projections(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> list[Tensor]:
-    """The means of g u and of g over the whole minibatch, (C,) each, for g and x (B, C, ...) and u = (x - mean) r."""
-    size = x.numel() // x.shape[1]
-    return _average(*(part / size for part in _projections(g, x, weight, mean, r)))
+def batch_norm_along(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> Tensor:
+    """w r (g - mean(g) - u mean(g u)) for g and x (B, C, ...) and u = (x - mean) r, means over the whole minibatch: the derivative of
+    BatchNorm by x along g. It is symmetric, so tangents and gradients are the same."""
+    if count() == 1:
+        return _backward(g, x, weight, mean, r, [True, False, False])[0]
+    along, level = _projections(g, x, weight, mean, r)
+    return _project(g, x, weight, mean, r, along, level)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -122,11 +125,23 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
 
 
+def _backward(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+    """The backward of torch's BatchNorm in training, of this process's part alone: those of x, weight and bias that are wanted."""
+    return torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, 0.0, wanted)
+
+
 def _projections(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of g u and of g over this process's part: one pass over memory, by the backward of torch's BatchNorm, which
-    sums them for its weight and bias."""
-    sums = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, 0.0, [False, True, True])
+    """The sums of g u and of g over this process's part, (C,) each, in one pass over memory."""
+    sums = _backward(g, x, weight, mean, r, [False, True, True])
     return sums[1], sums[2]
+
+
+def _project(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, along: Tensor, level: Tensor) -> Tensor:
+    """`batch_norm_along` from this process's `_projections`."""
+    size = x.numel() // x.shape[1]
+    mean_along, mean_level = _average(along / size, level / size)
+    u = (x - per_channel(mean, x)) * per_channel(r, x)
+    return (g - per_channel(mean_level, x) - u * per_channel(mean_along, x)) * per_channel(weight * r, x)
 
 
 def _average(*values: Tensor) -> list[Tensor]:
@@ -151,12 +166,9 @@ class _WholeBatchNorm(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor):
         (g,) = gradients
         x, weight = ctx.saved_tensors
-        mean, r, size = ctx._saved_result1, ctx._saved_result2, x.numel() // x.shape[1]
+        mean, r = ctx._saved_result1, ctx._saved_result2
         along, level = _projections(g, x, weight, mean, r)
-        mean_along, mean_level = _average(along / size, level / size)
-        u = (x - per_channel(mean, x)) * per_channel(r, x)
-        back = g - per_channel(mean_level, x) - u * per_channel(mean_along, x)
-        return back * per_channel(weight * r, x), along, level, None, None
+        return _project(g, x, weight, mean, r, along, level), along, level, None, None
 
 
 class WholeBatch(TorchFunctionMode):
