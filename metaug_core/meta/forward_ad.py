@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
+from metaug_core.errors import MetaugError
 from metaug_core.runtime import distributed
 
 with warnings.catch_warnings():  # the first jvp loads torch's scripted decompositions, which warn of their deprecation
@@ -23,10 +24,10 @@ with warnings.catch_warnings():  # the first jvp loads torch's scripted decompos
     import torch._decomp.decompositions_for_jvp
 
 Params = dict[str, Tensor]
-RECORDED = (torch.conv2d, F.linear, F.batch_norm, torch.max_pool2d)
+RECORDED = (torch.conv2d, F.linear, F.batch_norm, F.max_pool2d)
 SAVED = {  # what autograd's node of an operation keeps of its results; on a device with another kind of node: nothing
     F.batch_norm: ("_saved_result1", "_saved_result2"),
-    torch.max_pool2d: ("_saved_result1",),
+    F.max_pool2d: ("_saved_result1",),
 }
 MIN_MULTIPLICATIONS = 256  # per output: a cheaper product is computed again instead of held in memory
 
@@ -60,7 +61,7 @@ class Recorder(TorchFunctionMode):
         if func in RECORDED:
             tensors: tuple[Any, ...]
             if func in SAVED:
-                tensors = tuple(getattr(out.grad_fn, name, None) for name in SAVED[func])
+                tensors = tuple(getattr(getattr(out, "grad_fn", None), name, None) for name in SAVED[func])
                 keep = None not in tensors
             else:
                 tensors = (out.detach(),)
@@ -90,7 +91,7 @@ class Tangents(TorchFunctionMode):
             and eps is not None
         ):
             return _batch_norm(record, args[0], weight, bias, eps)
-        if func is torch.max_pool2d and record is not None and _is_channels_last(record.tensors[0]):
+        if func is F.max_pool2d and record is not None and _is_channels_last(record.tensors[0]):
             return _max_pool(record, args[0], func, *args[1:], **kwargs)
         return func(*args, **kwargs)
 
@@ -111,9 +112,9 @@ def _product(record: Record | None, func: Callable, x: Tensor, weight: Tensor, b
 def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """BatchNorm by batch statistics of x (B, C, ...). torch's own tangent takes over ten passes over memory.
 
-    With u = (x - m) r, y = w u + b. So y_dot = w r (x_dot - mean(x_dot) - u mean(x_dot u)) + w_dot u + b_dot, means per channel. The
-    first part is BatchNorm's own backward, applied to x_dot: the derivative by x is symmetric. The rest is a BatchNorm of x with
-    other weights.
+    With u = (x - m) r, y = w u + b. So y_dot = w r (x_dot - mean(x_dot) - u mean(x_dot u)) + w_dot u + b_dot, means per channel.
+    The first part is BatchNorm's own backward, applied to x_dot: the derivative by x is symmetric. The rest is a BatchNorm of x
+    with other weights.
     """
     (x, x_dot), (weight, w_dot), (bias, b_dot) = (fwAD.unpack_dual(t) for t in (x, weight, bias))
     if record is not None and record.fits(F.batch_norm, weight.shape):
@@ -159,12 +160,15 @@ def tangent(
 ) -> tuple[Tensor, Tensor]:
     """z and z_dot = J_z(theta) direction. With the record of a pass at theta only the tangents are computed.
 
-    features must not write BatchNorm statistics (`frozen_statistics`): forward mode fails on a BatchNorm that does.
+    features must not write BatchNorm statistics (`frozen_statistics`): forward mode fails on a BatchNorm that does. Raises
+    MetaugError if z has no tangent: an operation has dropped it, which is not the same as a derivative of 0.
     """
     with torch.no_grad(), fwAD.dual_level(), Tangents(recorded):
         dual = features({name: fwAD.make_dual(p.detach(), direction[name]) for name, p in theta.items()})
         z, z_dot = fwAD.unpack_dual(dual)
-        return z, torch.zeros_like(z) if z_dot is None else z_dot
+        if z_dot is None:
+            raise MetaugError("the features have no tangent: an operation of the networks drops it (detach, no_grad)")
+        return z, z_dot
 
 
 def reverse_tangent(

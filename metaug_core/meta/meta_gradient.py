@@ -106,9 +106,7 @@ def _join(steps: list[tuple[list[str], Any, Tensors | None]], theta: Params) -> 
     shifts = {
         name: value for names, _, values in steps if values is not None for name, value in _by_name(names, values)
     }
-    return Descent(
-        scale, {name: shifts[name] if name in shifts else torch.zeros_like(p) for name, p in theta.items()}
-    )
+    return Descent(scale, {name: shifts[name] if name in shifts else torch.zeros_like(p) for name, p in theta.items()})
 
 
 def _by_name(names: list[str], values: float | Tensor | Tensors) -> Iterator[tuple[str, Any]]:

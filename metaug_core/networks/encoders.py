@@ -10,13 +10,13 @@ from functools import partial
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError, shown
 from metaug_core.extensions import name_error, name_failures, place
 from metaug_core.networks.activation_checkpointing import FirstBlock
 from metaug_core.networks.heads import alexnet_units, head
+from metaug_core.networks.second_order import unit
 from metaug_core.registry import ENCODERS, VIEWS
 from metaug_core.runtime.device import side_by_side
 
@@ -240,7 +240,7 @@ class Networks(nn.Module):
         z = apply_by_name(dict(self.heads.items()), self.encoders(images), names, self.joint)
         if self.predictors is not None:
             z = z + apply_by_name(dict(self.predictors.items()), z, names, self.joint)
-        return F.normalize(torch.stack(z), dim=-1) if self.unit else torch.stack(z)
+        return unit(torch.stack(z)) if self.unit else torch.stack(z)
 
 
 class Joined(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaug_core.networks.linear import linear
+from metaug_core.networks.second_order import batch_norm, linear, unit
 
 
 class MAG(nn.Module):
@@ -26,7 +26,7 @@ class MAG(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = F.relu(norm_views(self.first_norm, self.first(z)))
         h = F.relu(norm_views(self.second_norm, self.second(h)))
-        return F.normalize(self.last(h), dim=-1)
+        return unit(self.last(h))
 
 
 class Layer(nn.Module):
@@ -45,4 +45,13 @@ class Layer(nn.Module):
 def norm_views(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """BatchNorm over the minibatch, separately for each view and unit: x (V, B, H) seen as (B, V H)."""
     views, batch, hidden = x.shape
-    return norm(x.transpose(0, 1).reshape(batch, views * hidden)).view(batch, views, hidden).transpose(0, 1)
+    rows = x.transpose(0, 1).reshape(batch, views * hidden)
+    if not norm.training or norm.momentum is None:  # evaluation, or statistics estimated over many minibatches
+        y = norm(rows)
+    else:
+        running, momentum = (None, None), 0.0
+        if norm.track_running_stats:
+            running, momentum = (norm.running_mean, norm.running_var), norm.momentum
+            norm.num_batches_tracked.add_(1)
+        y = batch_norm(rows, norm.weight, norm.bias, running, momentum, norm.eps)
+    return y.view(batch, views, hidden).transpose(0, 1)

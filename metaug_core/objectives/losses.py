@@ -1,7 +1,7 @@
 """Every objective, as a pure function of similarities or features.
 
-Shapes: A anchors, which may also be several dimensions, P positives and N negatives per anchor. d = (1 + cos) / 2 lies in [0, 1]; the optimum of a positive is 1,
-of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums of eq. 8-10 factorise,
+Shapes: A anchors, which may be several dimensions, P positives and N negatives per anchor. d = (1 + cos) / 2 lies in [0, 1]; the
+optimum of a positive is 1, of a negative 0. Equation numbers: Li et al., MetAug, ICML 2022. The double sums of eq. 8-10 factorise,
 
     sum_{k-} sum_{k+} exp(a_{k-} + b_{k+}) = (sum exp a) (sum exp b),
 

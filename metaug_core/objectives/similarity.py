@@ -9,7 +9,7 @@ V views, S sets of anchors, R sets of targets, B images, T = V - 1 other views o
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -90,9 +90,11 @@ class Pairs:
             negatives = of_targets(negatives)
         return positives.flatten(4 if by_view else 3), negatives.flatten(4 if by_view else 3)
 
-    def reduce_negatives(self, compute: Callable[..., Tensor], anchors: Tensor, targets: Tensor, *arguments: Any) -> Tensor:
-        """compute(negatives, *arguments) (V, S, B) of the negatives (V, S, B, N) of `compare`. Past ones are the same for all targets
-        and in every part of a stack, so it is computed once for the whole."""
+    def reduce_negatives(
+        self, compute: Callable[..., Tensor], anchors: Tensor, targets: Tensor, *arguments: Any
+    ) -> Tensor:
+        """compute(negatives, *arguments) (V, S, B) of the negatives (V, S, B, N) of `compare`. Past ones are the same for all
+        targets and in every part of a stack, so it is computed once for the whole."""
         table, of_anchors, _ = self._find(anchors, targets)
         if self.past is None:
             return compute(self.compare(anchors, targets)[1], *arguments)
@@ -104,13 +106,17 @@ class Pairs:
         return of_anchors(value)
 
     def compare_own(self, anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As `compare`, with targets of an anchor's OWN view: (V, S, B, R) of the positives, the same image, and (V, S, B, N) of the
-        negatives: past features of this view, or the targets of the other images of the minibatch. V >= 2."""
+        """As `compare`, with targets of an anchor's OWN view: (V, S, B, R) of the positives, the same image, and (V, S, B, N) of
+        the negatives: past features of this view, or the targets of the other images of the minibatch. V >= 2."""
         anchors, targets = self._by_view(anchors), self._by_view(targets)
         positives = _same_image(anchors, targets)
         if self.past is None:
-            return positives, _take(_compare(anchors, targets), other_images(anchors.shape[2], anchors.device)).flatten(3)
-        own = torch.stack([self.past[1, 0], *self.past[0]])  # row v holds the other views: view 0 leads row 1, the rest are row 0
+            return positives, _take(_compare(anchors, targets), other_images(anchors.shape[2], anchors.device)).flatten(
+                3
+            )
+        own = torch.stack(
+            [self.past[1, 0], *self.past[0]]
+        )  # row v holds the other views: view 0 leads row 1, the rest are row 0
         return positives, self._compare_past(anchors, own[:, None]).flatten(3)
 
     def original_gradient(self, value: Tensor, z: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class Pairs:
         return torch.autograd.grad([block for _, block in blocks], z, gradients, **options)[0]
 
     def _drop_augmented(self, values: Tensor, table: Table, past: bool) -> None:
-        """Set to 0, of values (V, S, B, T, R, ...) of pairs, those with an augmented feature. past: the targets are past features."""
+        """Set to 0, of values (V, S, B, T, R, ...) of pairs, those with an augmented feature. past: targets are past features."""
         anchors, targets = self._originals(table.anchors), self._originals(table.targets)
         for w, original in enumerate(anchors):
             view, own = w % self.views, values[w % self.views, w // self.views]  # (B, T, R, ...)
@@ -159,7 +165,7 @@ class Pairs:
         for whole, sets in self.stacks:
             for number, part in enumerate(sets):
                 if part is features:
-                    return whole, lambda x: x.narrow(dim, number, 1)
+                    return whole, partial(torch.narrow, dim=dim, start=number, length=1)
         return features, lambda x: x
 
     def _compute(self, anchors: Tensor, targets: Tensor) -> Table:

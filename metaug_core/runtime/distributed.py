@@ -112,8 +112,8 @@ def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def batch_norm_along(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> Tensor:
-    """w r (g - mean(g) - u mean(g u)) for g and x (B, C, ...) and u = (x - mean) r, means over the whole minibatch: the derivative of
-    BatchNorm by x along g. It is symmetric, so tangents and gradients are the same."""
+    """w r (g - mean(g) - u mean(g u)) for g and x (B, C, ...) and u = (x - mean) r, means over the whole minibatch: the derivative
+    of BatchNorm by x along g. It is symmetric, so tangents and gradients are the same."""
     if count() == 1:
         return _backward(g, x, weight, mean, r, [True, False, False])[0]
     along, level = _projections(g, x, weight, mean, r)

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import metaug_core
+from metaug_core.errors import MetaugError
 from metaug_core.meta import forward_ad, meta_gradient
 from metaug_core.meta.forward_ad import Recorder, frozen_statistics, tangent
 from metaug_core.meta.meta_gradient import next_step
@@ -276,7 +277,7 @@ def test_the_tangent_pass_is_the_jacobian_product_with_and_without_a_record(layo
     network, features, theta, direction = dual_problem(layout)
     recorded = recorded_pass(network, features, theta)
     functions = [record and record.func for record in recorded.records]
-    assert functions == [torch.conv2d, F.batch_norm, F.linear, F.batch_norm]
+    assert functions == [torch.conv2d, F.batch_norm, F.max_pool2d, F.linear, F.batch_norm]
     with frozen_statistics(network):
         wanted = torch.func.jvp(features, (theta,), (direction,))
         assert wanted[1].abs().max() > 0.1
@@ -286,7 +287,7 @@ def test_the_tangent_pass_is_the_jacobian_product_with_and_without_a_record(layo
 
 
 @pytest.mark.usefixtures("keep_all")
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
     network, features, theta, direction = dual_problem()
     recorded = recorded_pass(network, features, theta)
@@ -297,7 +298,8 @@ def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
 
     whole, record = compute(), recorded.records[number]
     recorded.records[number] = record._replace(
-        tensors=tuple(-t for t in record.tensors), versions=(0,) * len(record.tensors)
+        tensors=tuple(-t if t.is_floating_point() else 0 * t for t in record.tensors),
+        versions=(0,) * len(record.tensors),
     )
     assert not torch.allclose(compute(), whole)
     for foreign in (None, record._replace(func=torch.relu), record._replace(tensors=(torch.zeros(7),), versions=(0,))):
@@ -306,6 +308,12 @@ def test_the_record_is_used_and_a_stale_or_foreign_one_is_not(number):
     recorded.records[number] = record
     record.tensors[0].add_(5)  # as an in-place operation after it would
     torch.testing.assert_close(compute(), whole)
+
+
+def test_features_whose_tangent_is_dropped_are_an_error_and_not_constants():
+    network, features, theta, direction = dual_problem()
+    with frozen_statistics(network), pytest.raises(MetaugError, match="the features have no tangent"):
+        tangent(lambda theta: features(theta).detach(), theta, direction)
 
 
 @pytest.mark.parametrize("moved", [("weight",), ("bias",), ("weight", "bias")])
