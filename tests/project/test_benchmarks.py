@@ -35,6 +35,21 @@ def test_a_broadcast_view_weighs_what_it_holds():
     assert work.moved == 4 * (100 + 50 * 100)
 
 
+def test_what_launches_nothing_is_no_operation():
+    x = torch.ones(3, 4)
+
+    def step():
+        with torch.profiler.record_function("a mark"):
+            room = [torch.empty_like(x), x.new_empty(5), torch.empty(2), torch.empty_strided((3, 4), (4, 1))]
+        assert torch.ops.aten.is_same_size(x, room[0])
+        assert torch.ops.aten._has_same_storage_numel(x, room[0])
+        return torch.ones_like(x) + x.detach()
+
+    work = count_work(step)
+    assert work.operations == 2  # a fill and a sum
+    assert work.moved == 4 * (2 * 12 + 3 * 12)  # ones_like counts the tensor it looks at as well
+
+
 def test_the_optimiser_belongs_to_the_least():
     parameter = torch.nn.Parameter(torch.zeros(10))
     parameter.grad = torch.ones(10)
