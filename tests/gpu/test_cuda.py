@@ -43,8 +43,9 @@ def quiet(progress):
 
 @pytest.fixture
 def deterministic():
-    """Kernels whose sums have one order. What is then not the same bits is a race, or read memory that nobody wrote."""
-    torch.use_deterministic_algorithms(True)
+    """Kernels whose sums have one order. What is then not the same bits is a race, or read memory that nobody wrote. A kernel that
+    has only one form, such as the histogram of the log, is a warning."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
