@@ -191,7 +191,7 @@ class Limits:
 def limits(device: str, precision: str) -> Limits:
     """precision: of matmul and convolution, as `Config` has it. Both, because they come from two libraries: on an AMD processor
     oneDNN's convolution is a third faster than MKL's matmul."""
-    side, size, images = (8192, 2**30, (256, 512, 32, 32)) if device == "cuda" else (2048, 2**26, (16, 192, 32, 32))
+    side, size, images = (8192, 2**28, (256, 512, 32, 32)) if device == "cuda" else (2048, 2**26, (16, 192, 32, 32))
     made = {"device": device, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     a, x, w = (torch.randn(shape, **made) for shape in ((side, side), images, (images[1], images[1], 5, 5)))
     x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))

@@ -75,6 +75,7 @@ def prepare_step(**changes) -> tuple[TrainState, Callable, Callable]:
 
 CASES = [
     {}, {"schedule": "epoch"}, {"look_ahead": "fresh"}, {"look_ahead_batch": "previous"}, {"method": "simclr"},
+    {"look_ahead_update": "optimiser", "mag_objective": "scaled"},
     {"graphs": "forked"}, {"graphs": "forked", "views": ("L", "ab", "RGB"), "encoder": "resnet18", "width": 1},
     {"precision": "bf16"},
     {"method": "byol", "protocol": "own", "views": ("RGB", "RGB"), "optimiser": "lars", "blur": (0.5,)},

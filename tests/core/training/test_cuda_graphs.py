@@ -17,9 +17,6 @@ from metaug_core.training.step import descend, train_step
 from metaug_workbook.cli import main
 from metaug_workbook.results import tables
 
-gpu = pytest.mark.gpu
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 def test_on_a_cpu_steps_are_eager_and_say_why():
     s, other = start_state(), start_state()
