@@ -107,8 +107,8 @@ def test_the_rivals_lab_is_ours(image_mode: str):
 
 # --- the engine's benchmark
 PART_OF = {"convolution": "encoders", "convolution_backward": "encoders", "max_pool2d_with_indices_backward": "encoders",
-           "grid_sampler_2d": "views", "_fused_adam_": "optimisers", "bmm": "loss and MAG", "logsumexp": "loss and MAG",
-           "log_sigmoid_backward": "loss and MAG"}  # fmt: skip
+           "grid_sampler_2d": "views", "_fused_adam_": "optimisers", "bmm": "loss and MAG",
+           "index_put_": "loss and MAG"}  # fmt: skip
 
 
 def test_each_operation_is_of_one_part_of_the_step_and_a_backward_one_of_its_forwards():
