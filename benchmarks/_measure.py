@@ -7,7 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from metaug_core import Config
 from metaug_core.data.datasets import Images, Splits
@@ -26,7 +29,10 @@ from metaug_core.training.cuda_graphs import EAGER_STEPS, Batch, Stepper
 from metaug_core.training.loop import pick_device
 from metaug_workbook.results.step_costs import Way, make_noise
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler takes a machine without a GPU for an error and says so
+
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
+BACKWARD = 1  # the profiler's scope of a node of a backward pass
 CPU_WARM_STEPS = 4  # the heap has its size after so many: before, most large tensors are page faults
 CHAIN_SECONDS = 0.02  # on CUDA so many steps are timed together that the events' own microseconds do not count
 
@@ -113,6 +119,62 @@ def launches(step: Way, device: str) -> dict[str, int | None]:
     return {"launches": len(sent), "kernels": len(on_device)}
 
 
+PARTS = ("views", "encoders", "loss and MAG", "optimisers")
+
+
+def divide(step: Steps, device: str) -> dict[str, float]:
+    """The share of each of PARTS in one eager step of a single run, by torch's profiler: of the kernels' time on CUDA, else of the
+    operations'. Under "loss and MAG" stands what is none of the others, the bank as well."""
+    (s,) = step.stepper.states
+    activities = default(device, [ProfilerActivity.CPU, ProfilerActivity.CUDA], [ProfilerActivity.CPU])
+    wait(device)
+    with mark_parts(s), profile(activities=activities) as seen:
+        step()
+        wait(device)
+    total: Counter[str] = Counter(dict.fromkeys(PARTS, 0.0))
+    parts = find_parts(seen.events() or [])
+    for event in parts:
+        kernels = sum(
+            kernel.duration for kernel in event.kernels if kernel.name != event.name
+        )  # not the range of a mark
+        total[parts[event]] += kernels if device == "cuda" else event.self_cpu_time_total
+    return {part: time / total.total() for part, time in total.items()}
+
+
+@contextmanager
+def mark_parts(s: state.TrainState) -> Iterator[None]:
+    """Context manager: the profiler sees when views are made and when the networks run. Optimisers mark their steps themselves."""
+    views, forward = s.method.views, s.networks.forward
+    s.method.views, s.networks.forward = record_function("views")(views), record_function("encoders")(forward)
+    try:
+        yield
+    finally:
+        del s.method.views, s.networks.forward  # the classes' own are found again
+
+
+def find_parts(events: Iterable[FunctionEvent]) -> dict[FunctionEvent, str]:
+    """Each event of the host with its part. A node of a backward pass is of the part that its forward operation was of, which has
+    the same number in the same thread: the last one that has it, because operations without a node do not count on."""
+    parts: dict[FunctionEvent, str] = {}
+    nodes: dict[tuple[int | None, int], str] = {}  # by thread and number
+    host = [event for event in events if event.device_type == DeviceType.CPU]
+    for event in sorted(host, key=lambda event: (event.time_range.start, -event.time_range.end)):
+        backward = event.name.startswith("autograd::engine::evaluate_function") or event.scope == BACKWARD
+        node = event.fwd_thread if backward else event.thread, event.sequence_nr
+        if event.name in PARTS:
+            parts[event] = event.name
+        elif event.name.startswith("Optimizer.step"):
+            parts[event] = "optimisers"
+        elif backward and node in nodes:
+            parts[event] = nodes[node]
+        else:
+            parent = event.cpu_parent
+            parts[event] = parts[parent] if parent is not None and parent in parts else "loss and MAG"
+        if not backward and event.sequence_nr >= 0:
+            nodes[node] = parts[event]
+    return parts
+
+
 @dataclass(frozen=True)
 class Limits:
     """The machine's own limits, as ways that take their turns with what they are to judge: large products and a large copy."""
@@ -129,7 +191,7 @@ class Limits:
 def limits(device: str, precision: str) -> Limits:
     """precision: of matmul and convolution, as `Config` has it. Both, because they come from two libraries: on an AMD processor
     oneDNN's convolution is a third faster than MKL's matmul."""
-    side, size, images = (8192, 2**30, (256, 512, 32, 32)) if device == "cuda" else (2048, 2**26, (16, 192, 32, 32))
+    side, size, images = (8192, 2**28, (256, 512, 32, 32)) if device == "cuda" else (2048, 2**26, (16, 192, 32, 32))
     made = {"device": device, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     a, x, w = (torch.randn(shape, **made) for shape in ((side, side), images, (images[1], images[1], 5, 5)))
     x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))

@@ -14,6 +14,12 @@ from metaug_core.networks.encoders import conv
 from metaug_core.views.augmentation import make_views
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """On a CUDA machine there may be no pytest-timeout: its setting in pyproject.toml is then known all the same."""
+    if not pluginmanager.has_plugin("timeout"):
+        parser.addini("timeout", "seconds for one test, of pytest-timeout")
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Config]:
     """tiny(**changes) -> Config of a run on the tiny data set, under tmp_path."""

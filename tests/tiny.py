@@ -1,6 +1,7 @@
 """A data set of four patterns that takes no time to make, and settings that train on it in a fraction of a second."""
 
 import errno
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from metaug_core import DATASETS, Config, Run
 from metaug_core.data import datasets
-from metaug_core.runs.files import read_tensors
+from metaug_core.runs.files import read_tensors, weights
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import Batch
 
@@ -72,3 +73,46 @@ def run_steps(step: Any, s: state.TrainState, count: int) -> list[dict[str, Any]
         metrics_of_steps.append({name: value.tolist() for name, value in metrics.items()})
         s.step, s.position = s.step + 1, s.position + 1
     return metrics_of_steps
+
+
+def list_tensors(s: state.TrainState) -> dict[str, Tensor]:
+    """Every tensor that a step changes in place, by name: weights, statistics, bank, optimisers' states, the minibatch before."""
+    modules = {"networks": s.networks, "mag": s.mag, "memory": s.memory}
+    tensors = {
+        f"{prefix}.{name}": t for prefix, module in modules.items() if module for name, t in weights(module).items()
+    }
+    names = {t.data_ptr(): name for name, t in tensors.items()}
+    for prefix, optimiser in {"optimiser": s.optimiser, "mag_optimiser": s.mag_optimiser}.items():
+        for parameter, values in optimiser.state.items() if optimiser else ():
+            name = names[parameter.data_ptr()]
+            tensors |= {f"{prefix}.{key} of {name}": t for key, t in values.items() if isinstance(t, Tensor)}
+    return tensors | {f"previous.{number}": t for number, t in enumerate(s.previous or ())}
+
+
+def repeat_step(s: state.TrainState, step: Callable[[], dict[str, Any]], times: int) -> list[dict[str, Tensor]]:
+    """One step of s, so many times from its present state: its metrics and what it leaves of `list_tensors`. s stays as it was."""
+    tensors, generators = list_tensors(s), s.device_generators
+    start = {name: t.detach().clone() for name, t in tensors.items()}
+    drawn, random = [generator.get_state() for generator in generators], s.random
+    results = []
+    for _ in range(times):
+        metrics = {f"metric {name}": value.clone() for name, value in step().items()}
+        results.append(metrics | {name: t.detach().clone() for name, t in tensors.items()})
+        with torch.no_grad():
+            torch._foreach_copy_([*tensors.values()], [*start.values()])
+        for generator, before in zip(generators, drawn, strict=True):
+            generator.set_state(before)
+        s.random = random
+    return results
+
+
+def list_differences(results: list[dict[str, Tensor]], first: dict[str, Tensor]) -> list[str]:
+    """A line for each tensor that is not the same bits as in `first` in all results: in which of them, and by how much."""
+    lines = []
+    for name, value in first.items():
+        others = [(number, r[name]) for number, r in enumerate(results) if not torch.equal(r[name], value)]
+        largest = max((float((t.double() - value.double()).abs().max()) for _, t in others), default=0.0)
+        if others:
+            size = float(value.double().abs().max())
+            lines.append(f"{name}: in {[number for number, _ in others]}, by up to {largest:.3g} at {size:.3g}")
+    return lines

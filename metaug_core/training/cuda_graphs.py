@@ -58,11 +58,19 @@ def explain_eager_steps(states: Sequence[TrainState]) -> str | None:
     return None
 
 
+def make_graph(generators: Sequence[torch.Generator]) -> "torch.cuda.CUDAGraph":
+    """An empty CUDA graph whose replays draw new numbers from these generators of the device. From torch 2.14 on a graph registers
+    whatever generator its capture draws from, and to name them is deprecated (pytorch/pytorch#176753)."""
+    graph = torch.cuda.CUDAGraph()
+    if torch.__version__ < "2.14":  # compares as a version, not as text
+        for generator in generators:
+            graph.register_generator_state(generator)
+    return graph
+
+
 def capture(states: Sequence[TrainState], batches: Sequence[Batch], generators: Sequence[torch.Generator]) -> Replay:
     """Capture a step of each of these states as one graph; nothing is run. RuntimeError (torch's) if it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
+    graph = make_graph(generators)
     inputs = [Batch(b.pixels.clone(), b.indices.clone(), b.log) for b in batches]
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):

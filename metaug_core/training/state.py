@@ -179,8 +179,8 @@ def own_random_numbers(s: TrainState) -> Iterator[None]:
 def own_device_numbers(s: TrainState) -> Iterator[None]:
     """As `own_random_numbers`, for the device's global generator alone.
 
-    On CUDA the two generators change places without a wait for the device, also while a graph is captured. The run's own
-    generator is registered with the graph, so the replays draw from it.
+    On CUDA the two generators change places without a wait for the device, also while a graph is captured. What a graph holds
+    is the state that the run's own generator keeps, so the replays draw from it.
     """
     if s.device_random is None:
         yield

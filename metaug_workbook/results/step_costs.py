@@ -1,5 +1,6 @@
 """One training step on random images: its cost, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,11 +70,17 @@ class Work:
     flops: int  # of matmuls and convolutions, by torch's own formulas
     least: int  # bytes that these and the fused optimisers read and write, each tensor once: all else fused into them
     moved: int  # bytes that all operations read and write, each by itself
-    operations: int  # ATen operations that compute, not only look at memory in another way
+    operations: int  # ATen operations that compute: each is at least one kernel on a GPU
 
     def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
         """Seconds below which no program can do this work on a machine with these limits."""
         return max(self.flops / flops_per_second, self.least / bytes_per_second)
+
+
+# By name: views that do not say so, questions about shapes, memory that is only reserved, marks of the profiler.
+LAUNCHES_NOTHING = re.compile(
+    r"aten::(detach|lift_fresh|_unsafe_view|is_same_size|_has_same_storage_numel|(new_)?empty\w*)|profiler::\w+"
+)
 
 
 class _Count(TorchDispatchMode):
@@ -85,7 +92,7 @@ class _Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func.is_view or func._schema.name in ("aten::detach", "aten::lift_fresh", "aten::_unsafe_view"):
+        if func.is_view or LAUNCHES_NOTHING.fullmatch(func._schema.name):
             return out
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
         size = sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)

@@ -7,15 +7,16 @@ from argparse import Namespace
 import pandas as pd
 import pytest
 import torch
-from tiny import ROOT
+from tiny import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import all_methods
-from _measure import CPU_WARM_STEPS, ratio, turns
+import engine
+from _measure import CPU_WARM_STEPS, PARTS, Steps, divide, find_parts, mark_parts, ratio, turns
 from _results import FOLDER, table
 
-from metaug_core import METHODS
+from metaug_core import METHODS, Config
 from metaug_workbook.plots import paper_figures
 from metaug_workbook.results.step_costs import Work, count_work
 
@@ -33,6 +34,21 @@ def test_a_broadcast_view_weighs_what_it_holds():
     row = torch.randn(1, 100)
     work = count_work(lambda: row.expand(50, 100) * 2)
     assert work.moved == 4 * (100 + 50 * 100)
+
+
+def test_what_launches_nothing_is_no_operation():
+    x = torch.ones(3, 4)
+
+    def step():
+        with torch.profiler.record_function("a mark"):
+            room = [torch.empty_like(x), x.new_empty(5), torch.empty(2), torch.empty_strided((3, 4), (4, 1))]
+        assert torch.ops.aten.is_same_size(x, room[0])
+        assert torch.ops.aten._has_same_storage_numel(x, room[0])
+        return torch.ones_like(x) + x.detach()
+
+    work = count_work(step)
+    assert work.operations == 2  # a fill and a sum
+    assert work.moved == 4 * (2 * 12 + 3 * 12)  # ones_like counts the tensor it looks at as well
 
 
 def test_the_optimiser_belongs_to_the_least():
@@ -87,6 +103,72 @@ def test_the_rivals_lab_is_ours(image_mode: str):
     theirs = rivals.to_lab(picture)
     pixels = torch.tensor(picture.getpixel((0, 0)), dtype=torch.uint8)[None, :, None, None].expand(1, 3, 4, 4)
     torch.testing.assert_close(theirs, split(plain(pixels), ["Lab"])[0][0], rtol=1e-3, atol=1e-3)
+
+
+# --- the engine's benchmark
+PART_OF = {"convolution": "encoders", "convolution_backward": "encoders", "max_pool2d_with_indices_backward": "encoders",
+           "grid_sampler_2d": "views", "_fused_adam_": "optimisers", "bmm": "loss and MAG",
+           "index_put_": "loss and MAG"}  # fmt: skip
+
+
+def test_each_operation_is_of_one_part_of_the_step_and_a_backward_one_of_its_forwards():
+    step = Steps(Config(**TINY))
+    step()
+    (s,) = step.stepper.states
+    with mark_parts(s), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step()
+    parts = {name: set() for name in PART_OF}
+    for event, part in find_parts(seen.events()).items():
+        name = event.name.removeprefix("aten::")
+        if name in parts:
+            parts[name].add(part)
+    assert parts == {name: {part} for name, part in PART_OF.items()}
+    shares = divide(step, "cpu")
+    assert tuple(shares) == PARTS
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
+    assert "views" not in vars(s.method)
+
+
+def run_by_hand(lengths: list[float], seconds: float) -> tuple[list[int], list[str]]:
+    """The jobs that are run, each of which moves the clock by its length, and what is left out."""
+    now, done = [100.0], []
+
+    def measure(number: int):
+        now[0] += lengths[number]
+        yield {"number": number}
+
+    jobs = [engine.Job("rows", f"job {n}", lambda n=n: measure(n)) for n in range(len(lengths))]
+    left_out = engine.run_jobs(jobs, seconds, lambda part, row: done.append(row["number"]), lambda: now[0])
+    return done, left_out
+
+
+def test_a_job_is_begun_if_the_longer_of_the_two_before_it_would_still_end_in_time():
+    assert run_by_hand([3, 3, 3, 3], 10) == ([0, 1, 2], ["job 3"])
+    assert run_by_hand([3, 3, 3], 9) == ([0, 1, 2], [])
+    assert run_by_hand([6, 1, 1, 1], 8) == ([0], ["job 1", "job 2", "job 3"])
+    assert run_by_hand([2, 1, 1, 1], 5) == ([0, 1, 2, 3], [])
+    assert run_by_hand([5, 1], 1) == ([0], ["job 1"])  # the first in any case
+    assert run_by_hand([5, 1], float("inf")) == ([0, 1], [])
+
+
+def test_what_is_asked_for_comes_by_worth():
+    by_default = dict.fromkeys(("encoders", "sizes", "batches", "precisions", "trials", "steps", "seconds"))
+    jobs = engine.plan(Namespace(**by_default), "cuda")
+    assert [job.what for job in jobs[:6]] == [
+        "conv 32 px batch 64", "conv 224 px batch 64", "conv 64 px batch 64", "trials [1, 4, 16]", "projection in bf16",
+        "projection in float32"]  # fmt: skip
+    assert len({job.what for job in jobs}) == len(jobs) == 3 * 3 * 2 + 3
+    (cell, *others) = engine.plan(Namespace(**by_default | {"encoders": ["fc"], "sizes": [32], "batches": [4]}), "cpu")
+    assert cell.what == "fc 32 px batch 4"
+    assert {job.part for job in others} == {"trials", "projections"}
+
+
+def test_a_step_of_a_precision_may_compute_in_a_more_exact_one():
+    rates = {"float32": (190.0, 9.0), "bf16": (104.0, 10.0)}
+    assert engine.find_limit(rates, "bf16") == (190, 10)
+    assert engine.find_limit(rates, "float32") == (190, 9)
+    assert engine.find_limit({"bf16": (104.0, 10.0)}, "bf16") == (104, 10)
 
 
 # --- every method at one small budget

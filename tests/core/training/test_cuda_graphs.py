@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import run_steps, start_state
+from tiny import list_differences, list_tensors, repeat_step, run_steps, start_state
 
 from metaug_core import fit, fit_trials
 from metaug_core.runs import files
@@ -16,9 +16,6 @@ from metaug_core.training.cuda_graphs import EAGER_STEPS, Stepper
 from metaug_core.training.step import descend, train_step
 from metaug_workbook.cli import main
 from metaug_workbook.results import tables
-
-gpu = pytest.mark.gpu
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def test_on_a_cpu_steps_are_eager_and_say_why():
@@ -29,6 +26,30 @@ def test_on_a_cpu_steps_are_eager_and_say_why():
     rows = torch.arange(16)
     assert metrics[0] == {n: v.tolist() for n, v in train_step(other, other.images.pixels[rows], rows, False).items()}
     assert "effective_rank" in metrics[2]
+
+
+@pytest.mark.parametrize("changes", [{"jitter": 0.5}, {"look_ahead_batch": "previous", "optimiser": "sgd"}], ids=str)
+def test_a_step_repeated_from_one_state_is_the_same_and_a_difference_is_named(changes):
+    """The comparison that tests/gpu makes of captured steps."""
+    s = start_state(**changes)
+    stepper, rows = Stepper([s]), torch.arange(16)
+
+    def step():
+        return stepper({0: cuda_graphs.Batch(s.images.pixels[rows], rows, False)})[0]
+
+    step()  # makes the optimisers' states
+    before = {name: t.clone() for name, t in list_tensors(s).items()}
+    results = repeat_step(s, step, 3)
+    assert not list_differences(results, results[0])
+    assert not list_differences([list_tensors(s)], before)  # it stays where it was
+    moved = [line.split(":")[0] for line in list_differences(results[:1], results[0] | before)]
+    for name in ("networks.encoders.nets.L.0.weight", "mag.first.weight", "memory.entries"):
+        assert name in moved
+    assert any(name.startswith("optimiser.") for name in moved)
+    assert any(name.startswith("mag_optimiser.") for name in moved)
+    results[2]["memory.entries"][0, 0, 0] += 0.5
+    (line,) = list_differences(results, results[0])
+    assert line.startswith("memory.entries: in [2], by up to 0.5 at ")
 
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
