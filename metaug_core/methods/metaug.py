@@ -39,7 +39,9 @@ class MetAug(Method):
         return self.base.loss(z, context)
 
     def mag(self) -> nn.Module:
-        return MAG(self.description.parts * len(self.config.views), self.config.feature_dim, self.config.mag_hidden)
+        config = self.config
+        views, bf16 = self.description.parts * len(config.views), config.precision == "bf16"
+        return MAG(views, config.feature_dim, config.mag_hidden, bf16)
 
     def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
         return self._terms(z, augment(z), context, self.config.margin_everywhere)

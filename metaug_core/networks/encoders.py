@@ -177,7 +177,13 @@ class Encoders(nn.Module):
             self.dims[name] = output_dim(self.nets[name], channels, config)
 
     def forward(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
-        """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, float32. names: of the views (default: all)."""
+        """images, one (B, C_j, H, W) per view -> h, one (B, D_j) each, of the images' type. names: of the views (default: all).
+
+        So it is under bf16, and after a user's encoder of another type."""
+        return [h.to(x.dtype) for h, x in zip(self.encode(images, names), images, strict=True)]
+
+    def encode(self, images: list[Tensor], names: tuple[str, ...] | None = None) -> list[Tensor]:
+        """h of `forward` in the type that the encoders have left it in."""
         names = names or self.views
         forked = self.forked and images[0].is_cuda and torch.cuda.is_current_stream_capturing()
         encode = {name: partial(self._encode, name) for name in self.nets}
@@ -186,9 +192,7 @@ class Encoders(nn.Module):
     def _encode(self, name: str, images: Tensor) -> Tensor:
         net, x = self.nets[name], channels_last(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            h = net(x) if self.own is None else self._encode_by_own(net, x, self.own, self.dims[name])
-        # Head and loss are of the images' type (float32) under bf16, and after a user's encoder of another type.
-        return h.to(images.dtype)
+            return net(x) if self.own is None else self._encode_by_own(net, x, self.own, self.dims[name])
 
     @staticmethod
     def _encode_by_own(net: nn.Module, images: Tensor, name: str, dim: int) -> Tensor:
@@ -236,11 +240,21 @@ class Networks(nn.Module):
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """One (B, C_j, H, W) per view -> z (V, B, d), unit norm if `unit`; with predictors (2V, B, d): z, then q of z."""
-        names = self.encoders.views
-        z = apply_by_name(dict(self.heads.items()), self.encoders(images), names, self.joint)
-        if self.predictors is not None:
-            z = z + apply_by_name(dict(self.predictors.items()), z, names, self.joint)
-        return unit(torch.stack(z)) if self.unit else torch.stack(z)
+        names, encoders = self.encoders.views, self.encoders
+        h = encoders.encode(images) if encoders.own is None else encoders(images)
+        with torch.autocast(images[0].device.type, torch.bfloat16, enabled=encoders.bf16):
+            z = apply_by_name(dict(self.heads.items()), h, names, self.joint)
+            if self.predictors is not None:
+                z = z + apply_by_name(dict(self.predictors.items()), z, names, self.joint)
+        stacked = torch.stack(z).to(images[0].dtype)
+        return unit(stacked) if self.unit else stacked
+
+    def product_weights(self) -> list[str]:
+        """The names of the weights that under bf16 are operands of products alone, all in bfloat16."""
+        if not self.encoders.bf16 or self.encoders.own is not None:
+            return []
+        products = [(name, m) for name, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        return [f"{name}.{own}" for name, module in products for own, _ in module.named_parameters(recurse=False)]
 
 
 class Joined(nn.Module):

@@ -15,11 +15,11 @@ class MAG(nn.Module):
     z (V, B, d) -> z~ (V, B, d), both of unit norm. The weights of the views are stacked: one product for all, not V.
     """
 
-    def __init__(self, views: int, dim: int, hidden: int):
+    def __init__(self, views: int, dim: int, hidden: int, bf16: bool = False):
         super().__init__()
-        self.first = Layer(views, dim, hidden)
-        self.second = Layer(views, hidden, hidden)
-        self.last = Layer(views, hidden, dim)
+        self.first = Layer(views, dim, hidden, bf16)
+        self.second = Layer(views, hidden, hidden, bf16)
+        self.last = Layer(views, hidden, dim, bf16)
         self.first_norm = nn.BatchNorm1d(views * hidden)
         self.second_norm = nn.BatchNorm1d(views * hidden)
 
@@ -30,16 +30,32 @@ class MAG(nn.Module):
 
 
 class Layer(nn.Module):
-    """x W + b for each of V views, (V, B, in) -> (V, B, out), initialised as nn.Linear is."""
+    """x W + b for each of V views, (V, B, in) -> (V, B, out), initialised as nn.Linear is.
 
-    def __init__(self, views: int, inputs: int, outputs: int):
+    bf16: on a CPU its products take operands in bfloat16. CUDA rounds to TF32 instead (`arithmetic`), which needs no other copy.
+    """
+
+    def __init__(self, views: int, inputs: int, outputs: int, bf16: bool):
         super().__init__()
+        self.bf16 = bf16
+        self.rounded: tuple[Tensor, int, Tensor] | None = None  # a weight, its version, and it in bfloat16
         bound = 1 / math.sqrt(inputs)
         self.weight = nn.Parameter(torch.empty(views, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(views, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        rounded = self.round() if self.bf16 and x.device.type == "cpu" else None
+        return linear(x, self.weight, self.bias, rounded)
+
+    def round(self) -> Tensor:
+        """The weight in bfloat16. Passes of a step share a copy, which is made again when an optimiser has changed the weight."""
+        weight = self.weight.detach()
+        if self.rounded is None or (self.rounded[0].data_ptr(), self.rounded[1]) != (
+            weight.data_ptr(),
+            weight._version,
+        ):
+            self.rounded = weight, weight._version, weight.bfloat16()
+        return self.rounded[2]
 
 
 def norm_views(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:

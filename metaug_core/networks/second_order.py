@@ -13,14 +13,22 @@ from torch.autograd.function import once_differentiable
 # --- linear maps
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, operand: Tensor | None = None) -> Tensor:
     """torch.baddbmm(bias, x, weight): x W + b of x (V, B, in), weight (V, in, out) and bias (V, 1, out), (V, B, out).
 
     Only the gradients that are requested are computed (one of x computes none of W, and the reverse): the weights are the largest
     tensors of a step. The mixed derivative gives W's gradient in W's own layout: to add a transposed matrix of that size costs
-    three times its product.
+    three times its product. operand: the weight in the type that all products are computed in, if it is not x's; their sums and
+    results are of x's type.
     """
-    return cast(Tensor, _Map.apply(x, (weight, bias))) + cast(Tensor, _Parameters.apply(weight, bias, (x,)))
+    operand = weight.detach() if operand is None else operand
+    of_x = cast(Tensor, _Map.apply(x, (weight, bias, operand)))
+    return of_x + cast(Tensor, _Parameters.apply(weight, bias, (x, operand.dtype)))
+
+
+def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b, computed in dtype, in the type of a."""
+    return (a.to(dtype) @ b.to(dtype)).to(a.dtype)
 
 
 class _Map(torch.autograd.Function):
@@ -31,42 +39,47 @@ class _Map(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
-        ctx.weight, bias = parameters
-        return torch.baddbmm(bias, x, ctx.weight)
+    def forward(ctx, x: Tensor, parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        ctx.weight, bias, ctx.operand = parameters
+        if ctx.operand.dtype == x.dtype:
+            return torch.baddbmm(bias, x, ctx.operand)
+        return _multiply(x, ctx.operand, ctx.operand.dtype).add_(bias)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        return _Back.apply(*gradients, ctx.weight), None
+        return _Back.apply(*gradients, ctx.weight, (ctx.operand,)), None
 
 
 class _Parameters(torch.autograd.Function):
     """0 in the shape of x W + b, with its gradients of W and b."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, bias: Tensor, inputs: tuple[Tensor]) -> Tensor:
-        (ctx.x,) = inputs
+    def forward(ctx, weight: Tensor, bias: Tensor, inputs: tuple[Tensor, torch.dtype]) -> Tensor:
+        ctx.x, ctx.dtype = inputs
         return weight.new_zeros(1, 1, 1).expand(*ctx.x.shape[:2], weight.shape[2])
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         (g,) = gradients
-        return ctx.x.transpose(1, 2) @ g, g.sum(1, keepdim=True), None
+        return _multiply(ctx.x.transpose(1, 2), g, ctx.dtype), g.sum(1, keepdim=True), None
 
 
 class _Back(torch.autograd.Function):
     """g W^T of g (V, B, out) and weight (V, in, out)."""
 
     @staticmethod
-    def forward(ctx, g: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(g, weight)
-        return g @ weight.transpose(1, 2)
+    def forward(ctx, g: Tensor, weight: Tensor, operand: tuple[Tensor]) -> Tensor:
+        del weight  # its values are in the operand
+        (ctx.operand,) = operand
+        ctx.save_for_backward(g)
+        return _multiply(g, ctx.operand.transpose(1, 2), ctx.operand.dtype)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        g, weight = ctx.saved_tensors
+        (g,) = ctx.saved_tensors
         (along,) = gradients
-        return along @ weight, along.transpose(1, 2) @ g
+        dtype = ctx.operand.dtype
+        return _multiply(along, ctx.operand, dtype), _multiply(along.transpose(1, 2), g, dtype), None
 
 
 # --- BatchNorm

@@ -130,9 +130,10 @@ def arithmetic(precision: str) -> Iterator[None]:
     """Context manager: products of float32 tensors are computed as the setting `precision` says; new tensors are float32 and on the
     CPU, gradients are recorded, anomalies are not looked for. The user's own switches are restored afterwards. In `one_thread`.
 
-    tf32 differs from float32 on CUDA only. bf16 is an autocast in the encoders; everything else is float32 then.
+    tf32 differs from float32 on CUDA only. bf16 is an autocast in encoders and heads. The products of the MAG and of similarities
+    are TF32 then on CUDA; on a CPU the MAG's are bfloat16 (`networks.mag`). All sums, statistics and optimisers are float32.
     """
-    formats = {switch: "tf32" if precision == "tf32" else "ieee" for switch in CUDA} | dict.fromkeys(CPU, "ieee")
+    formats = {switch: "ieee" if precision == "float32" else "tf32" for switch in CUDA} | dict.fromkeys(CPU, "ieee")
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         for switch, value in formats.items():

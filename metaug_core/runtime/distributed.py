@@ -101,10 +101,11 @@ def whole_batch() -> AbstractContextManager[Any]:
 
 
 def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/std, (C,) each, of the channels of x (B, C, ...) over the whole minibatch.
+    """Mean and 1/std, (C,) each, of the channels of x (B, C, ...) over the whole minibatch; float32 of bfloat16.
 
     Two messages: the mean square, in the same message as the mean, would lose the variance of a channel far from 0.
     """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     others = [d for d in range(x.dim()) if d != 1]
     (mean,) = _average(x.mean(others))
     (variance,) = _average((x - per_channel(mean, x)).square().mean(others))

@@ -1,7 +1,7 @@
 # pyright: reportPrivateImportUsage=false
 """Everything that changes while a run trains, in one place. `checkpoint` saves and restores it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from metaug_core.data.datasets import Images, Splits, StreamedImages
 from metaug_core.meta.forward_ad import Params, tangent
 from metaug_core.methods import Method
 from metaug_core.methods.base import initial_networks
+from metaug_core.networks.encoders import Networks
 from metaug_core.optimisers import group_parameters, make_optimiser
 from metaug_core.registry import ENCODERS, METHODS
 from metaug_core.training.own_networks import Repeats
@@ -44,6 +45,7 @@ class TrainState:
     order: Tensor | None = None  # (N,) int64, the order of the images in the current pass; None between two passes
     omega_before: list[Tensor] | None = None  # the MAG's weights at the start of the current pass
     previous: tuple[Tensor, Tensor] | None = None  # pixels and indices of the last minibatch (`look_ahead_batch`)
+    rounded: Sequence[str] = ()  # the weights of the networks that a pass takes in bfloat16
     own: bool = False  # an encoder or a method of the user's own; the four below are for it alone (`own_networks`)
     draws: bool = False  # its networks or its loss draw random numbers
     tangent: Callable = tangent  # how the tangent pass of the meta-gradient is computed
@@ -150,6 +152,7 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         generators=generators,
         random=torch.Generator().manual_seed(config.seed).get_state(),
         device_random=torch.Generator(device).manual_seed(config.seed) if device != "cpu" else None,
+        rounded=networks.product_weights() if isinstance(networks, Networks) and not own else (),
         own=own,
     )
 

@@ -21,6 +21,7 @@ from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
 from metaug_core.meta.meta_gradient import Regular, Rule, detach_leaf, look_ahead, look_ahead_reference, next_step, vjp
 from metaug_core.methods.base import Context
 from metaug_core.networks.activation_checkpointing import checkpoint_first_block
+from metaug_core.networks.rounding import round_weights
 from metaug_core.optimisers import set_rate
 from metaug_core.runtime import distributed
 from metaug_core.training import diagnostics
@@ -64,15 +65,14 @@ def regular_step(
     dL/dz again. log: also the share of the encoders' gradient that comes through pairs with an augmented feature, for one
     more backward. share: keep for the look-ahead what it would otherwise compute again.
     """
-    pairs = context.pairs(len(s.config.views))
+    theta, pairs = s.theta, context.pairs(len(s.config.views))
     context = replace(context, shared=pairs)
     recorded = Recorder() if share else None
     with distributed.whole_batch(), recorded or nullcontext(), repeat(s, "networks"):
-        z = s.networks(views)
+        z = functional_call(s.networks, round_weights(theta, s.rounded), (views,)) if s.rounded else s.networks(views)
     leaf = detach_leaf(z)
     with repeat(s, "loss"):
         terms = s.method.terms(leaf, context, s.mag)
-    theta = s.theta
     log = log and "loss_augmented" in terms
     (pull,) = torch.autograd.grad(sum_terms(terms), leaf, create_graph=share, retain_graph=share or log)
     gradient = vjp(z, theta, pull, retain_graph=log)
@@ -131,7 +131,7 @@ def mag_step(
     def features(views: list[Tensor], theta: Params) -> Tensor:
         lean = checkpoint_first_block(config.meta == "forward" and distributed.count() == 1)
         with distributed.whole_batch(), lean, repeat(s, "networks"):
-            return call(s.networks, theta, views)
+            return call(s.networks, round_weights(theta, s.rounded), views)
 
     def loss(terms: Callable, context: Context, z: Tensor, omega: Params) -> Tensor:
         with repeat(s, "loss"):
@@ -173,6 +173,7 @@ def descend(optimiser: torch.optim.Optimizer, parameters: Params, gradient: Para
         g = gradient[name]  # in the parameter's layout: fused optimisers go by memory, not by index
         parameter.grad = g if g.stride() == parameter.stride() else torch.empty_like(parameter).copy_(g)
     optimiser.step()
+    torch.autograd.graph.increment_version([*parameters.values()])  # which torch's fused optimisers leave as it was
     optimiser.zero_grad(set_to_none=True)
 
 

@@ -84,7 +84,7 @@ def test_the_switches_are_the_settings_within_and_the_users_afterwards(switches,
     user()
     before = values(CUDA + CPU), older()
     with arithmetic(precision):
-        assert values(CUDA) == ["tf32" if precision == "tf32" else "ieee"] * 3
+        assert values(CUDA) == ["ieee" if precision == "float32" else "tf32"] * 3
         assert values(CPU) == ["ieee"] * 3
     assert (values(CUDA + CPU), older()) == before
     with pytest.raises(ZeroDivisionError), arithmetic(precision):
