@@ -7,7 +7,6 @@ others as they were."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -22,9 +21,11 @@ from metaug_core.views.color import (
     FADED,
     GREY,
     adjust,
+    adjust_each,
     adjust_hue,
     autocontrast,
     blur,
+    constant,
     equalize,
     lerp,
     mix,
@@ -56,13 +57,14 @@ def crop(x: Tensor, y: Tensor, draws: Draws, config: Config, aspect: float) -> t
     """Random resized crop (Szegedy et al. 2015) of an image of W/H = `aspect`: area share uniform in crop_scale, log(ratio) uniform
     in +-log(crop_ratio) as far as it fits, place uniform. (torchvision redraws area and ratio until they fit.)"""
     area = lerp(*config.crop_scale, draws["area"])
-    fit = -area.log()  # |log(ratio / aspect)| above this sticks out of the image
-    widest = config.crop_ratio
-    low, high = (torch.full_like(fit, math.log(ratio / aspect)).clamp(-fit, fit) for ratio in (1 / widest, widest))
-    stretch = (lerp(low, high, draws["ratio"]) / 2).exp()
-    width, height = area.sqrt() * stretch, area.sqrt() / stretch  # shares of W and H
-    x = lerp(width - 1, 1 - width, draws["x"]) + width * x
-    return x, lerp(height - 1, 1 - height, draws["y"]) + height * y
+
+    def fit(ratio: float) -> Tensor:
+        """The ratio of the crop's shares of the sides that is nearest to this one and with which it fits: area to 1 / area."""
+        return area.clamp(min=ratio) if ratio < 1 else area.clamp(min=1 / ratio).reciprocal()
+
+    narrowest, flattest = fit(1 / config.crop_ratio / aspect), fit(aspect / config.crop_ratio)  # W : H and H : W
+    width = (area * narrowest / (narrowest * flattest) ** draws["ratio"]).sqrt()  # shares of W and H
+    return lerp(lerp(-1, 1, draws["x"]), x, width), lerp(lerp(-1, 1, draws["y"]), y, area / width)
 
 
 def rotate(x: Tensor, y: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,18 +73,28 @@ def rotate(x: Tensor, y: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:
     return cos * x - sin * y, sin * x + cos * y
 
 
-def compute_coordinates(draws: Draws, config: Config, aspect: float) -> Tensor:
-    """Input points (B, S, S, 2) of crop, flip, rotation and RandAugment's geometry, in this order, as one affine map."""
-    axis = (2 * torch.arange(config.image_size, device=draws["flip"].device) + 1) / config.image_size - 1
-    x, y = axis, axis[:, None]
+def move_points(x: Tensor, y: Tensor, draws: Draws, config: Config, aspect: float) -> tuple[Tensor, Tensor]:
+    """Input points of crop, flip, rotation and RandAugment's geometry, in this order: an affine map."""
     for turn in (2, 1) if config.randaugment else ():  # points go through the operations in reverse
         x, y = apply_geometric_operation(x, y, *choose_operation(draws, turn, config))
     if config.rotation:
         x, y = rotate(x, y, lerp(-config.rotation, config.rotation, draws["rotation"]))
     x = torch.where(draws["flip"] < config.flip, -x, x)
-    if config.crop_scale != (1, 1):
-        x, y = crop(x, y, draws, config, aspect)
-    return torch.stack(torch.broadcast_tensors(x, y), dim=-1)[:, 0]
+    return (x, y) if config.crop_scale == (1, 1) else crop(x, y, draws, config, aspect)
+
+
+def compute_coordinates(draws: Draws, config: Config, aspect: float) -> Tensor:
+    """Input points (B, S, S, 2) of all pixels."""
+    last, like = 1 - 1 / config.image_size, {"dtype": draws["flip"].dtype, "device": draws["flip"].device}
+    axis = torch.linspace(-last, last, config.image_size, **like)
+    if not (config.rotation or config.randaugment):  # then x does not depend on y
+        x, y = move_points(axis, axis[:, None], draws, config, aspect)
+        return torch.stack(torch.broadcast_tensors(x, y), dim=-1)[:, 0]
+    _, x, y = torch.eye(3, **like)  # the map is that of its origin and of the points (1, 0) and (0, 1)
+    points = torch.stack(torch.broadcast_tensors(*move_points(x, y, draws, config, aspect)), dim=-1)  # (B, 1, 1, 3, 2)
+    origin, right, down = points.movedim(3, 0)
+    rows = torch.addcmul(origin, down - origin, axis[:, None, None])
+    return torch.addcmul(rows, right - origin, axis[:, None])
 
 
 def resample(images: Tensor, config: Config, draws: Draws) -> Tensor:
@@ -163,7 +175,7 @@ def plain(images: Tensor, size: int | None = None) -> Tensor:
     Raises `MetaugError` for images that are not uint8 (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise MetaugError(f"views need uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    rgb = images.float() / 255
+    rgb = images / 255
     if size is None or images.shape[2:] == (size, size):
         return rgb
     return F.interpolate(rgb, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
@@ -198,16 +210,18 @@ def change_colors(rgb: Tensor, config: Config, draws: Draws, view: int = 0) -> T
 def jitter(rgb: Tensor, config: Config, draws: Draws) -> Tensor:
     """Color jitter of SimCLR's kind, each image's four changes in an order of its own: factors of brightness, contrast and
     saturation uniform in 1 +- jitter x jitter_ranges (not below 0), hue turned by up to +- the same."""
-    *factors, turns = (config.jitter * limit for limit in config.jitter_ranges)
-    changes: dict[str, tuple[Callable[..., Tensor], float, float]] = {
-        name: (partial(adjust, what=name), max(0, 1 - limit), 1 + limit)
-        for name, limit in zip(FACTORS, factors, strict=True)
-    }
-    changes["hue"] = (adjust_hue, -turns, turns)
+    *limits, turns = (config.jitter * limit for limit in config.jitter_ranges)
+    factors = [lerp(max(0, 1 - limit), 1 + limit, draws[name]) for name, limit in zip(FACTORS, limits, strict=True)]
     jittered = draws["jitter"] < config.jitter_probability
-    for chosen in torch.stack([draws[f"order{turn}"] for turn in (1, 2, 3, 4)]).argsort(0):
-        for number, (name, (change, low, high)) in enumerate(changes.items()):
-            rgb = apply_where(jittered & (chosen == number), change, rgb, lerp(low, high, draws[name]))
+    # The change that each turn brings to each image, (4, B, 1, 1, 1): a factor of FACTORS, or 3, hue.
+    change = torch.stack([draws[f"order{turn}"] for turn in (1, 2, 3, 4)]).argsort(0)
+    factor = torch.stack([*factors, torch.ones_like(factors[0])]).gather(0, change).where(jittered, 1)
+    contrast, saturation = ((1 - factor) * (change == FACTORS.index(name)) for name in ("contrast", "saturation"))
+    turned = jittered & (change == len(FACTORS))
+    angle = lerp(-turns, turns, draws["hue"])
+    for turn in range(len(change)):
+        rgb = adjust_each(rgb, factor[turn], contrast[turn], saturation[turn])
+        rgb = apply_where(turned[turn], adjust_hue, rgb, angle)
     return rgb
 
 
@@ -248,12 +262,22 @@ def split(rgb: Tensor, names: Sequence[str]) -> list[Tensor]:
     """rgb (B, 3, H, W) in [0, 1] -> one (B, C, H, W) per name, about [-1, 1]. Raises `MetaugError` for an unknown name."""
     views = [VIEWS[name] for name in names]
     spaces = {space: space(rgb) for space in dict.fromkeys(view.space for view in views)}  # each space is computed once
+    return [scale_channels(spaces[view.space], view.ranges) for view in views]
 
-    def scale(view: View) -> Tensor:
-        channels = [(spaces[view.space][:, i], *limits) for i, limits in view.ranges.items()]
-        return torch.stack([(x - (low + high) / 2) * (2 / (high - low)) for x, low, high in channels], 1)
 
-    return [scale(view) for view in views]
+def scale_channels(space: Tensor, ranges: dict[int, tuple[float, float]]) -> Tensor:
+    """Channels of a color space (B, any, H, W), each mapped from its range to [-1, 1]."""
+    first, count = min(ranges), len(ranges)
+    if [*ranges] == [*range(first, first + count)]:
+        x = space[:, first : first + count]
+    else:
+        x = torch.stack([space[:, channel] for channel in ranges], dim=1)
+    shifts = tuple(-(low + high) / (high - low) for low, high in ranges.values())
+    scales = tuple(2 / (high - low) for low, high in ranges.values())
+    if len(set(ranges.values())) == 1:
+        return lerp(shifts[0], shifts[0] + scales[0], x)
+    shift, scale = (constant(values, x.dtype, x.device) for values in (shifts, scales))
+    return torch.addcmul(shift, x, scale)
 
 
 def make_views(images: Tensor, config: Config, generator: Generator) -> list[Tensor]:

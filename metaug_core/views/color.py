@@ -1,8 +1,11 @@
 """Color arithmetic on batches: torchvision's adjustments, and color spaces. Pure functions, nothing random.
 
-Channels are mixed by sums, because TF32 would round matmuls. No function waits for the device."""
+Channels are mixed by sums, because TF32 would round matmuls. No function waits for the device, but for the first use of a
+constant. Small images cost by the operation, so each sum is one; a CPU guesses the branches of `torch.where` pixel by pixel, so
+curves in two pieces are written by `clamp`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,18 +13,31 @@ from torch.nn import functional as F
 
 
 def lerp(low, high, share: Tensor) -> Tensor:
-    """The point `share` of the way from `low` to `high`, which are numbers or tensors."""
-    return low + share * (high - low)
+    """The point `share` of the way from `low` to `high`, which are two numbers or two tensors."""
+    if isinstance(low, Tensor):
+        return torch.lerp(low, high, share)
+    return torch.rsub(share, low, alpha=low - high)  # low - (low - high) share
+
+
+@cache
+def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The numbers as a tensor (n, 1, 1), or a matrix as (n, m, 1, 1). Made once: a copy to a device waits for it, and cannot be
+    part of a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)[..., None, None]
 
 
 # --- adjustments: rgb (B, 3, H, W) in [0, 1] -> the same; parameters (B, 1, 1, 1)
-def mix(rgb: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted sum of the three channels, (B, 1, H, W)."""
-    red, green, blue = rgb.split(1, dim=1)
-    return (red * weights[0]).add(green, alpha=weights[1]).add(blue, alpha=weights[2])
+Matrix = tuple[tuple[float, ...], ...]
 
 
-GREY = (0.2989, 0.587, 0.114)  # luma, ITU-R BT.601
+def mix(rgb: Tensor, rows: Matrix) -> Tensor:
+    """Weighted sums of the three channels, one for each row of weights, (B, rows, H, W)."""
+    (red, green, blue), weights = rgb.split(1, dim=1), constant(rows, rgb.dtype, rgb.device)
+    return torch.addcmul(torch.addcmul(red * weights[:, 0], green, weights[:, 1]), blue, weights[:, 2])
+
+
+GREY: Matrix = ((0.2989, 0.587, 0.114),)  # luma, ITU-R BT.601
 FADED: dict[str, Callable[[Tensor], Tensor]] = {  # the image at factor 0; sharpness: [1 1 1; 1 5 1; 1 1 1] / 13 inside
     "brightness": torch.zeros_like,
     "contrast": lambda rgb: mix(rgb, GREY).mean((1, 2, 3), keepdim=True),
@@ -35,15 +51,27 @@ def adjust(rgb: Tensor, factor: Tensor, what: str) -> Tensor:
     return lerp(FADED[what](rgb), rgb, factor).clamp(0, 1)
 
 
+def adjust_each(rgb: Tensor, factor: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """`adjust` of each image by what it is to have: contrast, saturation: 1 - factor where it is that, else 0. With both 0 it is
+    brightness; factor 1 leaves an image as it is."""
+    grey = mix(rgb, GREY)
+    faded = torch.addcmul(contrast * grey.mean((1, 2, 3), keepdim=True), saturation, grey)
+    return torch.addcmul(faded, rgb, factor).clamp(0, 1)
+
+
 def adjust_hue(rgb: Tensor, turn: Tensor) -> Tensor:
-    """Add `turn` (1 is a full circle) to the hue of HSV, as SimCLR does; a YIQ rotation is cheaper but leaves [0, 1]."""
-    (red, green, blue), top = rgb.unbind(1), rgb.amax(1)
-    spread = top - rgb.amin(1)
-    divisor = torch.where(spread > 0, spread, 1)
-    sector = torch.where(green == top, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
-    sector = torch.where(red == top, (green - blue) / divisor, sector) + 6 * turn[:, 0]  # hue in sixths of a turn
-    away = [torch.remainder(sector + start, 6) for start in (5, 3, 1)]  # of red, green, blue
-    return torch.stack([top - spread * torch.minimum(k, 4 - k).clamp(0, 1) for k in away], dim=1)
+    """Add `turn` (1 is a full circle) to the hue of HSV, as SimCLR does; a YIQ rotation is cheaper but leaves [0, 1].
+
+    The hue's distance from red, in sixths of a turn, is 1 + g + b - r of the channels stretched to [0, 1]."""
+    red, green, blue = rgb.split(1, dim=1)
+    top, low = rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)
+    spread = top - low
+    spread_or_more = spread.clamp(min=1e-12)  # a grey pixel stays, whatever its hue
+    distance = (top + green + blue - red).sub(low, alpha=2) / spread_or_more
+    hue = torch.add(turn, torch.copysign(distance, green - blue), alpha=1 / 6)
+    away = hue - constant((0, 1 / 3, 2 / 3), rgb.dtype, rgb.device)  # of red, green, blue
+    share = lerp(2, -4, (away - away.round()).abs()).clamp(0, 1)
+    return torch.addcmul(low, spread, share)
 
 
 def autocontrast(rgb: Tensor) -> Tensor:
@@ -75,19 +103,31 @@ def blur(rgb: Tensor, sigma: Tensor) -> Tensor:
 
 
 # --- spaces: rgb (B, 3, H, W) in [0, 1], float32 or float64 -> (B, C, H, W) in units of the space
+WHITE = (0.95047, 1, 1.08883)  # XYZ of D65
+SRGB_SCALE = 1.055**2.4
+XYZ = (0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227)  # of linear sRGB
+# From linear sRGB in units of 1 / SRGB_SCALE to shares of the white.
+SHARES = tuple(tuple(x / white / SRGB_SCALE for x in row) for row, white in zip(XYZ, WHITE, strict=True))
+
+
+def power_above(x: Tensor, exponent: float, threshold: float, slope: float) -> Tensor:
+    """x^exponent above the threshold, below it the line of this slope that meets the curve there. exp2 is faster than pow."""
+    above = x.clamp(min=threshold)
+    return (above.log2() * exponent).exp2().add(x - above, alpha=slope)
+
+
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """sRGB -> CIE L*a*b*, D65, 2 degrees (scikit-image's constants). exp2 is faster than pow; clamping avoids NaN gradients."""
-    linear = torch.where(rgb > 0.04045, (((rgb.clamp(min=0.04045) + 0.055) / 1.055).log2() * 2.4).exp2(), rgb / 12.92)
-    rows = (0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227)
-    xyz = torch.cat([mix(linear, row) / white for row, white in zip(rows, (0.95047, 1, 1.08883), strict=True)], dim=1)
-    x, y, z = torch.where(xyz > 0.008856, (xyz.clamp(min=0.008856).log2() / 3).exp2(), 7.787 * xyz + 16 / 116).unbind(1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+    """sRGB -> CIE L*a*b*, D65, 2 degrees: IEC 61966-2-1 and CIE 15:2004, matrix and white as scikit-image has them."""
+    linear = power_above(rgb + 0.055, 2.4, 0.04045 + 0.055, SRGB_SCALE / 12.92)
+    f = power_above(mix(linear, SHARES), 1 / 3, (6 / 29) ** 3, 841 / 108)
+    y_and_differences = torch.cat([f[:, 1:2], f[:, :2] - f[:, 1:]], dim=1)
+    shift, scale = (constant(values, rgb.dtype, rgb.device) for values in ((-16, 0, 0), (116, 500, 200)))
+    return torch.addcmul(shift, y_and_differences, scale)
 
 
 def rgb_to_ydbdr(rgb: Tensor) -> Tensor:
     """RGB -> Y in 0..1, Db and Dr in -1.333..1.333 (SECAM)."""
-    rows = (0.299, 0.587, 0.114), (-0.45, -0.883, 1.333), (-1.333, 1.116, 0.217)
-    return torch.cat([mix(rgb, row) for row in rows], dim=1)
+    return mix(rgb, ((0.299, 0.587, 0.114), (-0.45, -0.883, 1.333), (-1.333, 1.116, 0.217)))
 
 
 def rgb_to_sobel(rgb: Tensor) -> Tensor:
