@@ -217,13 +217,12 @@ def apply_by_name(networks: Mapping[str, Callable[[Tensor], Tensor]], inputs: Se
 
     of_name = {name: [x for x, of in zip(inputs, names, strict=True) if of == name] for name in dict.fromkeys(names)}
 
-    def apply(name: str, own: list[Tensor]) -> Tensor:
-        if len(own) == 1:
-            return networks[name](own[0])
-        return networks[name](torch.cat(own)) if joint else torch.cat([networks[name](x) for x in own])
+    def apply(name: str, own: list[Tensor]) -> list[Tensor]:
+        if joint and len(own) > 1:
+            return list(networks[name](torch.cat(own)).chunk(len(own)))
+        return [networks[name](x) for x in own]
 
-    results = side_by_side([partial(apply, *item) for item in of_name.items()], forked)
-    rows = {name: list(out.chunk(len(own))) for (name, own), out in zip(of_name.items(), results, strict=True)}
+    rows = dict(zip(of_name, side_by_side([partial(apply, *item) for item in of_name.items()], forked), strict=True))
     return [rows[name].pop(0) for name in names]
 
 

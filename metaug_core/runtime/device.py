@@ -229,6 +229,7 @@ def side_by_side(branches: Sequence[Callable[[], T]], forked: bool) -> list[T]:
         _forked.remove(here)
     for stream, result in zip(streams, results, strict=True):
         here.wait_stream(stream)
-        if isinstance(result, Tensor):
-            result.record_stream(here)  # the branch may not reuse its memory before `here` has read it
+        for x in result if isinstance(result, list) else [result]:
+            if isinstance(x, Tensor):
+                x.record_stream(here)  # the branch may not reuse its memory before `here` has read it
     return results
