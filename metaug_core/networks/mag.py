@@ -65,9 +65,8 @@ def norm_views(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     if not norm.training or norm.momentum is None:  # evaluation, or statistics estimated over many minibatches
         y = norm(rows)
     else:
-        running, momentum = (None, None), 0.0
-        if norm.track_running_stats:
-            running, momentum = (norm.running_mean, norm.running_var), norm.momentum
+        running = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+        y = batch_norm(rows, norm.weight, norm.bias, running, norm.momentum, norm.eps)
+        if norm.track_running_stats and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-        y = batch_norm(rows, norm.weight, norm.bias, running, momentum, norm.eps)
     return y.view(batch, views, hidden).transpose(0, 1)

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """Weights in bfloat16 for a pass, all of them in one operation: under autocast each would be one of its own."""
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ def round_weights(weights: Params, names: Sequence[str]) -> Params:
     return weights | dict(zip(names, rounded, strict=True))
 
 
-def _convert(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _convert(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     results = tuple(torch.empty_like(t, dtype=dtype) for t in tensors)
     torch._foreach_copy_(results, tensors)
     return results

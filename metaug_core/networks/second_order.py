@@ -85,11 +85,11 @@ class _Back(torch.autograd.Function):
 # --- BatchNorm
 
 
-def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor] | tuple[None, None], momentum: float,
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor | None, Tensor | None], momentum: float,
                eps: float) -> Tensor:  # fmt: skip
     """F.batch_norm(x, *running, weight, bias, True, momentum, eps): x (B, C) normalised by batch statistics.
 
-    running: mean and variance over the past, which it updates.
+    running: mean and variance over the past, which it updates; None: not kept.
     """
     return cast(Tensor, _BatchNorm.apply(x, weight, bias, running, momentum, eps))
 
@@ -102,7 +102,8 @@ def _norm_gradients(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tenso
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, running: tuple, momentum: float, eps: float) -> Tensor:
-        y, mean, r = torch.native_batch_norm(x, weight, bias, *running, True, momentum, eps)
+        running_mean, running_var = running
+        y, mean, r = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         ctx.save_for_backward(x, weight, mean, r)
         return y
 

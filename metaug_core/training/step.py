@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
@@ -69,7 +69,7 @@ def regular_step(
     context = replace(context, shared=pairs)
     recorded = Recorder() if share else None
     with distributed.whole_batch(), recorded or nullcontext(), repeat(s, "networks"):
-        z = functional_call(s.networks, round_weights(theta, s.rounded), (views,)) if s.rounded else s.networks(views)
+        z = call_with(s.networks, round_weights(theta, s.rounded), views) if s.rounded else s.networks(views)
     leaf = detach_leaf(z)
     with repeat(s, "loss"):
         terms = s.method.terms(leaf, context, s.mag)
@@ -92,16 +92,21 @@ def repeat(s: TrainState, kind: str) -> AbstractContextManager[None]:
     return s.repeats.repeat(kind) if s.repeats is not None else nullcontext()
 
 
+def call_with(module: nn.Module, weights: Params, x: Any) -> Tensor:
+    """module(x) with these weights in the place of its own. The package's networks share no weights among their parts."""
+    return functional_call(module, weights, (x,), tie_weights=False)
+
+
 def sum_terms(terms: dict[str, Tensor]) -> Tensor:
     """The loss: the sum of its weighted terms."""
     return torch.stack([*terms.values()]).sum()
 
 
-def look_ahead_update(s: TrainState) -> float | Tensor | Rule:
+def look_ahead_update(s: TrainState, theta: Params) -> float | Tensor | Rule:
     """The step of the look-ahead, for `look_ahead`: the rate l of eq. 3, or the rule of the optimiser's next step."""
     lr = s.config.inner_lr
     if s.config.look_ahead_update == "optimiser":
-        return next_step(s.optimiser, s.theta, lr)
+        return next_step(s.optimiser, theta, lr)
     return s.optimiser.param_groups[0]["lr"] if lr is None else lr
 
 
@@ -122,10 +127,8 @@ def mag_step(
     assert mag is not None
     assert optimiser is not None
     compute = partial(look_ahead, jvp=s.tangent) if config.meta == "forward" else look_ahead_reference
-    call = (
-        s.repeats.call if s.repeats is not None else lambda module, weights, x: functional_call(module, weights, (x,))
-    )
-
+    call = s.repeats.call if s.repeats is not None else call_with
+    theta, omega = s.theta, s.omega  # named once: to walk through the modules takes time
     outer_views, outer_context = outer or (views, context)
 
     def features(views: list[Tensor], theta: Params) -> Tensor:
@@ -141,13 +144,13 @@ def mag_step(
     outer_features = partial(features, outer_views) if outer else None
     with frozen_statistics(s.networks, s.mag):
         result = compute(
-            partial(features, views), partial(loss, method.terms, context), s.theta, s.omega, look_ahead_update(s),
+            partial(features, views), partial(loss, method.terms, context), theta, omega, look_ahead_update(s, theta),
             outer_loss, regular, outer_features=outer_features, mixed=config.mag_gradient == "whole", measure=log,
         )  # fmt: skip
         before = loss_before(s, outer_features, outer_loss, result.features) if log else {}
     if config.mag_objective == "scaled":
         torch._foreach_mul_([*result.gradient.values()], 1 / config.delta)
-    descend(optimiser, s.omega, result.gradient)
+    descend(optimiser, omega, result.gradient)
     if config.bank_writes == "every-pass":
         for z in (result.features, result.features_ahead):
             method.remember(s.memory, s.networks, z, context)

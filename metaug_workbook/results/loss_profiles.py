@@ -40,7 +40,7 @@ def profile(s: TrainState, batch: Batch, lengths: Sequence[float] = LENGTHS) -> 
         with torch.enable_grad():
             gradient = regular_step(s, views, context, log=False, share=False)[0].gradient
         rules = {
-            "look-ahead": look_ahead_update(s),
+            "look-ahead": look_ahead_update(s, s.theta),
             "encoders' step": meta_gradient.next_step(s.optimiser, s.theta, s.optimiser.param_groups[0]["lr"]),
         }
 
