@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,7 +29,9 @@ from metaug_workbook.plots.features import draw_accuracy_bars, draw_feature_map,
 from metaug_workbook.plots.style import (
     BLUE,
     FLOOR_COLORS,
+    GREEN,
     MARKERS,
+    ORANGE,
     draw_empty,
     draw_means,
     find_ends,
@@ -425,6 +426,8 @@ def draw_gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> 
     """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its color), with
     the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
     than the figure). table: method, seed, accuracy, untrained."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     percent = table.assign(accuracy=100 * table["accuracy"], untrained=100 * table["untrained"])
     means: Table = percent.groupby("method")[["untrained", "accuracy"]].mean().reindex(order)
     colors = {method: pick_color(method) for method in order}
@@ -458,6 +461,30 @@ def draw_step_costs(table: Table) -> Figure:
     """Cost of a training step as a multiple of a plain one: time (solid) and counted FLOPs (hatched) by kind of step. table: of
     `step_costs.compare_costs`, the first way a plain step."""
     figure, ax = make_panels(1, 7.0, 3.6)
+    draw_cost_bars(table, ax)
+    ax.axhline(8 / 3, color="0.3", linestyle=":", linewidth=1, label="8/3: the encoders' bound")
+    ax.legend(loc="upper left", **SMALL)
+    label(ax, "A step, as a multiple of a plain one", "", "times a plain step", count_rounds(table))
+    return figure
+
+
+@use_style()
+def draw_derivative_costs(table: Table, ax: Axes) -> Axes:
+    """Cost of derivatives of one loss in further gradients: without the gradient that each computes on its way. Beside them, as
+    bands, what Dagreou et al. 2024 (bench-hvp) measured for a Hessian-vector product. table: of `step_costs.compare_costs`, the
+    first way that gradient."""
+    rows = table.iloc[1:].reset_index(drop=True)
+    ratios = ["times_plain", "low", "high", "flops_plain"]
+    draw_cost_bars(rows.assign(**{name: rows[name] - 1 for name in ratios}), ax)
+    for (low, high), color, name in (((2, 3), GREEN, "JAX"), ((4, 5), ORANGE, "torch.func, transformers")):
+        ax.axhspan(low, high, color=color, alpha=0.12, zorder=0, label=f"bench-hvp (A100): {name}")
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.legend(loc="upper right", ncols=2, **SMALL)
+    return label(ax, "A derivative, beside the gradient itself", "", "further gradients", "\n" + count_rounds(table))
+
+
+def draw_cost_bars(table: Table, ax: Axes) -> None:
+    """Time (solid, with the range of the rounds) and counted FLOPs (hatched) of each row of `step_costs.compare_costs`."""
     place = np.arange(len(table))
     ends = np.stack([table["times_plain"] - table["low"], table["high"] - table["times_plain"]])
     looks: dict[str, dict[str, Any]] = {
@@ -467,14 +494,14 @@ def draw_step_costs(table: Table) -> Figure:
     for (column, look), shift, padding in zip(looks.items(), (-0.2, 0.2), (8, 2), strict=True):
         bars = ax.bar(place + shift, table[column], 0.38, **look)
         ax.bar_label(bars, fmt="%.2f", padding=padding, **SMALL)
-    ax.axhline(8 / 3, color="0.3", linestyle=":", linewidth=1, label="8/3: the encoders' bound")
     ax.set_xticks(place, table["step"].tolist())
-    ax.set_ylim(0, 1.25 * float(table[["high", "flops_plain"]].max().max()))
+    ax.set_ylim(min(0, float(table["low"].min())), 1.25 * float(table[["high", "flops_plain"]].max().max()))
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left", **SMALL)
-    caption = f"\nmedian, least and greatest of n = {int(table['rounds'].iloc[0])} rounds"
-    label(ax, "A step, as a multiple of a plain one", "", "times a plain step", caption)
-    return figure
+
+
+def count_rounds(table: Table) -> str:
+    """A caption below names of two lines."""
+    return f"\nmedian, least and greatest of n = {int(table['rounds'].iloc[0])} rounds"
 
 
 # --- what delta can do (beside Table 5)
@@ -503,6 +530,8 @@ def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
     format begins to lose it (`unit_roundoff`).
 
     table: delta, augmented_gradient_share, and precision and device where they are not float32 on a CPU."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"
     rows = table.dropna(subset=[measure]) if measure in table else table.head(0)
     if rows.empty:
@@ -622,6 +651,8 @@ def draw_heatmap(
 ) -> Axes:
     """Mean accuracy of a `tables.summarize` by two settings, written in each cell with its 95 % half-width; a cell without a run
     stays white and says so. Text settings keep their order, numbers rise."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     if means["mean"].isna().all():
         return draw_empty(ax, title, "no finished run yet")
     columns, rows = (list(dict.fromkeys(means[name])) for name in (x, y))

@@ -2,14 +2,17 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jvp
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -17,7 +20,9 @@ from torch.utils.flop_counter import flop_registry
 from metaug_core.config import Config
 from metaug_core.data.datasets import Images, Splits
 from metaug_core.meta import meta_gradient
-from metaug_core.meta.forward_ad import Params
+from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
+from metaug_core.networks import encoders
+from metaug_core.networks import mag as augmenter
 from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
@@ -136,7 +141,7 @@ def compare_costs(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
 
 # --- is the meta-gradient right
 class Problem(NamedTuple):
-    """eq. 2-6 on one minibatch in float64: features(theta), loss(z, omega), and the parameters as leaves."""
+    """eq. 2-6 on one minibatch: features(theta), loss(z, omega), and the parameters as leaves."""
 
     features: meta_gradient.Features
     loss: meta_gradient.Loss
@@ -145,13 +150,13 @@ class Problem(NamedTuple):
     modules: tuple[nn.Module, ...]  # of `frozen_statistics`
 
 
-def build_problem(config: Config) -> Problem:
+def build_problem(config: Config, dtype: torch.dtype = torch.float64) -> Problem:
     """The look-ahead of config, of a method with a MAG, on random images on the CPU. loss includes alpha R_sigma."""
     s, pixels, indices = prepare_step(config.replace(device="cpu"))
-    networks, mag, memory = (m.double() if m is not None else None for m in (s.networks, s.mag, s.memory))
+    networks, mag, memory = (m.to(dtype) if m is not None else None for m in (s.networks, s.mag, s.memory))
     assert networks is not None
     assert mag is not None
-    views = [view.double() for view in s.method.views(pixels, s.generators["views"])]
+    views = [view.to(dtype) for view in s.method.views(pixels, s.generators["views"])]
     context = s.method.context(memory, views, indices, torch.zeros_like(indices), s.generators["draw"])
 
     def features(theta: Params) -> Tensor:
@@ -186,3 +191,76 @@ def take_central_difference(p: Problem, lr: float, direction: Params, step: floa
             return float(p.loss(p.features(meta_gradient.step(p.theta, inner, lr)), omega))
 
     return (ahead(step) - ahead(-step)) / (2 * step)
+
+
+# --- what second derivatives cost
+def list_derivatives(config: Config, lr: float, dtype: torch.dtype = torch.float32) -> dict[str, Way]:
+    """Ways for `compare_costs`, all of one loss on one minibatch: its gradient to theta, Hessian-vector products by torch.func, and
+    the meta-gradient by one tangent pass and by double backward. Each returns what it computes, a tensor for each weight, and
+    each computes that gradient on its way.
+
+    config: of a method with a MAG whose loss is torch's own operations (`oucl eq9`): torch.func takes no autograd.Function that
+    lacks `setup_context`. Its products run without those of the networks (`use_plain_formulas`). lr: of the look-ahead.
+    """
+    p = build_problem(config, dtype)
+    point, omega = ({name: w.detach() for name, w in weights.items()} for weights in (p.theta, p.omega))
+
+    def value(theta: Params) -> Tensor:
+        return p.loss(p.features(theta), omega)
+
+    def gradient() -> Params:
+        return meta_gradient.gradients(value(p.theta), p.theta)
+
+    def forward_over_reverse() -> Params:
+        with use_plain_formulas():
+            return jvp(grad(value), (point,), (direction,))[1]
+
+    def reverse_over_reverse() -> Params:
+        def along(theta: Params) -> Tensor:
+            inner = grad(value)(theta)
+            return torch.stack([(inner[name] * v).sum() for name, v in direction.items()]).sum()
+
+        with use_plain_formulas():
+            return grad(along)(point)
+
+    def beside_regular() -> Params:
+        with Recorder() as recorded:
+            z = p.features(p.theta)
+        leaf = meta_gradient.detach_leaf(z)
+        (pull,) = torch.autograd.grad(p.loss(leaf, p.omega), leaf, create_graph=True)
+        regular = meta_gradient.Regular(meta_gradient.vjp(z, p.theta, pull), pull, recorded)
+        return meta_gradient.meta_gradient(*p[:4], lr, regular=regular)
+
+    ways = {
+        "gradient": gradient,
+        "Hessian-vector,\nforward over reverse": forward_over_reverse,
+        "Hessian-vector,\nreverse over reverse": reverse_over_reverse,
+        "meta-gradient,\nbeside a regular step": beside_regular,
+        "meta-gradient,\nalone": partial(meta_gradient.meta_gradient, *p[:4], lr),
+        "meta-gradient,\ndouble backward": partial(meta_gradient.meta_gradient_reference, *p[:4], lr),
+    }
+    with frozen_statistics(*p.modules):
+        direction = gradient()
+    return {name: frozen_statistics(*p.modules)(way) for name, way in ways.items()}
+
+
+PLAIN = {  # what the networks call by these names, in torch's own operations
+    "linear": lambda x, weight, bias, *_: torch.baddbmm(bias, x, weight),
+    "batch_norm": lambda x, weight, bias, running, momentum, eps: F.batch_norm(
+        x, running[0], running[1], weight, bias, True, momentum, eps
+    ),
+    "unit": lambda x: F.normalize(x, dim=-1),
+}
+
+
+@contextmanager
+def use_plain_formulas() -> Iterator[None]:
+    """Context manager: networks compute by torch's own operations what they have written-out derivatives for."""
+    own = [(room, name, getattr(room, name)) for room in (encoders, augmenter) for name in PLAIN if hasattr(room, name)]
+    for room, name, _ in own:
+        setattr(room, name, PLAIN[name])
+    try:
+        yield
+    finally:
+        for room, name, function in own:
+            setattr(room, name, function)
