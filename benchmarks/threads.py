@@ -62,9 +62,9 @@ def main() -> None:
             way = partial(representations.features, networks, make_noise(batch, size), config)
             row["encoding"] = compare(partial(encode_with, way), args.seconds / 3)["gain"]
         rows.append(row)
-    print(table(rows, method="{method}", px="{px}", width="{width}", batch="{batch}",
-                **{"MFLOP of an image": "{image:.3g}", "of a step": "{step:.3g}", "ms, one thread": "{one:.1f}", "ms, all": "{all:.1f}",
-                   "gain": "{gain:.2f}", "rounds": "{rounds}", "gain of encoding": "{encoding:.2f}"}))  # fmt: skip
+    print(table(rows, method="{method}", px="{px}", width="{width}", batch="{batch}", **{
+        "MFLOP of an image": "{image:.3g}", "of a step": "{step:.3g}", "ms, one thread": "{one:.1f}", "ms, all": "{all:.1f}",
+        "gain": "{gain:.2f}", "rounds": "{rounds}", "gain of encoding": "{encoding:.2f}"}))  # fmt: skip
     write("threads", "threads.py", vars(args), "cpu", rows=rows)
 
 

@@ -236,13 +236,8 @@ def execute(
     output = (run.path if run is not None else runs_dir / "notebooks") / path.name
     output.parent.mkdir(parents=True, exist_ok=True)
     of_kernel = {"METAUG_RUNS": str(runs_dir), "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | dict(environment or {})
-    options = {
-        "title": path.stem,
-        "run": run,
-        "bar": bar,
-        "started": started,
-        "environment": WAITING | dict(os.environ) | of_kernel,
-    }
+    of_kernel = {**WAITING, **os.environ, **of_kernel}
+    options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": of_kernel}
     logger = logging.getLogger("papermill")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -23,8 +23,8 @@ from typing import IO, Any
 from metaug_core.errors import MetaugError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-# How OpenMP's threads wait in the processes that are started here: a moment, then asleep. By default they keep their cores busy, and
-# two threads take several times as long as soon as anything else runs. The second is for GNU's OpenMP, which torch's wheels have.
+# How OpenMP's threads wait in the processes that are started here: a moment, then asleep. By default they keep their cores busy,
+# and two threads take several times as long as soon as anything else runs. GNU's OpenMP, which torch's wheels have, counts spins.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 LOSSES = 3  # how often a call is repeated after its worker died
 SAVE_SECONDS = 60.0  # that workers have to save when they are stopped
