@@ -4,7 +4,7 @@
 
 A kernel as `make lab` starts it moves the controls of the explorers, one after another without a pause, beside one and then two
 background runs; alone, one run trains while the kernel and the other run rest. These three take turns, each for so many seconds.
-A run's fair share is its speed alone times min(1, cores / busy processes). Posix only: what rests is stopped by a signal.
+A run's fair share is its speed alone times min(1, cores / (busy processes x its threads)). Posix only: what rests is stopped by a signal.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def main() -> None:
             notebook.manager.shutdown_kernel(now=True)
     rows = []
     for name, (_, _, busy) in cases.items():
-        fair = min(1.0, count_cores() / busy)
+        fair = min(1.0, count_cores() / (busy * threads))
         shares = [rate / (fair * alone) for (rate, _), (alone, _) in zip(found[name], found["alone"], strict=True)]
         moved = [ms for _, times in found[name] for ms in times]
         row = {"case": name, "steps_per_second": statistics.median(rate for rate, _ in found[name])}
