@@ -4,7 +4,8 @@
 
 A kernel as `make lab` starts it moves the controls of the explorers, one after another without a pause, beside one and then two
 background runs; alone, one run trains while the kernel and the other run rest. These three take turns, each for so many seconds.
-A run's fair share is its speed alone times min(1, cores / (busy processes x its threads)). Posix only: what rests is stopped by a signal.
+A run's fair share is its speed alone times min(1, cores / (busy processes x its threads)). Posix only: what rests is stopped by a
+signal.
 """
 
 import argparse
