@@ -76,7 +76,8 @@ def measure(
     before = working[0].progress
     times = json.loads(notebook.run(f"print(move({seconds}))")) if notebook else time.sleep(seconds) or []
     after = working[0].progress
-    return (after["step"] - before["step"]) / (after["seconds"] - before["seconds"]), times
+    passed = after["seconds"] - before["seconds"]  # 0: not one step was done
+    return (after["step"] - before["step"]) / passed if passed else 0.0, times
 
 
 def main() -> None:
