@@ -12,9 +12,7 @@ from metaug_core.config import Config
 from metaug_core.networks.encoders import build_encoder
 from metaug_core.registry import ENCODERS, VIEWS
 
-LEAST_FLOPS = (
-    20e6  # of an image in an encoder; below it two threads gain less than 1.35 times, with the MAG less than 1.25
-)
+LEAST_FLOPS = 20e6  # of an image in an encoder; below it a second thread gains little (LOG, 29 November)
 LARGE_IMAGES = 128  # pixels a side; from here on the views alone are worth two threads
 
 
