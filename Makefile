@@ -79,9 +79,9 @@ run: $(STAMP) ## pretrain and evaluate the small default, then say where everyth
 	$(BIN)/metaug report
 
 # The checkout is the root, not notebooks/: the run browser links to executed notebooks in runs/. Jupyter refuses root, whom
-# a container has, unless it is told.
+# a container has, unless it is told. Idle threads of its kernels sleep: see WAITING in metaug_workbook/jobs/processes.py.
 lab: $(STAMP) ## JupyterLab on the walkthrough, on this machine only, with a token
-	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. $(AS_ROOT) \
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-1000} $(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. $(AS_ROOT) \
 	  --LabApp.default_url=/lab/tree/notebooks/00_walkthrough.ipynb
 
 site: $(STAMP) ## the documentation and the notebooks as a site in site/, read without a network

@@ -1,4 +1,4 @@
-"""A table made by several processes against one after the other, each with all threads: the same runs, in one run of this script.
+"""A table made by several processes against one after the other: the same runs, in one run of this script.
 
     python benchmarks/processes.py [--preset sketch] [--runs 8] [--processes 2] [--rounds 3]
 

@@ -162,9 +162,10 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     """Factor of `step`."""
     warmup_epochs: Rate = 0.0
     """Linear rise of the learning rates from 0."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "float32"
     """Of products, in training and evaluation. float32; tf32: TF32 on CUDA, float32 elsewhere; bf16: autocast in the encoders;
-    BatchNorm statistics, features and loss stay float32. torch's own switches are set by it for the time, and set back."""
+    BatchNorm statistics, features and loss stay float32. torch's own switches are set by it for the time, and set back. auto: bf16
+    where it is faster, else float32; that is settled when the config is made, which then holds one of the two."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, order, augmentation and draws. The data set and its splits do not depend on it."""
 
@@ -214,8 +215,14 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     @model_validator(mode="before")
     @classmethod
     def _brought(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What method and protocol bring stands where the user said nothing (SimCLR: two independent RGB crops)."""
-        return {**settings_brought(values, cls.model_fields["width"].default), **values}
+        """What method and protocol bring stands where the user said nothing (SimCLR: two independent RGB crops). No config holds
+        precision `auto`: a run is named after what it took."""
+        values = {**settings_brought(values, cls.model_fields["width"].default), **values}
+        if values.get("precision") == "auto":
+            from metaug_core.hardware import choose_precision  # torch
+
+            values["precision"] = choose_precision(values.get("device", "auto"))
+        return values
 
     @field_validator("*", mode="before")
     @classmethod

@@ -28,6 +28,7 @@ QUICK: dict[str, Any] = {
     "lr_schedule": "cosine",
     "warmup_epochs": 0.4,
     "log_every": 10,
+    "precision": "auto",
     # A MAG that trains: its gradient of a size that Adam sees, a look-ahead that is the step to come, augmented features that the
     # encoders feel, and R_sigma as heavy as L_aug, below which z~ copies z. Chosen on validation images (LOG.md).
     "mag_objective": "scaled",

@@ -1,5 +1,7 @@
-"""Fixtures of all tests: a config of a run that takes a fraction of a second, an encoder that draws, float64."""
+"""Fixtures of all tests: a config of a run that takes a fraction of a second, an encoder that draws, float64. On every machine
+`precision auto` is float32 here, by a file of times that says so."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 from tiny import TINY
 from torch import nn
 
-from metaug_core import ENCODERS, Config
+from metaug_core import ENCODERS, Config, hardware
 from metaug_core.methods import base
 from metaug_core.networks.encoders import conv
 from metaug_core.views.augmentation import make_views
@@ -18,6 +20,23 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     """On a CUDA machine there may be no pytest-timeout: its setting in pyproject.toml is then known all the same."""
     if not pluginmanager.has_plugin("timeout"):
         parser.addini("timeout", "seconds for one test, of pytest-timeout")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _times(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAUG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        hardware.locate_times().write_text(json.dumps({"float32": 1, "bf16": 2}))
+        yield
+
+
+@pytest.fixture
+def faster_bf16(tmp_path: Path, monkeypatch) -> Path:
+    """The file of a machine whose processor was measured to be faster in bf16."""
+    monkeypatch.setenv("METAUG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    hardware.locate_times().write_text(json.dumps({"float32": 1, "bf16": 0.5}))
+    return hardware.locate_times()
 
 
 @pytest.fixture

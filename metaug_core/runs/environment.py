@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from metaug_core.config import ENGINE_VERSION, ROOT
+from metaug_core.hardware import name_processor
 
 PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "safetensors", "pandas", "papermill")
 PRODUCTS = ("figures/", "benchmarks/results/")  # what publishing and measuring write; no number depends on it
@@ -25,7 +25,7 @@ def environment(device: str) -> dict[str, Any]:
         "engine": ENGINE_VERSION,
         "versions": installed(PACKAGES) | {"python": platform.python_version()},
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if device == "cuda" else cpu(),
+        "processor": torch.cuda.get_device_name() if device == "cuda" else name_processor(),
         "device": device,
         "threads": torch.get_num_threads(),
         "commit": commit_name,
@@ -41,16 +41,6 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
-
-
-def cpu() -> str:
-    """The processor's name, as far as the system tells. On Linux it is in a file; Python knows only the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def tree() -> tuple[str | None, bool | None]:

@@ -23,7 +23,14 @@ from metaug_core.extensions import name_failures
 from metaug_core.registry import METHODS
 from metaug_core.runs import data, files, store
 from metaug_core.runtime import distributed
-from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
+from metaug_core.runtime.device import (
+    arithmetic,
+    explain_memory,
+    keep_freed_memory,
+    pick_device,
+    refuse_surroundings,
+    use_threads,
+)
 from metaug_core.training import checkpoint, events, own_networks, state
 from metaug_core.training.cuda_graphs import Batch, Stepper
 from metaug_core.training.diagnostics import knn_monitor
@@ -356,7 +363,8 @@ class Trial:
     def begin(self, eager_because: str | None) -> None:
         """Prepare the run's folder, and take the monitor's reading of the untrained networks."""
         if self.writes:
-            store.begin(self.run, self.s.step, self.s.device, eager_because, self.s.tangent_because)
+            with use_threads(self.s.threads):  # environment.json records them
+                store.begin(self.run, self.s.step, self.s.device, eager_because, self.s.tangent_because)
             if self.s.tangent_because:
                 warn(f"the meta-gradient is computed in a slower way: {self.s.tangent_because}")
             data.record(self.run, self.splits.data)

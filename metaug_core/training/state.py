@@ -18,7 +18,9 @@ from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import Networks
 from metaug_core.optimisers import group_parameters, make_optimiser
 from metaug_core.registry import ENCODERS, METHODS
+from metaug_core.runtime.device import use_threads
 from metaug_core.training.own_networks import Repeats
+from metaug_core.training.threads import count_threads
 
 ROLES = ("order", "views", "draw")  # one random generator each, so that no setting of one shifts the others
 
@@ -39,6 +41,7 @@ class TrainState:
     generators: dict[str, torch.Generator]  # by role
     random: Tensor  # the run's own state of torch's global CPU generator: dropout in a user's encoder draws from it
     device_random: torch.Generator | None  # the same for the device's global generator; None on a CPU
+    threads: int  # of torch's, in the run's steps and readings
     epoch: int = 0  # finished passes
     position: int = 0  # steps done of the current pass
     step: int = 0  # steps done in all
@@ -153,6 +156,7 @@ def create(config: Config, splits: Splits, device: str) -> TrainState:
         random=torch.Generator().manual_seed(config.seed).get_state(),
         device_random=torch.Generator(device).manual_seed(config.seed) if device != "cpu" else None,
         rounded=networks.product_weights() if isinstance(networks, Networks) and not own else (),
+        threads=count_threads(config, device),
         own=own,
     )
 
@@ -169,10 +173,11 @@ def make_mag_optimiser(mag: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 @contextmanager
 def own_random_numbers(s: TrainState) -> Iterator[None]:
-    """Context manager: torch's global generators are the run's own, so that trials side by side do not draw from each other."""
+    """Context manager: torch's global generators are the run's own, so that trials side by side do not draw from each other, and
+    so is the number of its threads."""
     torch.set_rng_state(s.random)
     try:
-        with own_device_numbers(s):
+        with own_device_numbers(s), use_threads(s.threads):
             yield
     finally:
         s.random = torch.get_rng_state()

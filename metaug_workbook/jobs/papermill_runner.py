@@ -33,6 +33,7 @@ from metaug_core.training.progress import Bar
 from metaug_workbook.jobs import parameters
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build_config, parse_setting
+from metaug_workbook.jobs.processes import WAITING
 from metaug_workbook.jobs.runner import how_to_continue
 
 TRAINING_SHARE = 0.8  # of the bar, if the run is still to be trained; the other cells share the rest
@@ -236,7 +237,8 @@ def execute(
     output = (run.path if run is not None else runs_dir / "notebooks") / path.name
     output.parent.mkdir(parents=True, exist_ok=True)
     of_kernel = {"METAUG_RUNS": str(runs_dir), "PYDEVD_DISABLE_FILE_VALIDATION": "1"} | dict(environment or {})
-    options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": os.environ | of_kernel}
+    of_kernel = {**WAITING, **os.environ, **of_kernel}
+    options = {"title": path.stem, "run": run, "bar": bar, "started": started, "environment": of_kernel}
     logger = logging.getLogger("papermill")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -23,6 +23,9 @@ from typing import IO, Any
 from metaug_core.errors import MetaugError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# How OpenMP's threads wait in the processes that are started here: a moment, then asleep. By default they keep their cores busy,
+# and two threads take several times as long as soon as anything else runs. GNU's OpenMP, which torch's wheels have, counts spins.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 LOSSES = 3  # how often a call is repeated after its worker died
 SAVE_SECONDS = 60.0  # that workers have to save when they are stopped
 
@@ -35,10 +38,11 @@ class WorkerDiedError(MetaugError):
 
 def start_process(words: Sequence[str], log: IO[bytes], environment: Mapping[str, str], stdin: int, stdout: Any) -> Any:
     """A process that runs a module, the first word, in a session of its own, as kernels have: Ctrl-C in a terminal, or the end of
-    a kernel's whole process group, does not reach it. Raises OSError."""
+    a kernel's whole process group, does not reach it. Its idle threads sleep, unless the environment says otherwise (`WAITING`).
+    Raises OSError."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", *words],
-        stdin=stdin, stdout=stdout, stderr=log, env=os.environ | environment,
+        stdin=stdin, stdout=stdout, stderr=log, env={**WAITING, **os.environ, **environment},
         start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )  # fmt: skip
 

@@ -162,9 +162,10 @@ class Sweep:
         return f"failed: {self.plan.words(number)}: {failure}" if failure else None
 
     def notebook_task(self, number: int) -> dict[str, Any]:
-        """What `execute_notebook` needs, as JSON."""
+        """What `execute_notebook` needs, as JSON. The run's precision: on the worker's machine `auto` may be another."""
         plan = self.plan
-        task = {"notebook": plan.notebook, "given": plan.given[number], "imports": list(plan.imports)}
+        given = plan.given[number] | {"precision": plan.configs[number].precision}
+        task = {"notebook": plan.notebook, "given": given, "imports": list(plan.imports)}
         return task | {"runs_dir": str(plan.configs[number].runs_dir)}
 
     @cached_property

@@ -23,7 +23,7 @@ from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
 from metaug_core.networks import encoders
 from metaug_core.networks import mag as augmenter
-from metaug_core.runtime.device import arithmetic, keep_freed_memory
+from metaug_core.runtime.device import arithmetic, keep_freed_memory, use_threads
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
 from metaug_core.training.step import sum_terms, train_step
@@ -47,7 +47,7 @@ class PreparedStep(NamedTuple):
 
     def take(self) -> dict[str, Tensor]:
         """One whole training step: views, losses, gradients, optimisers, bank. Returns its metrics."""
-        with arithmetic(self.s.config.precision):
+        with arithmetic(self.s.config.precision), use_threads(self.s.threads):
             return train_step(self.s, self.pixels, self.indices, log=False)
 
 

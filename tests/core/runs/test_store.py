@@ -206,7 +206,7 @@ def test_the_environment_says_what_is_needed_to_repeat(tiny):
     )
     assert {"python", "numpy", "torchvision", "safetensors"} <= session["versions"].keys()
     assert session["device"] == "cpu"
-    assert session["threads"] == torch.get_num_threads()
+    assert session["threads"] == 1  # of so small a run, whatever torch has
     assert session["commit"] is None or re.fullmatch("[0-9a-f]{40}", session["commit"])
     assert {"platform", "uncommitted_changes", "started"} <= session.keys()
     cpuinfo = Path("/proc/cpuinfo")

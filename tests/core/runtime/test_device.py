@@ -1,5 +1,6 @@
 """What training and evaluation do to torch's switches and to other threads, and what they leave of the user's own."""
 
+import json
 import math
 import os
 import signal
@@ -8,15 +9,17 @@ import threading
 import pytest
 import torch
 from tiny import same, saved
+from torch import nn
 from torch.autograd import forward_ad as fwAD
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from metaug_core import evaluate, fit, fit_trials, preset
+from metaug_core import ENCODERS, Config, evaluate, fit, fit_trials, hardware, open_run, preset
 from metaug_core.config import ConfigError
 from metaug_core.data import datasets
 from metaug_core.runtime import device
 from metaug_core.runtime.device import CPU, CUDA, arithmetic, computed_in, one_thread, unit_roundoff
+from metaug_core.training import threads
 
 BACKENDS = torch.backends
 
@@ -187,9 +190,128 @@ def test_trials_of_two_precisions_are_refused(tiny):
         fit_trials([tiny(), tiny(precision="tf32")], lambda at: None)
 
 
-@pytest.mark.parametrize("name", ["quick", "sketch", "paper", "authors"])
-def test_presets_are_float32(name):
-    assert preset(name).precision == "float32"
+# --- precision auto
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("quick", "bf16"), ("sketch", "bf16"), ("paper", "float32"), ("authors", "float32")]
+)
+def test_the_small_presets_take_the_faster_format(faster_bf16, name, precision):
+    assert preset(name, device="cpu").precision == precision
+    assert preset(name, device="cpu", precision="float32").precision == "float32"
+
+
+def test_auto_is_settled_when_a_config_is_made(faster_bf16, monkeypatch):
+    """Its settings and its name are those of what it took, and another seed is not asked again."""
+    config = Config(precision="auto", device="cpu")
+    assert config.model_dump()["precision"] == "bf16"
+    assert config.name() == Config(precision="bf16", device="cpu").name() != Config(device="cpu").name()
+    assert config.replace(seed=1) == Config(precision="bf16", device="cpu", seed=1)
+    assert Config(precision="auto", device="mps").precision == "float32"
+    assert Config(**config.model_dump()).precision == "bf16"
+    monkeypatch.setenv("METAUG_CACHE", str(faster_bf16.parent / "other"))  # another machine, with the stored settings
+    assert Config(**config.model_dump()).precision == "bf16"
+
+
+@pytest.mark.parametrize(("seconds", "precision"), [(0.79, "bf16"), (0.81, "float32"), (2, "float32")])
+def test_bf16_needs_a_clear_margin(tmp_path, monkeypatch, seconds, precision):
+    monkeypatch.setenv("METAUG_CACHE", str(tmp_path))
+    hardware.locate_times().write_text(json.dumps({"float32": 1, "bf16": seconds}))
+    assert hardware.choose_precision("cpu") == precision
+
+
+DAMAGED = [b"", b"{", b"[]", b"\xff", b'{"float32": 1}', b'{"float32": "NaN", "bf16": 1}', b'{"float32": 0, "bf16": 1}',
+           b'{"float32": null, "bf16": 1}']  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_times_are_as_none(tmp_path, text):
+    (tmp_path / "times.json").write_bytes(text)
+    assert hardware.read_times(tmp_path / "times.json") is None
+
+
+def test_times_are_measured_once_and_kept(tmp_path):
+    file, random, count = tmp_path / "cache" / "times.json", torch.get_rng_state(), torch.get_num_threads()
+    times = hardware.recall_times(file)
+    assert hardware.read_times(file) == times
+    assert json.loads(file.read_text())["torch"] == torch.__version__
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_num_threads() == count
+    file.write_text("{")
+    assert hardware.recall_times(file) is times  # a process measures once
+    hardware.recall_times.cache_clear()
+    again = hardware.recall_times(file)
+    assert again is not times
+    assert hardware.read_times(file) == again
+    assert [path.name for path in file.parent.iterdir()] == ["times.json"]
+
+
+def test_a_folder_that_cannot_be_written_costs_a_timing(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert hardware.recall_times(tmp_path / "file" / "times.json").keys() == {"float32", "bf16"}
+
+
+def test_a_run_of_auto_is_that_of_its_format_on_every_machine(tiny, faster_bf16, monkeypatch):
+    asked = tiny(precision="auto", epochs=1)
+    run = fit(asked, lambda at: None)
+    assert json.loads((run.path / "config.json").read_text())["precision"] == "bf16"
+    assert fit(tiny(precision="bf16", epochs=1), lambda at: pytest.fail("trained again")).path == run.path
+    monkeypatch.setenv("METAUG_CACHE", os.environ["METAUG_CACHE"] + "-of-another")
+    hardware.locate_times().parent.mkdir()
+    hardware.locate_times().write_text(json.dumps({"float32": 1, "bf16": 2}))
+    assert tiny(precision="auto", epochs=1).precision == "float32"
+    stored = open_run(run.path, run.path.parent)
+    assert stored.current
+    assert stored.config == asked
+
+
+# --- threads of a run
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_small_networks_take_one_thread_and_large_ones_torchs_own(three_threads):
+    small = Config(width=0.125)
+    assert threads.count_threads(small, "cpu") == 1
+    for large in (Config(), Config(encoder="resnet18", views=("RGB",)), small.replace(image_size=224)):
+        assert threads.count_threads(large, "cpu") == 3
+    assert threads.count_threads(small, "cuda") == 3
+    torch.set_num_threads(1)
+    assert threads.count_threads(Config(), "cpu") == 1
+
+
+def test_flops_of_the_first_layer_by_hand(monkeypatch):
+    monkeypatch.setitem(ENCODERS, "one", lambda channels, config: nn.Conv2d(channels, 5, 3, stride=2, bias=False))
+    monkeypatch.setattr(threads, "build_encoder", lambda channels, config: ENCODERS["one"](channels, config))
+    # 7 x 7 places, 5 channels, kernels of 9; L has one channel, ab has two
+    assert threads.count_flops(Config(image_size=16, views=("L", "ab", "L"))) == 2 * 49 * 5 * 9 * (1 + 2) / 2
+
+
+def test_a_run_takes_its_threads_and_gives_them_back(tiny, three_threads, monkeypatch):
+    """Of an encoder of the user's own nothing is known: it takes torch's own number."""
+    counts = set()
+
+    def report(at):
+        counts.add(torch.get_num_threads())
+
+    monkeypatch.setitem(ENCODERS, "mine", lambda channels, config: ENCODERS["conv"](channels, config))
+    assert fit(tiny(epochs=1), report).sessions[-1]["threads"] == 1
+    assert fit(tiny(epochs=1, encoder="mine"), report).sessions[-1]["threads"] == 3
+    assert counts == {3}  # a report is the user's own
+    assert torch.get_num_threads() == 3
+
+
+def test_a_small_run_has_the_same_bits_whatever_torchs_threads_are(tiny, three_threads):
+    many = saved(fit(tiny(), lambda at: None))
+    torch.set_num_threads(1)
+    one = saved(fit(tiny(runs_dir=tiny().runs_dir / "one"), lambda at: None))
+    assert same(many, one)
 
 
 def test_half_a_unit_in_the_last_place_of_1():

@@ -379,3 +379,15 @@ def test_a_background_run_without_its_data_is_not_listed_afterwards(tmp_path, ca
     assert background.train(run.path) == 1
     assert "cifar10 is not in" in capsys.readouterr().out
     assert listing.list_folders(tmp_path) == []
+
+
+def test_idle_threads_of_workers_sleep_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+    for name in processes.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    executor = processes.LocalProcesses(1, tmp_path / "log")
+    try:
+        names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        assert [executor.submit(os.getenv, name).result() for name in names] == ["passive", "7"]
+    finally:
+        executor.shutdown()

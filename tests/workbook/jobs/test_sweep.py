@@ -17,14 +17,14 @@ from click.testing import CliRunner
 from tiny import ROOT, TINY, same, saved
 from workbooks import sentence, write_notebook
 
-from metaug_core import fit
-from metaug_core.config import Config
+from metaug_core import fit, hardware
+from metaug_core.config import Config, ConfigError
 from metaug_core.runs import files, store
 from metaug_core.runs.files import read_tensors
 from metaug_core.runs.lock import read_owner
 from metaug_core.training.progress import silent
 from metaug_workbook.cli import main
-from metaug_workbook.jobs import estimate, grid, runner
+from metaug_workbook.jobs import estimate, grid, papermill_runner, runner, sweep, worker
 from metaug_workbook.results import tables
 
 CELL = """\
@@ -127,6 +127,27 @@ def test_cells_that_differ_in_what_their_method_does_not_use_are_one(tmp_path):
         "method=metaug, delta=0.2",
     ]
     assert told[3].startswith("3 runs are missing and will take about")
+
+
+def test_jobs_hold_what_auto_was_where_the_sweep_was_made(tmp_path, faster_bf16, monkeypatch):
+    fixed, wanted = {"device": "cpu", "train_images": "100"}, tables.Wanted(("knn",), ("trained",), False, "test")
+    state = sweep.Sweep(sweep.plan_sweep([], fixed, 2, tmp_path / "runs", wanted))
+    state.begin()
+    monkeypatch.setenv("METAUG_CACHE", str(tmp_path / "worker"))
+    hardware.locate_times().parent.mkdir()
+    hardware.locate_times().write_text('{"float32": 1, "bf16": 2}')
+    configs = [config for job in worker.read_jobs(tmp_path / "runs") for config in job.configs]
+    assert [config.precision for config in configs] == ["bf16", "bf16"]
+    assert [config.name() for config in configs] == [config.name() for config in state.plan.configs]
+    task = state.notebook_task(1)
+    values, config = papermill_runner.check_parameters(
+        ROOT / "notebooks/01_pretrain.ipynb", task["given"], (), tmp_path / "runs"
+    )
+    assert config is not None
+    assert config.name() == configs[1].name()
+    assert values["settings"]["precision"] == "bf16"
+    with pytest.raises(ConfigError, match="one and the same run"):
+        sweep.plan_sweep(["precision=auto,float32"], fixed, None, tmp_path / "runs", wanted)
 
 
 def test_a_dry_run_lists_cells_and_what_they_cost(tmp_path, tiny):
