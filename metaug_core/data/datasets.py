@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import readers, shapes
@@ -43,7 +41,7 @@ from metaug_core.runtime.device import arithmetic, explain_memory
 ON_DEVICE = 8 * 2**30  # storage "auto": more bytes than this are streamed
 SHAPES_TRAIN = (10_000, 1)  # images and seed of the embedded data set
 SHAPES_TEST = (2_000, 2)
-ARCHIVES = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}  # url, md5, folder
+ARCHIVES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}  # of torchvision, which has url and md5
 LISTS = {  # the files of the data sets that are not folders of images
     "cifar10": lambda config: readers.list_cifar(config.data_dir, fine=False),
     "cifar100": lambda config: readers.list_cifar(config.data_dir, fine=True),
@@ -325,7 +323,9 @@ def download(name: str, data_dir: Path) -> Path:
     if name not in ARCHIVES:
         where = f"put {PLACES[name][0]} into {data_dir}" if name in PLACES else "it is made, or read from where it lies"
         raise DataError(f"{name} cannot be downloaded here: {where}")
-    archive, final = ARCHIVES[name], data_dir / PLACES[name][0]
+    from torchvision import datasets  # slow to import: it brings torch.compile
+
+    archive, final = getattr(datasets, ARCHIVES[name]), data_dir / PLACES[name][0]
     with explain_os_errors(data_dir):
         there = [data_dir / place for place in PLACES[name] if (data_dir / place).exists()]
     if there:
@@ -339,7 +339,7 @@ def download(name: str, data_dir: Path) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
-            download_and_extract_archive(archive.url, folder, md5=archive.tgz_md5)
+            datasets.utils.download_and_extract_archive(archive.url, folder, md5=archive.tgz_md5)
             (Path(folder) / archive.base_folder).rename(final)
     except Exception as error:  # the network, the disk, tar and gzip raise nearly anything
         raise DataError(f"{name} could not be downloaded from {archive.url} to {data_dir}: {one_line(error)}") from None

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parameters_to_vector
@@ -331,10 +330,12 @@ def represent_images(
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % t-interval over independent trials; the half-width is nan for one trial."""
+    from scipy.special import stdtrit  # slow to import, and only this needs it
+
     x = torch.tensor(values, dtype=torch.float64)
     if len(x) < 2:
         return float(x.mean()), float("nan")
-    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std() / len(x) ** 0.5)
+    return float(x.mean()), float(stdtrit(len(x) - 1, 0.975) * x.std() / len(x) ** 0.5)
 
 
 def over_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,7 +54,7 @@ def fc(channels: int, config: Config) -> nn.Sequential:
     return layers
 
 
-def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Module]:
+def _resnet(name: str) -> Callable[[int, Config], nn.Module]:
     def make(channels: int, config: Config) -> nn.Module:
         """torchvision's network for `channels` input channels; up to 64 px a 3x3 stem without max-pool, the usual
         change for small images (SimCLR, Appendix B.9)."""
@@ -63,7 +62,9 @@ def _resnet(build: Callable[..., nn.Module]) -> Callable[[int, Config], nn.Modul
             raise MetaugError(
                 f"width is of conv and fc; encoder {config.encoder!r} has only width 1, got {config.width:g}"
             )
-        network = build(weights=None, zero_init_residual=config.zero_init_residual)
+        from torchvision import models  # slow to import: it brings torch.compile
+
+        network = getattr(models, name)(weights=None, zero_init_residual=config.zero_init_residual)
         if config.stem == "small" or (config.stem == "auto" and config.image_size <= 64):
             network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
             network.maxpool = nn.Identity()
@@ -79,8 +80,8 @@ ENCODERS.register_own(
     {
         "conv": conv,
         "fc": fc,
-        "resnet18": _resnet(torchvision.models.resnet18),
-        "resnet50": _resnet(torchvision.models.resnet50),
+        "resnet18": _resnet("resnet18"),
+        "resnet50": _resnet("resnet50"),
     }
 )
 

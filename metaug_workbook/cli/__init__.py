@@ -12,6 +12,8 @@ def start() -> None:
             os.fstat(stream)
         except OSError:  # closed: else the next file that is opened would take its place, and what libraries print
             os.open(os.devnull, os.O_RDWR)
+    # jsonschema would spend a second on this grammar of IRIs, of which a notebook has none.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     try:
         from metaug_workbook.cli.main import main
     except ModuleNotFoundError as error:

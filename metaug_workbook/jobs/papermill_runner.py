@@ -34,7 +34,6 @@ from metaug_workbook.jobs import parameters
 from metaug_workbook.jobs.estimate import format_duration
 from metaug_workbook.jobs.grid import build_config, parse_setting
 from metaug_workbook.jobs.runner import how_to_continue
-from metaug_workbook.plots import gallery
 
 TRAINING_SHARE = 0.8  # of the bar, if the run is still to be trained; the other cells share the rest
 POLL_SECONDS, LOG_SECONDS = 0.5, 10.0  # between two drawings of the bar on a terminal, and in a file
@@ -230,6 +229,8 @@ def execute(
     kept.
     """
     if values.get("publish"):
+        from metaug_workbook.plots import gallery  # slow to import: it brings matplotlib
+
         gallery.refuse_changes()  # before the kernel starts
     run = store.request(config) if config is not None else None
     output = (run.path if run is not None else runs_dir / "notebooks") / path.name

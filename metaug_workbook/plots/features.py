@@ -5,7 +5,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.patheffects import withStroke
@@ -67,6 +66,8 @@ def bin_similarities(same: np.ndarray, different: np.ndarray, bins: int = 50) ->
 def draw_pair_histograms(table: pd.DataFrame, ax: Axes, height: Literal["density", "proportion"] = "density") -> None:
     """Rows of `bin_similarities`, as the paper's Figure 2: blue, solid: two views of one image; red, dashed: of different images.
     The column `height` says how high each bin stands."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     looks = {"different": ("different images", RED, "--"), "same": ("same image", BLUE, "-")}
     for kind, (name, color, line) in looks.items():
         rows: Any = table[table["pairs"] == kind]
@@ -97,6 +98,8 @@ def draw_accuracy_bars(
 ) -> Axes:
     """Raw pixels, untrained and trained by measure, in percent. tables: a table of `evaluate`, or one for each seed, which become
     means with 95 % intervals. chance: accuracy in [0, 1] of a guess."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     runs = list_tables(tables)
     wide = pd.concat(runs).reset_index()
     long = wide.melt("representation", [name for name in MEASURES if name in wide], "measure", "accuracy")

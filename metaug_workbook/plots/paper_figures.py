@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -425,6 +424,8 @@ def draw_gain_rows(table: Table, ax: Axes, title: str, order: Sequence[str]) -> 
     """A row for each method, in order from above: a line from the untrained encoder (grey) to the trained one (its color), with
     the gain in points; from two seeds on each of them as a dot, from three on the 95 % interval of their mean (of two it is wider
     than the figure). table: method, seed, accuracy, untrained."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     percent = table.assign(accuracy=100 * table["accuracy"], untrained=100 * table["untrained"])
     means: Table = percent.groupby("method")[["untrained", "accuracy"]].mean().reindex(order)
     colors = {method: pick_color(method) for method in order}
@@ -503,6 +504,8 @@ def draw_share_over_delta(table: Table, ax: Axes) -> Axes:
     format begins to lose it (`unit_roundoff`).
 
     table: delta, augmented_gradient_share, and precision and device where they are not float32 on a CPU."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     title, measure = r"Share of the gradient from $\tilde z$", "augmented_gradient_share"
     rows = table.dropna(subset=[measure]) if measure in table else table.head(0)
     if rows.empty:
@@ -622,6 +625,8 @@ def draw_heatmap(
 ) -> Axes:
     """Mean accuracy of a `tables.summarize` by two settings, written in each cell with its 95 % half-width; a cell without a run
     stays white and says so. Text settings keep their order, numbers rise."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     if means["mean"].isna().all():
         return draw_empty(ax, title, "no finished run yet")
     columns, rows = (list(dict.fromkeys(means[name])) for name in (x, y))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -173,6 +172,8 @@ def find_ends(values: Iterable[float]) -> tuple[float, float]:
 
 def draw_means(table: pd.DataFrame, x: str, y: str, ax: Axes, joined: bool = True, **look: Any) -> None:
     """The mean of y at each x: a line with a band, or, not joined, points with bars. look: of matplotlib's lines."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     bars: dict[str, Any] = {} if joined else {"linestyle": "none", "err_style": "bars", "err_kws": {"capsize": 3}}
     look = {"markeredgecolor": look.get("color")} | look
     sns.lineplot(table, x=x, y=y, ax=ax, errorbar=find_ends, legend=False, **bars, **look)

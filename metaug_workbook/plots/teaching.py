@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
@@ -23,6 +22,8 @@ ATTENUATIONS = (1, 2, 4, 6, 8)  # the paper's phi_dec (Fig. 3)
 @use_style()
 def draw_weight_histogram(weights: Tensor, ax: Axes) -> Axes:
     """Gradient weight of each pair in units of an equal share, on a logarithmic axis; weights (A, N) sum to 1 over N."""
+    import seaborn as sns  # slow to import: it brings scipy.stats
+
     relative = (weights * weights.shape[1]).flatten().clamp(min=1e-8).cpu().numpy()
     sns.histplot(x=relative, bins=63, binrange=(-8, 2.5), log_scale=True, element="step", color=RED, alpha=0.55, ax=ax)
     ax.axvline(1, color="0.3", linestyle=":")

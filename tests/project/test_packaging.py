@@ -228,9 +228,18 @@ def test_make_lab_starts_for_root_too(user: str, allowed: bool, tmp_path: Path):
     assert ("--allow-root" in said.stdout) == allowed
 
 
-def test_the_engine_is_imported_without_what_draws():
-    """seaborn and matplotlib take seconds, and a training on a server may lack them."""
-    code = (
-        "import sys, metaug_core; print(sorted({'matplotlib', 'seaborn', 'IPython', 'ipywidgets'} & set(sys.modules)))"
-    )
+SELDOM_NEEDED = {"seaborn", "scipy", "torchvision", "torch._dynamo"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("start", "absent"),
+    [
+        ("from metaug_core import evaluate, fit", SELDOM_NEEDED | {"matplotlib", "IPython", "ipywidgets"}),
+        ("import metaug_workbook.notebook", SELDOM_NEEDED),
+    ],
+)
+def test_an_import_leaves_out_what_draws_and_what_few_runs_need(start: str, absent: set[str]):
+    """They take seconds, and a training on a server may lack what draws."""
+    code = f"import sys; {start}; print(sorted({absent} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

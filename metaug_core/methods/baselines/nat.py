@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,5 +108,7 @@ class NAT(Method):
 
 def best_match(features: Tensor, targets: Tensor) -> Tensor:
     """The permutation p (B,) with the least sum_i || features_i - targets_p(i) ||^2, unit vectors (B, d) both."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only this needs it
+
     similar = (features.detach() @ targets.T).double().cpu().numpy()
     return torch.as_tensor(linear_sum_assignment(similar, maximize=True)[1], device=features.device)

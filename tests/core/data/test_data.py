@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from tiny import ROOT
 from torch import Tensor
@@ -1025,7 +1026,7 @@ def test_download(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, 
 
     def offer(path: str, md5: str) -> None:
         place = SimpleNamespace(url=f"{server}/{path}", tgz_md5=md5, base_folder="cifar-10-batches-py")
-        monkeypatch.setitem(datasets.ARCHIVES, "cifar10", place)
+        monkeypatch.setattr(torchvision.datasets, "CIFAR10", place)
 
     for path, sum_, words in (("absent.tar.gz", md5, "HTTP Error 404"), ("cifar.tar.gz", "0" * 32, "corrupted")):
         offer(path, sum_)
