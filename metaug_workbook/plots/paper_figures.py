@@ -29,7 +29,9 @@ from metaug_workbook.plots.features import draw_accuracy_bars, draw_feature_map,
 from metaug_workbook.plots.style import (
     BLUE,
     FLOOR_COLORS,
+    GREEN,
     MARKERS,
+    ORANGE,
     draw_empty,
     draw_means,
     find_ends,
@@ -459,6 +461,30 @@ def draw_step_costs(table: Table) -> Figure:
     """Cost of a training step as a multiple of a plain one: time (solid) and counted FLOPs (hatched) by kind of step. table: of
     `step_costs.compare_costs`, the first way a plain step."""
     figure, ax = make_panels(1, 7.0, 3.6)
+    draw_cost_bars(table, ax)
+    ax.axhline(8 / 3, color="0.3", linestyle=":", linewidth=1, label="8/3: the encoders' bound")
+    ax.legend(loc="upper left", **SMALL)
+    label(ax, "A step, as a multiple of a plain one", "", "times a plain step", count_rounds(table))
+    return figure
+
+
+@use_style()
+def draw_derivative_costs(table: Table, ax: Axes) -> Axes:
+    """Cost of derivatives of one loss in further gradients: without the gradient that each computes on its way. Beside them, as
+    bands, what Dagreou et al. 2024 (bench-hvp) measured for a Hessian-vector product. table: of `step_costs.compare_costs`, the
+    first way that gradient."""
+    rows = table.iloc[1:].reset_index(drop=True)
+    ratios = ["times_plain", "low", "high", "flops_plain"]
+    draw_cost_bars(rows.assign(**{name: rows[name] - 1 for name in ratios}), ax)
+    for (low, high), color, name in (((2, 3), GREEN, "JAX"), ((4, 5), ORANGE, "torch.func, transformers")):
+        ax.axhspan(low, high, color=color, alpha=0.12, zorder=0, label=f"bench-hvp (A100): {name}")
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.legend(loc="upper right", ncols=2, **SMALL)
+    return label(ax, "A derivative, beside the gradient itself", "", "further gradients", "\n" + count_rounds(table))
+
+
+def draw_cost_bars(table: Table, ax: Axes) -> None:
+    """Time (solid, with the range of the rounds) and counted FLOPs (hatched) of each row of `step_costs.compare_costs`."""
     place = np.arange(len(table))
     ends = np.stack([table["times_plain"] - table["low"], table["high"] - table["times_plain"]])
     looks: dict[str, dict[str, Any]] = {
@@ -468,14 +494,14 @@ def draw_step_costs(table: Table) -> Figure:
     for (column, look), shift, padding in zip(looks.items(), (-0.2, 0.2), (8, 2), strict=True):
         bars = ax.bar(place + shift, table[column], 0.38, **look)
         ax.bar_label(bars, fmt="%.2f", padding=padding, **SMALL)
-    ax.axhline(8 / 3, color="0.3", linestyle=":", linewidth=1, label="8/3: the encoders' bound")
     ax.set_xticks(place, table["step"].tolist())
-    ax.set_ylim(0, 1.25 * float(table[["high", "flops_plain"]].max().max()))
+    ax.set_ylim(min(0, float(table["low"].min())), 1.25 * float(table[["high", "flops_plain"]].max().max()))
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left", **SMALL)
-    caption = f"\nmedian, least and greatest of n = {int(table['rounds'].iloc[0])} rounds"
-    label(ax, "A step, as a multiple of a plain one", "", "times a plain step", caption)
-    return figure
+
+
+def count_rounds(table: Table) -> str:
+    """A caption below names of two lines."""
+    return f"\nmedian, least and greatest of n = {int(table['rounds'].iloc[0])} rounds"
 
 
 # --- what delta can do (beside Table 5)

@@ -1,14 +1,16 @@
 """One training step on random images: its cost, and whether its meta-gradient is right. For costs to quote see `benchmarks`."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jvp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -16,7 +18,8 @@ from torch.utils.flop_counter import flop_registry
 from metaug_core.config import Config
 from metaug_core.data.datasets import Images, Splits
 from metaug_core.meta import meta_gradient
-from metaug_core.meta.forward_ad import Params
+from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
+from metaug_core.networks.mag import Layer
 from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
@@ -129,7 +132,7 @@ def compare_costs(ways: Mapping[str, Way], rounds: int = 5) -> pd.DataFrame:
 
 # --- is the meta-gradient right
 class Problem(NamedTuple):
-    """eq. 2-6 on one minibatch in float64: features(theta), loss(z, omega), and the parameters as leaves."""
+    """eq. 2-6 on one minibatch: features(theta), loss(z, omega), and the parameters as leaves."""
 
     features: meta_gradient.Features
     loss: meta_gradient.Loss
@@ -138,13 +141,13 @@ class Problem(NamedTuple):
     modules: tuple[nn.Module, ...]  # of `frozen_statistics`
 
 
-def build_problem(config: Config) -> Problem:
+def build_problem(config: Config, dtype: torch.dtype = torch.float64) -> Problem:
     """The look-ahead of config, of a method with a MAG, on random images on the CPU. loss includes alpha R_sigma."""
     s, pixels, indices = prepare_step(config.replace(device="cpu"))
-    networks, mag, memory = (m.double() if m is not None else None for m in (s.networks, s.mag, s.memory))
+    networks, mag, memory = (m.to(dtype) if m is not None else None for m in (s.networks, s.mag, s.memory))
     assert networks is not None
     assert mag is not None
-    views = [view.double() for view in s.method.views(pixels, s.generators["views"])]
+    views = [view.to(dtype) for view in s.method.views(pixels, s.generators["views"])]
     context = s.method.context(memory, views, indices, torch.zeros_like(indices), s.generators["draw"])
 
     def features(theta: Params) -> Tensor:
@@ -179,3 +182,67 @@ def take_central_difference(p: Problem, lr: float, direction: Params, step: floa
             return float(p.loss(p.features(meta_gradient.step(p.theta, inner, lr)), omega))
 
     return (ahead(step) - ahead(-step)) / (2 * step)
+
+
+# --- what second derivatives cost
+def list_derivatives(config: Config, lr: float, dtype: torch.dtype = torch.float32) -> dict[str, Way]:
+    """Ways for `compare_costs`, all of one loss on one minibatch: its gradient to theta, Hessian-vector products by torch.func, and
+    the meta-gradient by one tangent pass and by double backward. Each returns what it computes, a tensor for each weight, and
+    each computes that gradient on its way.
+
+    config: of a method with a MAG whose loss is plain operations (`oucl eq9`): torch.func takes no autograd.Function that lacks
+    `setup_context`. lr: of the look-ahead.
+    """
+    p = build_problem(config, dtype)
+    point, omega = ({name: w.detach() for name, w in weights.items()} for weights in (p.theta, p.omega))
+
+    def value(theta: Params) -> Tensor:
+        return p.loss(p.features(theta), omega)
+
+    def gradient() -> Params:
+        return meta_gradient.gradients(value(p.theta), p.theta)
+
+    def forward_over_reverse() -> Params:
+        with use_plain_products(p.modules[1]):
+            return jvp(grad(value), (point,), (direction,))[1]
+
+    def reverse_over_reverse() -> Params:
+        def along(theta: Params) -> Tensor:
+            inner = grad(value)(theta)
+            return torch.stack([(inner[name] * v).sum() for name, v in direction.items()]).sum()
+
+        with use_plain_products(p.modules[1]):
+            return grad(along)(point)
+
+    def beside_regular() -> Params:
+        with Recorder() as recorded:
+            z = p.features(p.theta)
+        leaf = meta_gradient.detach_leaf(z)
+        (pull,) = torch.autograd.grad(p.loss(leaf, p.omega), leaf, create_graph=True)
+        regular = meta_gradient.Regular(meta_gradient.vjp(z, p.theta, pull), pull, recorded)
+        return meta_gradient.meta_gradient(*p[:4], lr, regular=regular)
+
+    ways = {
+        "gradient": gradient,
+        "Hessian-vector,\nforward over reverse": forward_over_reverse,
+        "Hessian-vector,\nreverse over reverse": reverse_over_reverse,
+        "meta-gradient,\nbeside a regular step": beside_regular,
+        "meta-gradient,\nalone": partial(meta_gradient.meta_gradient, *p[:4], lr),
+        "meta-gradient,\ndouble backward": partial(meta_gradient.meta_gradient_reference, *p[:4], lr),
+    }
+    with frozen_statistics(*p.modules):
+        direction = gradient()
+    return {name: frozen_statistics(*p.modules)(way) for name, way in ways.items()}
+
+
+@contextmanager
+def use_plain_products(mag: nn.Module) -> Iterator[None]:
+    """Context manager: the layers of a MAG compute the plain formula of `networks.linear`, which torch.func can differentiate."""
+    layers = [layer for layer in mag.modules() if isinstance(layer, Layer)]
+    for layer in layers:
+        layer.forward = lambda x, layer=layer: torch.baddbmm(layer.bias, x, layer.weight)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -175,6 +175,20 @@ def test_the_problem_of_the_notebook_agrees_with_double_backward_and_with_a_diff
     assert float(sum((fast[n] * direction[n]).sum() for n in fast)) == pytest.approx(wanted, rel=1e-7)
 
 
+def test_derivatives_of_one_loss_agree_with_double_backward(tiny):
+    config = tiny(delta=1.0, alpha=1.0, negatives="batch", oucl="eq9")
+    found = [way() for way in step_costs.list_derivatives(config, 0.1, torch.float64).values()]
+    gradient, forward_over_reverse, reverse_over_reverse, shared, alone, reference = found
+    p = step_costs.build_problem(config)
+    with frozen_statistics(*p.modules):
+        inner = meta_gradient.gradients(p.loss(p.features(p.theta), p.omega), p.theta, create_graph=True)
+        along = torch.stack([(inner[name] * gradient[name]).sum() for name in inner]).sum()
+        product = meta_gradient.gradients(along, p.theta)
+    products = {"forward over reverse": forward_over_reverse, "reverse over reverse": reverse_over_reverse}
+    assert step_costs.measure_distances(products, product)["relative"].max() < 1e-10
+    assert step_costs.measure_distances({"shared": shared, "alone": alone}, reference)["relative"].max() < 1e-10
+
+
 def test_runs_are_made_once_with_their_floor_and_nothing_starts_beyond_the_hours(tiny, capsys):
     configs = [tiny(method="metaug-only-oucl", seed=seed) for seed in (0, 1)]
     table = notebook.collect_accuracies(configs, max_hours=0.0, measure="knn")

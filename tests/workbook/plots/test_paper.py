@@ -211,6 +211,15 @@ def test_costs_are_bars_of_ratios_with_the_range_of_the_rounds():
     assert "n = 5 rounds" in caption(ax)
 
 
+def test_derivatives_are_drawn_without_the_gradient_that_each_computes(ax):
+    table = pd.DataFrame({"step": ["gradient", "product"], "times_plain": [1.0, 5.5], "low": [1.0, 5.0],
+                          "high": [1.0, 6.0], "flops_plain": [1.0, 3.0], "rounds": 5})  # fmt: skip
+    paper_figures.draw_derivative_costs(table, ax)
+    heights = {c.get_label(): [bar.get_height() for bar in c] for c in ax.containers if hasattr(c, "patches")}
+    assert heights == {"time": [4.5], "FLOPs": [2.0]}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["product"]
+
+
 # --- whole figures from small tables
 def alpha_beta_delta():
     table = runs("delta", [1e-7, 1.0])
