@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -19,7 +20,8 @@ from metaug_core.config import Config
 from metaug_core.data.datasets import Images, Splits
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
-from metaug_core.networks.mag import Layer
+from metaug_core.networks import encoders
+from metaug_core.networks import mag as augmenter
 from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
@@ -190,8 +192,8 @@ def list_derivatives(config: Config, lr: float, dtype: torch.dtype = torch.float
     the meta-gradient by one tangent pass and by double backward. Each returns what it computes, a tensor for each weight, and
     each computes that gradient on its way.
 
-    config: of a method with a MAG whose loss is plain operations (`oucl eq9`): torch.func takes no autograd.Function that lacks
-    `setup_context`. lr: of the look-ahead.
+    config: of a method with a MAG whose loss is torch's own operations (`oucl eq9`): torch.func takes no autograd.Function that
+    lacks `setup_context`. Its products run without those of the networks (`use_plain_formulas`). lr: of the look-ahead.
     """
     p = build_problem(config, dtype)
     point, omega = ({name: w.detach() for name, w in weights.items()} for weights in (p.theta, p.omega))
@@ -203,7 +205,7 @@ def list_derivatives(config: Config, lr: float, dtype: torch.dtype = torch.float
         return meta_gradient.gradients(value(p.theta), p.theta)
 
     def forward_over_reverse() -> Params:
-        with use_plain_products(p.modules[1]):
+        with use_plain_formulas():
             return jvp(grad(value), (point,), (direction,))[1]
 
     def reverse_over_reverse() -> Params:
@@ -211,7 +213,7 @@ def list_derivatives(config: Config, lr: float, dtype: torch.dtype = torch.float
             inner = grad(value)(theta)
             return torch.stack([(inner[name] * v).sum() for name, v in direction.items()]).sum()
 
-        with use_plain_products(p.modules[1]):
+        with use_plain_formulas():
             return grad(along)(point)
 
     def beside_regular() -> Params:
@@ -235,14 +237,23 @@ def list_derivatives(config: Config, lr: float, dtype: torch.dtype = torch.float
     return {name: frozen_statistics(*p.modules)(way) for name, way in ways.items()}
 
 
+PLAIN = {  # what the networks call by these names, in torch's own operations
+    "linear": lambda x, weight, bias, *_: torch.baddbmm(bias, x, weight),
+    "batch_norm": lambda x, weight, bias, running, momentum, eps: F.batch_norm(
+        x, running[0], running[1], weight, bias, True, momentum, eps
+    ),
+    "unit": lambda x: F.normalize(x, dim=-1),
+}
+
+
 @contextmanager
-def use_plain_products(mag: nn.Module) -> Iterator[None]:
-    """Context manager: the layers of a MAG compute the plain formula of `networks.linear`, which torch.func can differentiate."""
-    layers = [layer for layer in mag.modules() if isinstance(layer, Layer)]
-    for layer in layers:
-        layer.forward = lambda x, layer=layer: torch.baddbmm(layer.bias, x, layer.weight)
+def use_plain_formulas() -> Iterator[None]:
+    """Context manager: networks compute by torch's own operations what they have written-out derivatives for."""
+    own = [(room, name, getattr(room, name)) for room in (encoders, augmenter) for name in PLAIN if hasattr(room, name)]
+    for room, name, _ in own:
+        setattr(room, name, PLAIN[name])
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for room, name, function in own:
+            setattr(room, name, function)
