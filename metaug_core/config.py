@@ -163,9 +163,9 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     warmup_epochs: Rate = 0.0
     """Linear rise of the learning rates from 0."""
     precision: Literal["auto", "float32", "tf32", "bf16"] = "float32"
-    """Of products, in training and evaluation. float32; tf32: TF32 on CUDA, float32 elsewhere; bf16: autocast in the encoders;
-    BatchNorm statistics, features and loss stay float32. torch's own switches are set by it for the time, and set back. auto: bf16
-    where it is faster, else float32; that is settled when the config is made, which then holds one of the two."""
+    """Of products, in training and evaluation. float32; tf32: TF32 on CUDA, float32 elsewhere; bf16: encoders, heads and, on a
+    CPU, the MAG, with TF32 for the rest on CUDA. Weights, statistics, features, loss and optimisers stay float32. torch's own
+    switches are set by it for the time, and set back. auto: bf16 where it is faster, else float32; a config holds one of both."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, order, augmentation and draws. The data set and its splits do not depend on it."""
 

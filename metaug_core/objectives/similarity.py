@@ -111,13 +111,11 @@ class Pairs:
         anchors, targets = self._by_view(anchors), self._by_view(targets)
         positives = _same_image(anchors, targets)
         if self.past is None:
-            return positives, _take(_compare(anchors, targets), other_images(anchors.shape[2], anchors.device)).flatten(
-                3
-            )
-        own = torch.stack(
-            [self.past[1, 0], *self.past[0]]
-        )  # row v holds the other views: view 0 leads row 1, the rest are row 0
-        return positives, self._compare_past(anchors, own[:, None]).flatten(3)
+            negatives = _take(_compare(anchors, targets), other_images(anchors.shape[2], anchors.device))
+        else:  # its row v holds the other views: view 0 leads row 1, the rest are row 0
+            own = torch.stack([self.past[1, 0], *self.past[0]])
+            negatives = self._compare_past(anchors, own[:, None])
+        return positives, negatives.flatten(3)
 
     def original_gradient(self, value: Tensor, z: Tensor) -> Tensor:
         """The part of d value / dz that comes through pairs of two original features (past ones count as original).
