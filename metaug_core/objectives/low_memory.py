@@ -45,10 +45,10 @@ class _SquareGradient(torch.autograd.Function):
         (x, g, result), beta = ctx.saved_tensors, ctx.beta
         p = _softmax(x, result, beta)
         weighted = along * p
-        part = weighted * x
-        total = part.sum(-1, keepdim=True)
-        # d (p x) = p (1 + 2 beta x^2) dx - 2 beta p x sum p x dx: it already has how result moves with x.
-        back = weighted.addcmul_(part.addcmul_(p, total, value=-1), x, value=2 * beta)
+        total = (weighted.unsqueeze(-2) @ x.unsqueeze(-1)).squeeze(-1)  # a product, because it holds no table of its terms
+        # d (p x) = p dx + 2 beta x (p x dx - p sum p x dx): it already has how result moves with x.
+        p.mul_(-total).addcmul_(weighted, x)
+        back = weighted.addcmul_(p, x, value=2 * beta)
         return back.mul_((2 * beta * g).unsqueeze(-1)), total.squeeze(-1).mul(2 * beta), None, None
 
 
