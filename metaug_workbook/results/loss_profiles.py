@@ -12,7 +12,7 @@ from metaug_core.config import Config
 from metaug_core.data import datasets
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
-from metaug_core.runtime.device import pick_device
+from metaug_core.runtime.device import arithmetic, pick_device, use_threads
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import Batch
 from metaug_core.training.loop import minibatches
@@ -69,7 +69,8 @@ def profile_training(config: Config, at: Collection[int], splits: datasets.Split
     for batch in minibatches(s):
         if s.step in at:
             profiles += [{"step": s.step} | row for row in profile(s, batch)]
-        metrics = train_step(s, batch.pixels, batch.indices, log=True)
+        with arithmetic(config.precision), use_threads(s.threads):  # as in training
+            metrics = train_step(s, batch.pixels, batch.indices, log=True)
         logged.append({"step": s.step} | {name: float(value) for name, value in metrics.items() if not value.dim()})
         s.count_step()
         if s.position == s.steps_per_epoch:
