@@ -124,7 +124,8 @@ def _batch_norm(record: Record | None, x: Tensor, weight: Tensor, bias: Tensor, 
     variance = r.pow(-2)  # with eps
 
     def normalise(w: Tensor, b: Tensor | None) -> Tensor:
-        return F.batch_norm(x, mean, variance, w, b, training=False, eps=0.0)
+        # F.batch_norm of torch 2.11 refuses eps 0.
+        return torch.batch_norm(x, w, b, mean, variance, False, 0.0, 0.0, False)
 
     y_dot = None
     if w_dot is not None or b_dot is not None:
