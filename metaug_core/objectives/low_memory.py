@@ -45,7 +45,7 @@ class _SquareGradient(torch.autograd.Function):
         (x, g, result), beta = ctx.saved_tensors, ctx.beta
         p = _softmax(x, result, beta)
         weighted = along * p
-        total = (weighted.unsqueeze(-2) @ x.unsqueeze(-1)).squeeze(-1)  # a product, because it holds no table of its terms
+        total = (weighted.unsqueeze(-2) @ x.unsqueeze(-1)).squeeze(-1)  # a product holds no table of its terms
         # d (p x) = p dx + 2 beta x (p x dx - p sum p x dx): it already has how result moves with x.
         p.mul_(-total).addcmul_(weighted, x)
         back = weighted.addcmul_(p, x, value=2 * beta)
