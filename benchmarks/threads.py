@@ -19,7 +19,7 @@ from _results import table, write
 
 from metaug_core import preset
 from metaug_core.evaluation import representations
-from metaug_core.runtime.device import use_threads
+from metaug_core.hardware import use_threads
 from metaug_core.training.threads import count_flops
 from metaug_workbook.results.step_costs import count_work, make_noise
 

@@ -1,4 +1,4 @@
-"""What this machine has: its devices, its processor's name, and which number format the processor is faster in.
+"""What this machine has: its devices, its processor's name and threads, and which number format the processor is faster in.
 
 It stands below `Config`, which asks it what `precision auto` is: no run's settings hold `auto`.
 """
@@ -8,8 +8,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -23,11 +23,10 @@ TURNS, SECONDS = 4, 0.1  # of the timing: at most so many, and none is begun aft
 BF16_CAPABILITY = (8, 0)  # of CUDA cards whose multipliers take bf16
 
 
-def find_device() -> str:
-    """The best device there is: cuda, else mps, else cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def list_devices() -> list[str]:
+    """The kinds of devices there are, the best first: cuda, mps, cpu."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, is_there in available.items() if is_there]
 
 
 def choose_precision(device: object) -> str:
@@ -35,7 +34,7 @@ def choose_precision(device: object) -> str:
 
     On a CPU by a timing of a third of a second, once for a machine and a version of torch; on CUDA by the card's capability.
     """
-    device = find_device() if device == "auto" else device
+    device = list_devices()[0] if device == "auto" else device
     if device == "cuda":
         has_bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= BF16_CAPABILITY
         return "bf16" if has_bf16 else "float32"
@@ -46,6 +45,17 @@ def choose_precision(device: object) -> str:
 
 
 # --- the processor
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Context manager: torch computes with so many threads; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_cpuinfo(field: str) -> str | None:
@@ -112,25 +122,20 @@ def write_times(file: Path, times: dict[str, float]) -> None:
 def time_formats() -> dict[str, float]:
     """Seconds of a convolution and a product of a run's size, forward and backward, on one thread: the least of some turns of each
     format. torch's random numbers and switches are left alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            ways = {name: make_work(dtype) for name, dtype in FORMATS.items()}
-            for way in ways.values():
-                way()  # the first call prepares kernels
-            times = dict.fromkeys(ways, math.inf)
-            started = time.perf_counter()
-            for turn in range(TURNS):
-                if turn and time.perf_counter() - started > SECONDS:
-                    break
-                for name, way in ways.items():
-                    begun = time.perf_counter()
-                    way()
-                    times[name] = min(times[name], time.perf_counter() - begun)
-            return times
-    finally:
-        torch.set_num_threads(threads)
+    with use_threads(1), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        ways = {name: make_work(dtype) for name, dtype in FORMATS.items()}
+        for way in ways.values():
+            way()  # the first call prepares kernels
+        times = dict.fromkeys(ways, math.inf)
+        started = time.perf_counter()
+        for turn in range(TURNS):
+            if turn and time.perf_counter() - started > SECONDS:
+                break
+            for name, way in ways.items():
+                begun = time.perf_counter()
+                way()
+                times[name] = min(times[name], time.perf_counter() - begun)
+        return times
 
 
 def make_work(dtype: torch.dtype) -> Callable[[], object]:

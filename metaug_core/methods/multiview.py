@@ -95,7 +95,7 @@ class OUCL(MultiView):
                 group_pairs(positives, scope, batch), group_pairs(negatives, scope, batch), self.config
             )
 
-        def of_negatives(_: Tensor, beta: float) -> Tensor:  # L_ori and L_aug meet the same past features
-            return pairs.reduce_negatives(log_sum_exp_square, z, targets, beta)
+        def of_negatives(negatives: Tensor, beta: float) -> Tensor:  # L_ori and L_aug meet the same past features
+            return pairs.reduce_negatives(log_sum_exp_square, negatives, z, targets, beta)
 
         return unified_contrast(positives, negatives, self.config, of_negatives)

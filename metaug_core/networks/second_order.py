@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metaug_core.runtime.distributed import batch_norm_backward
+
 # --- linear maps
 
 
@@ -94,11 +96,6 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor | 
     return cast(Tensor, _BatchNorm.apply(x, weight, bias, running, momentum, eps))
 
 
-def _norm_gradients(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With u = (x - mean) r: w r P g, where P g = g - mean(g) - u mean(g u), and the sums of g u and of g."""
-    return torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, 0.0, [True] * 3)
-
-
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, running: tuple, momentum: float, eps: float) -> Tensor:
@@ -120,7 +117,7 @@ class _BatchNormGradient(torch.autograd.Function):
     def forward(ctx, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x, weight, mean, r)
-        return _norm_gradients(g, x, weight, mean, r)
+        return batch_norm_backward(g, x, weight, mean, r)
 
     @staticmethod
     @once_differentiable
@@ -129,9 +126,9 @@ class _BatchNormGradient(torch.autograd.Function):
         if along is None:
             along = torch.zeros_like(g)
         one, u = torch.ones_like(weight), (x - mean) * r
-        of_along, along_u, _ = _norm_gradients(along, x, one, mean, r)
-        of_g, g_u, _ = _norm_gradients(g, x, one, mean, r)
-        # f = w r <along, P g>; P moves with u, and u and r with x.
+        of_along, along_u, _ = batch_norm_backward(along, x, one, mean, r)
+        of_g, g_u, _ = batch_norm_backward(g, x, one, mean, r)
+        # f = w r <along, P g>, P g = g - mean(g) - u mean(g u); P moves with u, and u and r with x.
         of_weight = (along * of_g).sum(0)
         back = (u * of_weight).addcmul_(of_along, g_u).addcmul_(of_g, along_u).mul_(weight * r / -len(x))
         of_along.mul_(weight)

@@ -91,13 +91,13 @@ class Pairs:
         return positives.flatten(4 if by_view else 3), negatives.flatten(4 if by_view else 3)
 
     def reduce_negatives(
-        self, compute: Callable[..., Tensor], anchors: Tensor, targets: Tensor, *arguments: Any
+        self, compute: Callable[..., Tensor], negatives: Tensor, anchors: Tensor, targets: Tensor, *arguments: Any
     ) -> Tensor:
-        """compute(negatives, *arguments) (V, S, B) of the negatives (V, S, B, N) of `compare`. Past ones are the same for all
-        targets and in every part of a stack, so it is computed once for the whole."""
-        table, of_anchors, _ = self._find(anchors, targets)
+        """compute(negatives, *arguments) (V, S, B) of the negatives (V, S, B, N) that `compare` gives of these anchors and targets.
+        Past ones are the same for all targets and in every part of a stack, so it is computed once for the whole."""
         if self.past is None:
-            return compute(self.compare(anchors, targets)[1], *arguments)
+            return compute(negatives, *arguments)
+        table, of_anchors, _ = self._find(anchors, targets)
         for key, value in self.reduced:
             if key == (compute, id(table.negatives), *arguments):  # lives as long as the table, so its id is no other's
                 return of_anchors(value)

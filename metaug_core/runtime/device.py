@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from metaug_core.config import ConfigError
 from metaug_core.errors import MetaugError, one_line
-from metaug_core.hardware import find_device
+from metaug_core.hardware import list_devices
 
 T = TypeVar("T")
 
@@ -43,10 +43,10 @@ _forked: list["torch.cuda.Stream"] = []  # the stream of the current fork, if an
 
 def pick_device(wanted: str) -> str:
     """The device for a setting: auto is cuda, else mps, else cpu. ConfigError if a named device is not available."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = list_devices()
     if wanted == "auto":
-        return find_device()
-    if not available[wanted]:
+        return available[0]
+    if wanted not in available:
         raise ConfigError(f"device {wanted!r} is not available on this machine; device 'auto' takes what there is")
     return wanted
 
@@ -124,17 +124,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         _one_thread.release()
-
-
-@contextmanager
-def use_threads(count: int) -> Iterator[None]:
-    """Context manager: torch computes with so many threads; afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

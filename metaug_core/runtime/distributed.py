@@ -9,6 +9,7 @@ Without a process group every function here returns what it was given.
 
 import atexit
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -116,7 +117,7 @@ def batch_norm_along(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tens
     """w r (g - mean(g) - u mean(g u)) for g and x (B, C, ...) and u = (x - mean) r, means over the whole minibatch: the derivative
     of BatchNorm by x along g. It is symmetric, so tangents and gradients are the same."""
     if count() == 1:
-        return _backward(g, x, weight, mean, r, [True, False, False])[0]
+        return batch_norm_backward(g, x, weight, mean, r, [True, False, False])[0]
     along, level = _projections(g, x, weight, mean, r)
     return _project(g, x, weight, mean, r, along, level)
 
@@ -126,14 +127,17 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
 
 
-def _backward(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-    """The backward of torch's BatchNorm in training, of this process's part alone: those of x, weight and bias that are wanted."""
-    return torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, 0.0, wanted)
+def batch_norm_backward(
+    g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, wanted: Sequence[bool] = (True, True, True)
+) -> tuple[Tensor, ...]:
+    """The gradients of x, weight and bias that are wanted, by torch's BatchNorm in training of this process's part alone: with
+    u = (x - mean) r, `batch_norm_along` and the sums of g u and of g."""
+    return torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, r, True, 0.0, [*wanted])
 
 
 def _projections(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of g u and of g over this process's part, (C,) each, in one pass over memory."""
-    sums = _backward(g, x, weight, mean, r, [False, True, True])
+    sums = batch_norm_backward(g, x, weight, mean, r, [False, True, True])
     return sums[1], sums[2]
 
 

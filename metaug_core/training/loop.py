@@ -20,6 +20,7 @@ from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, Paused
 from metaug_core.evaluation.representations import check_initial_networks, note_initial_networks
 from metaug_core.extensions import name_failures
+from metaug_core.hardware import use_threads
 from metaug_core.registry import METHODS
 from metaug_core.runs import data, files, store
 from metaug_core.runtime import distributed
@@ -29,7 +30,6 @@ from metaug_core.runtime.device import (
     keep_freed_memory,
     pick_device,
     refuse_surroundings,
-    use_threads,
 )
 from metaug_core.training import checkpoint, events, own_networks, state
 from metaug_core.training.cuda_graphs import Batch, Stepper

@@ -12,13 +12,13 @@ from torch.nn.utils import get_total_norm
 from metaug_core import methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data.datasets import Images, Splits, StreamedImages
+from metaug_core.hardware import use_threads
 from metaug_core.meta.forward_ad import Params, tangent
 from metaug_core.methods import Method
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import Networks
 from metaug_core.optimisers import group_parameters, make_optimiser
 from metaug_core.registry import ENCODERS, METHODS
-from metaug_core.runtime.device import use_threads
 from metaug_core.training.own_networks import Repeats
 from metaug_core.training.threads import count_threads
 

@@ -8,6 +8,7 @@ import torch
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
+from metaug_core.hardware import use_threads
 from metaug_core.runs import store
 from metaug_core.training import loop
 from metaug_workbook.results import experiments, tables
@@ -49,12 +50,8 @@ def estimate_seconds(configs: Sequence[Config], processes: int = 1) -> float:
         return 0.0
     epochs = measured_epochs(configs[0].runs_dir, loop.pick_device(configs[0].device))
     known = [epochs[shape_of(config)] * config.epochs for config in configs if shape_of(config) in epochs]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // processes))
-    try:
+    with use_threads(max(1, torch.get_num_threads() // processes)):
         timed = experiments.estimate_by_steps([config for config in configs if shape_of(config) not in epochs])
-    finally:
-        torch.set_num_threads(threads)
     return (sum(known) + timed) / processes
 
 

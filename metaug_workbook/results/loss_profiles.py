@@ -10,9 +10,10 @@ from torch.func import functional_call
 
 from metaug_core.config import Config
 from metaug_core.data import datasets
+from metaug_core.hardware import use_threads
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import frozen_statistics
-from metaug_core.runtime.device import arithmetic, pick_device, use_threads
+from metaug_core.runtime.device import arithmetic, pick_device
 from metaug_core.training import state
 from metaug_core.training.cuda_graphs import Batch
 from metaug_core.training.loop import minibatches

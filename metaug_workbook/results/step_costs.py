@@ -19,11 +19,12 @@ from torch.utils.flop_counter import flop_registry
 
 from metaug_core.config import Config
 from metaug_core.data.datasets import Images, Splits
+from metaug_core.hardware import use_threads
 from metaug_core.meta import meta_gradient
 from metaug_core.meta.forward_ad import Params, Recorder, frozen_statistics
 from metaug_core.networks import encoders
 from metaug_core.networks import mag as augmenter
-from metaug_core.runtime.device import arithmetic, keep_freed_memory, use_threads
+from metaug_core.runtime.device import arithmetic, keep_freed_memory
 from metaug_core.training import loop, state
 from metaug_core.training.state import TrainState
 from metaug_core.training.step import sum_terms, train_step

@@ -5,7 +5,6 @@ Runs with pytest and the engine's dependencies alone: `python -m pytest tests/gp
 
 import os
 import shutil
-import signal
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, list_differences, list_tensors, repeat_step, run_steps, saved, start_state
+from tiny import TINY, list_differences, list_tensors, repeat_step, run_steps, saved, start_state, stop_at
 from torch.nn import functional as F
 
 from metaug_core import Config, Run, evaluate, fit, fit_trials
@@ -141,12 +140,8 @@ def test_a_run_stopped_while_its_steps_are_captured_ends_with_the_same_bits(tiny
     whole = saved(fit(config.replace(runs_dir=tmp_path / "whole"), quiet))
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
 
-    def strike(progress):
-        if progress.step == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(KeyboardInterrupt):
-        fit(config, strike)
+        fit(config, stop_at(13))
     resumed = saved(fit(config, quiet))
     assert resumed.keys() == whole.keys()
     assert not list_differences([resumed], whole)

@@ -1,15 +1,13 @@
 """The compared methods: objectives against independent references, what they remember by hand, killed and resumed."""
 
-import os
 import re
-import signal
 from typing import Any
 
 import lightly.loss
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss
-from tiny import ROOT, TINY, run_steps, start_state
+from tiny import ROOT, TINY, run_steps, start_state, stop_at
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -472,14 +470,10 @@ def together(tmp_path_factory):
 def test_killed_and_resumed_alone_is_the_trial_bit_for_bit(together, tmp_path, monkeypatch, name):
     """A run that is interrupted in its second pass and goes on in a new state, against the same run among trials."""
 
-    def strike(progress):
-        if progress.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     settings = config(name, runs_dir=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        fit(settings, strike)
+        fit(settings, stop_at(7))
     run, whole = fit(settings, quiet), together[name]
     assert run.finished
     left, right = read_tensors(run.checkpoint)[0], read_tensors(whole.checkpoint)[0]

@@ -129,10 +129,11 @@ def test_a_function_of_past_negatives_is_computed_once_for_a_stack(source):
 
     joint = pairs.stack(z, augmented)
     for anchors, targets in ((joint, joint), (z, z), (augmented, z), (joint, z)):
-        value = pairs.reduce_negatives(add, anchors, targets, 2.0)
-        torch.testing.assert_close(value, 2 * pairs.compare(anchors, targets)[1].sum(-1))
+        negatives = pairs.compare(anchors, targets)[1]
+        value = pairs.reduce_negatives(add, negatives, anchors, targets, 2.0)
+        torch.testing.assert_close(value, 2 * negatives.sum(-1))
     assert shapes == ([(2, 2, 4, 6)] if source == "bank" else [(2, 2, 4, 6), (2, 1, 4, 3), (2, 1, 4, 3), (2, 2, 4, 3)])
-    pairs.reduce_negatives(add, z, z, 3.0)  # another argument is another value
+    pairs.reduce_negatives(add, pairs.compare(z, z)[1], z, z, 3.0)  # another argument is another value
     assert len(shapes) == (2 if source == "bank" else 5)
 
 

@@ -279,8 +279,8 @@ class HoldsOriginals(Pairs):
             rows.append((torch.stack(positives, -1), negatives.detach() if original else negatives))
         return tuple(torch.stack(side) for side in zip(*rows, strict=True))
 
-    def reduce_negatives(self, compute, anchors, targets, *arguments):
-        return compute(self.compare(anchors, targets)[1], *arguments)
+    def reduce_negatives(self, compute, negatives, anchors, targets, *arguments):
+        return compute(negatives, *arguments)
 
 
 def test_gradient_and_share_of_the_augmented_by_hand():

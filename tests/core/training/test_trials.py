@@ -1,6 +1,5 @@
 """Several runs side by side: each is the run that it would be alone, whatever happens to the others."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import time
 
 import pytest
 import torch
-from tiny import ROOT, same, saved
+from tiny import ROOT, same, saved, stop_at
 from torch import nn
 
 from metaug_core import ENCODERS, ConfigError, MetaugError, evaluate, fit, fit_trials
@@ -74,12 +73,8 @@ def test_what_trials_draw_is_their_own_across_an_interrupt(tiny, dropping, monke
     configs = [tiny(encoder="dropping", look_ahead="fresh", seed=seed, epochs=2 + seed) for seed in (0, 1)]
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
 
-    def strike(progress):
-        if progress.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(KeyboardInterrupt):
-        fit_trials(configs, strike)
+        fit_trials(configs, stop_at(7))
     torch.manual_seed(5)  # what another part of the program draws is nothing to them
     for run, config in zip(fit_trials(configs[::-1], quiet)[::-1], configs, strict=True):
         assert same(saved(run), saved(fit(config.replace(runs_dir=tmp_path / "alone"), quiet)))
@@ -130,13 +125,9 @@ def test_trials_of_different_images_are_refused(tiny, change):
 def test_an_interrupt_saves_every_trial_and_they_go_on(tiny, tmp_path, monkeypatch):
     configs = [tiny(seed=seed, epochs=4) for seed in (0, 1)]
 
-    def strike(progress):
-        if progress.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        fit_trials(configs, strike)
+        fit_trials(configs, stop_at(7))
     files = [config.runs_dir / config.name() / "checkpoint.safetensors" for config in configs]
     assert [read_tensors(file)[1]["step"] for file in files] == [7, 7]
     for run, config in zip(fit_trials(configs, quiet), configs, strict=True):
