@@ -60,16 +60,17 @@ class Labelled:
 
 
 @torch.no_grad()
-def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
-    """Accuracy in [0, 1] of the weighted vote of the 20 nearest training features by cosine. Features (N, D), labels (N,)."""
+def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> Tensor:
+    """Which test images the weighted vote of the 20 nearest training features by cosine classifies rightly, (N,) bool. Features
+    (N, D), labels (N,)."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     votes = F.one_hot(train_labels, classes).float()
-    correct = 0
+    correct = []
     for x, y in zip(test.split(BATCH), test_labels.split(BATCH), strict=True):
         cosines, neighbours = (x @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
         score = (votes[neighbours] * (cosines / VOTE_TEMPERATURE).exp()[..., None]).sum(1)
-        correct += int((score.argmax(1) == y).sum())
-    return correct / len(test)
+        correct.append(score.argmax(1) == y)
+    return torch.cat(correct)
 
 
 def linear_probe(train: Tensor, labels: Tensor, classes: int, probe: Probe, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -109,17 +110,22 @@ def train_classifiers(
         yield weight.view(count, classes, dim).mT, bias.view(count, 1, classes)
 
 
-def accuracy(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Accuracy in [0, 1] of each of the L classifiers, (L,)."""
+def find_correct(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Which of the images each of the L classifiers classifies rightly, (L, N) bool."""
     correct = [
-        ((part @ weight + bias).argmax(-1) == y).sum(1)
-        for part, y in zip(x.split(BATCH), labels.split(BATCH), strict=True)
+        (part @ weight + bias).argmax(-1) == y for part, y in zip(x.split(BATCH), labels.split(BATCH), strict=True)
     ]
-    return torch.stack(correct).sum(0) / len(x)
+    return torch.cat(correct, 1)
 
 
-def probe_accuracy(probe: Probe, train: Labelled, test: Labelled, val: Labelled | None, classes: int) -> float:
-    """Test accuracy of the learning rate that is best on val (None: on every tenth training image, then held out)."""
+def accuracy(correct: Tensor) -> float:
+    """Accuracy in [0, 1] of what `measure` and its parts return, (N,)."""
+    return float(correct.double().mean())
+
+
+def probe_linear(probe: Probe, train: Labelled, test: Labelled, val: Labelled | None, classes: int) -> Tensor:
+    """Which test images the learning rate that is best on val (None: on every tenth training image, then held out) classifies
+    rightly, (N,) bool."""
     if val is None and len(probe.lrs) > 1:
         held_out = torch.arange(len(train.y), device=train.y.device) % 10 == 0
         train, val = train[~held_out], train[held_out]
@@ -128,36 +134,38 @@ def probe_accuracy(probe: Probe, train: Labelled, test: Labelled, val: Labelled 
     def standardise(x: Tensor) -> Tensor:
         return (x - mean) / std if probe.standardise else x
 
-    weight, bias = linear_probe(standardise(train.x), train.y, classes, probe)
-    best = int(accuracy(standardise(val.x), val.y, weight, bias).argmax()) if val and len(probe.lrs) > 1 else 0
-    return float(accuracy(standardise(test.x), test.y, weight, bias)[best])
+    classifiers = linear_probe(standardise(train.x), train.y, classes, probe)
+    best = 0
+    if val is not None and len(probe.lrs) > 1:
+        best = int(find_correct(standardise(val.x), val.y, *classifiers).sum(1).argmax())
+    return find_correct(standardise(test.x), test.y, *classifiers)[best]
 
 
 def average_late_epochs(
     probe: Probe, features: Callable[[int], Tensor], labels: Tensor, test: Labelled, classes: int
-) -> float:
-    """Mean test accuracy over the probe's last `AVERAGED_EPOCHS` epochs, of its one learning rate. features: as of
-    `train_classifiers`."""
+) -> Tensor:
+    """In which share of the probe's last `AVERAGED_EPOCHS` epochs each test image is classified rightly, (N,) float64 in [0, 1], by
+    its one learning rate. features: as of `train_classifiers`."""
     epochs = enumerate(train_classifiers(features, labels, classes, probe))
-    late = [accuracy(test.x, test.y, *pair) for epoch, pair in epochs if epoch >= probe.epochs - AVERAGED_EPOCHS]
-    return float(torch.cat(late).double().mean())
+    late = [find_correct(test.x, test.y, *pair) for epoch, pair in epochs if epoch >= probe.epochs - AVERAGED_EPOCHS]
+    return torch.cat(late).double().mean(0)
 
 
 def measure(
     train: Labelled, test: Labelled, val: Labelled | None, classes: int,
     measures: Sequence[str] = DEFAULT_MEASURES, crops: Callable[[int], Tensor] | None = None,
-) -> dict[str, float]:  # fmt: skip
-    """The accuracies in [0, 1] of one representation by measure (`MEASURES`).
+) -> dict[str, Tensor]:  # fmt: skip
+    """Which test images are classified rightly, by measure (`MEASURES`): (N,) in [0, 1], whose mean is the accuracy.
 
     crops: the number of an epoch -> features (N, D) of random crops and flips of the training images; probe_paper needs it.
     """
-    accuracies = {}
+    correct = {}
     for name in measures:
         if name == "knn":
-            accuracies[name] = knn(train.x, train.y, test.x, test.y, classes)
+            correct[name] = knn(train.x, train.y, test.x, test.y, classes)
         elif name == "probe_paper":
             assert crops is not None
-            accuracies[name] = average_late_epochs(CMC, crops, train.y, test, classes)
+            correct[name] = average_late_epochs(CMC, crops, train.y, test, classes)
         else:
-            accuracies[name] = probe_accuracy(PLAIN_PROBES[name], train, test, val, classes)
-    return accuracies
+            correct[name] = probe_linear(PLAIN_PROBES[name], train, test, val, classes)
+    return correct

@@ -23,12 +23,12 @@ from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
-from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, measure
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, accuracy, measure
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
 from metaug_core.runs import data
-from metaug_core.runs.files import StoreError, load_module, read_json, read_tensors, write_json
+from metaug_core.runs.files import StoreError, load_module, read_json, read_tensors, write_json, write_tensors
 from metaug_core.runs.store import Run
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.views.augmentation import plain, split
@@ -211,7 +211,8 @@ def evaluate(
     it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table.
 
     The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
-    folder, and a call computes only what is missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not
+    folder, of the trained encoder also which images were classified rightly (`Run.correct`), and a call computes only what is
+    missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not
     finished, the split is empty, a name is unknown, splits hold other images, the run is of other data, or a weight or a
     feature is not finite.
     """
@@ -229,8 +230,10 @@ def evaluate(
             stored, missing = find_missing(run, split, names, measures)  # another thread may have measured them
             for name in filter(missing.get, missing):
                 with name_failures(run.config, "evaluation"):
-                    row = measure_representation(name, run, split, splits, device, missing[name])
+                    row, correct = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
+                if name == "trained":
+                    store_correct(run, split, correct)
             write_json(run.evaluation_file(split), stored)  # at the end: none of a run with unreadable encoders
     else:
         data.check_finished([run], splits)
@@ -272,8 +275,9 @@ def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> N
 
 def measure_representation(
     name: str, run: Run, split: str, splits: datasets.Splits, device: str, measures: Sequence[str]
-) -> dict[str, Any]:
-    """The row of one representation: the mean of its measures over the kept epochs, and what they were measured on."""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The row of one representation: the mean of its measures over the kept epochs, and what they were measured on. By measure, in
+    which share of the kept epochs each image was classified rightly: (N,) float64 in [0, 1]."""
     config, draws = run.config, count_draws(device)
     evaluated = splits.test if split == "test" else splits.val
     assert evaluated is not None
@@ -295,7 +299,8 @@ def measure_representation(
         val = represent(splits.val) if splits.val is not None and split != "val" else None
         parts = (represent(splits.train), represent(evaluated), val, len(splits.train.classes))
         rows.append(measure(*parts, measures, take_in_turn(encode_crops, draws)))
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {
+    correct = {key: torch.stack([row[key].double().cpu() for row in rows]).mean(0) for key in rows[0]}
+    return {key: accuracy(shares) for key, shares in correct.items()} | {
         "epochs": len(rows),
         "n_train": len(splits.train),
         "n_eval": len(evaluated),
@@ -305,7 +310,13 @@ def measure_representation(
         "dataset": config.dataset,
         "seed": config.seed,
         **({"draws": draws} if "probe_paper" in measures else {}),
-    }
+    }, correct
+
+
+def store_correct(run: Run, split: str, correct: dict[str, Tensor]) -> None:
+    """Write beside what is there which images were classified rightly, by measure. float16 holds 0 and 1, and shares to 0.0005."""
+    shares = {name: values.to(torch.float16) for name, values in correct.items()}
+    write_tensors(run.correct_file(split), run.correct(split) | shares, {})
 
 
 def represent_images(

@@ -1,7 +1,8 @@
 """A run's folder: what is in it, how it is begun, and how it is found again. How its files are written is in `files`.
 
     config.json  environment.json  data.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
-    encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json  the executed notebook  figures/
+    encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json  correct-test.safetensors
+    the executed notebook  figures/
 
 A run that is not finished also has checkpoint-before.safetensors, its last checkpoint but one. metrics.jsonl holds only what the
 same request gives again; wall times stand apart in timing.jsonl.
@@ -27,6 +28,7 @@ from metaug_core.runs.files import (
     read_json,
     read_numbers,
     read_objects,
+    read_tensors,
     remove,
     write,
     write_json,
@@ -35,6 +37,7 @@ from metaug_core.runs.lock import HeldError, hold, is_held
 
 if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list of runs needs neither
     import pandas as pd
+    from torch import Tensor
 
 STOP_REQUEST = "stop.request"
 # A folder with one of these is a run.
@@ -138,6 +141,15 @@ class Run:
     def evaluation(self, split: str = "test") -> dict[str, dict[str, Any]]:
         """What `evaluation_file` holds that was measured by this evaluation version."""
         return read_evaluation(self.evaluation_file(split))
+
+    def correct_file(self, split: str = "test") -> Path:
+        """Where `evaluate` stores which images the trained encoder classifies rightly."""
+        return self.path / f"correct-{split}.safetensors"
+
+    def correct(self, split: str = "test") -> "dict[str, Tensor]":
+        """By measure, which images of a split the trained encoder classifies rightly: (N,) float16 in [0, 1], a share where the
+        measure averages. {} for a run that was evaluated before these were stored. Raises StoreError."""
+        return read_tensors(self.correct_file(split))[0] if self.correct_file(split).exists() else {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:

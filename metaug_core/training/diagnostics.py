@@ -84,4 +84,4 @@ def knn_monitor(s: TrainState, splits: Splits) -> float | None:
         networks = copy_module(networks)
         representations.estimate_bn_stats(networks, splits.train, s.config)
     h_train, h_val = (representations.features(networks, images, s.config) for images in (train, val))
-    return probes.knn(h_train, train.labels, h_val, val.labels, len(train.classes))
+    return probes.accuracy(probes.knn(h_train, train.labels, h_val, val.labels, len(train.classes)))

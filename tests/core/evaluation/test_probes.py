@@ -22,10 +22,11 @@ from metaug_core.evaluation.probes import (
     Probe,
     accuracy,
     average_late_epochs,
+    find_correct,
     knn,
     linear_probe,
     measure,
-    probe_accuracy,
+    probe_linear,
 )
 from metaug_core.evaluation.representations import (
     estimate_bn_stats,
@@ -67,21 +68,21 @@ def test_knn_by_hand(count):
     train, test, labels = normal(count, 5), normal(40, 5, seed=1), classes(count)
     predicted = torch.tensor(knn_literal(train, labels, test, 3))
     truth = classes(40, seed=3)
-    assert knn(train, labels, test, truth, 3) == pytest.approx(float((predicted == truth).float().mean()))
-    assert knn(train, labels, test, predicted, 3) == 1
+    assert torch.equal(knn(train, labels, test, truth, 3), predicted == truth)
+    assert accuracy(knn(train, labels, test, truth, 3)) == pytest.approx(int((predicted == truth).sum()) / 40)
 
 
 def test_knn_weighs_near_neighbours_more():
     train = torch.tensor([[1.0, 0.0], *[[0.6, 0.8]] * 3])
     labels = torch.tensor([1, 0, 0, 0])
-    assert knn(train, labels, torch.tensor([[3.0, 0.0]]), torch.tensor([1]), 2) == 1
+    assert knn(train, labels, torch.tensor([[3.0, 0.0]]), torch.tensor([1]), 2).tolist() == [True]
 
 
 def test_knn_of_more_rows_than_fit_at_once():
     train, labels = normal(90, 4), classes(90)
     test, truth = normal(1100, 4, seed=2), classes(1100, seed=4)
     parts = [knn(train, labels, test[n : n + 100], truth[n : n + 100], 3) for n in range(0, 1100, 100)]
-    assert knn(train, labels, test, truth, 3) == pytest.approx(sum(parts) / 11)
+    assert torch.equal(knn(train, labels, test, truth, 3), torch.cat(parts))
 
 
 # --- linear probe
@@ -110,8 +111,7 @@ def test_linear_probe_is_sgd_with_momentum(milestones):
             optimiser.step()
     torch.testing.assert_close(weight[0], layer.weight.T.detach(), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(bias[0, 0], layer.bias.detach(), rtol=1e-5, atol=1e-7)
-    right = (layer(x).argmax(1) == y).double().mean()
-    assert float(accuracy(x, y, weight, bias)[0]) == pytest.approx(float(right))
+    assert torch.equal(find_correct(x, y, weight, bias)[0], layer(x).argmax(1) == y)
 
 
 def test_learning_rates_side_by_side_are_each_alone():
@@ -144,11 +144,13 @@ def test_the_probe_of_the_cmc_line_on_new_features_in_every_epoch():
         schedule.step()
         accuracies.append(float((layer(test.x).argmax(1) == test.y).double().mean()))
     late = sum(accuracies[40:]) / 20
-    assert average_late_epochs(CMC, lambda epoch: draws[epoch % 4], y, test, 3) == pytest.approx(late, abs=1e-7)
+    shares = average_late_epochs(CMC, lambda epoch: draws[epoch % 4], y, test, 3)
+    assert accuracy(shares) == pytest.approx(late, abs=1e-7)
+    assert torch.equal((20 * shares).round(), 20 * shares)  # of 20 epochs each
     assert len({late, accuracies[-1], sum(accuracies) / 60}) == 3  # the last epoch, or the mean over all, would be seen
-    assert measure(
-        Labelled(draws[0], y), test, None, 3, ("probe_paper",), lambda epoch: draws[epoch % 4]
-    ) == pytest.approx({"probe_paper": late}, abs=1e-7)
+    measured = measure(Labelled(draws[0], y), test, None, 3, ("probe_paper",), lambda epoch: draws[epoch % 4])
+    assert measured.keys() == {"probe_paper"}
+    assert torch.equal(measured["probe_paper"], shares)
 
 
 def test_the_rates_of_the_cmc_line():
@@ -174,14 +176,14 @@ def test_standardisation_uses_training_statistics_only(monkeypatch):
     )
     train, test, val = separable(300, 0, 5, 3), separable(100, 1, 900, 3), separable(100, 2, 5, 3)
     probe = Probe((0.01, 0.1), 3, (), standardise=True)
-    probe_accuracy(probe, train, test, val, 3)
+    probe_linear(probe, train, test, val, 3)
     torch.testing.assert_close(inputs[0], (train.x - train.x.mean(0)) / train.x.std(0))
-    one = probe_accuracy(probe, train, separable(100, 1, 5, 3), val, 3)
+    one = accuracy(probe_linear(probe, train, separable(100, 1, 5, 3), val, 3))
     assert one > 0.95
-    assert probe_accuracy(probe, train, test, val, 3) < one  # the test split's own mean is not taken away
+    assert accuracy(probe_linear(probe, train, test, val, 3)) < one  # the test split's own mean is not taken away
     constant = Labelled(torch.cat([train.x, torch.ones(300, 1)], 1), train.y)
     wider = Labelled(torch.cat([val.x, torch.ones(100, 1)], 1), val.y)
-    assert probe_accuracy(probe, constant, wider, wider, 3) > 0.95  # a constant feature is no division by 0
+    assert accuracy(probe_linear(probe, constant, wider, wider, 3)) > 0.95  # a constant feature is no division by 0
 
 
 def test_the_learning_rate_is_chosen_on_val_not_on_test():
@@ -192,13 +194,13 @@ def test_the_learning_rate_is_chosen_on_val_not_on_test():
     weight, bias = linear_probe(train.x, train.y, 3, probe)
     weight[1].neg_()  # the second is always wrong
     bias[1].neg_()
-    of_test = accuracy(test.x, test.y, weight, bias).tolist()
+    of_test = [accuracy(correct) for correct in find_correct(test.x, test.y, weight, bias)]
     assert of_test[0] > of_test[1] + 0.3
     for number in range(2):
         labels = (val.x @ weight[number] + bias[number]).argmax(1)  # what this classifier says is right
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("metaug_core.evaluation.probes.linear_probe", lambda *_: (weight, bias))
-            accuracy_of_choice = probe_accuracy(probe, train, test, Labelled(val.x, labels), 3)
+            accuracy_of_choice = accuracy(probe_linear(probe, train, test, Labelled(val.x, labels), 3))
         assert accuracy_of_choice == pytest.approx(of_test[number])
 
 
@@ -207,10 +209,10 @@ def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
     monkeypatch.setattr(
         "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: sizes.append(len(x)) or linear_probe(x, *rest)
     )
-    accuracies = measure(separable(300, 0), separable(100, 1), None, 3)
+    correct = measure(separable(300, 0), separable(100, 1), None, 3)
     assert sizes == [300, 270]  # probe_plain has nothing to choose
-    assert accuracies.keys() == {"probe_plain", "probe_fast", "knn"}
-    assert min(accuracies.values()) > 0.95
+    assert correct.keys() == {"probe_plain", "probe_fast", "knn"}
+    assert min(map(accuracy, correct.values())) > 0.95
 
 
 # --- over seeds
@@ -292,7 +294,8 @@ def test_the_trained_row_is_the_mean_over_the_kept_epochs(run):
         )
         accuracies.append(measure(train, test, val, 4))
     for name in ("probe_plain", "probe_fast", "knn"):
-        assert evaluate(run).loc["trained", name] == pytest.approx(sum(a[name] for a in accuracies) / 2)
+        mean = sum(accuracy(correct[name]) for correct in accuracies) / 2
+        assert evaluate(run).loc["trained", name] == pytest.approx(mean)
 
 
 def test_the_row_of_probe_paper_says_how_many_draws(run):
@@ -324,10 +327,10 @@ def test_probe_paper_of_a_run_is_trained_on_its_crops_and_averaged_over_encoders
         for name, represent in zip(means, (h, both), strict=True):
             draws = [represent(splits.train, number) for number in range(10)]
             test = Labelled(represent(splits.test), splits.test.labels)
-            accuracy_of_file = average_late_epochs(
+            shares = average_late_epochs(
                 CMC, lambda epoch, draws=draws: draws[epoch % 10], splits.train.labels, test, 4
             )
-            means[name] += accuracy_of_file / 2
+            means[name] += accuracy(shares) / 2
     table = evaluate(run, augmented=True, measures=("probe_paper",), representations=("trained",))
     assert table["probe_paper"].to_dict() == pytest.approx(means)
 
@@ -507,7 +510,7 @@ def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny
     assert torch.equal(s.random, drawn)
     estimate_bn_stats(s.networks, splits.train, config)
     train, val = (features(s.networks, images, config) for images in (splits.train, splits.val))
-    assert monitored == knn(train, splits.train.labels, val, splits.val.labels, 4)
+    assert monitored == accuracy(knn(train, splits.train.labels, val, splits.val.labels, 4))
 
 
 @pytest.mark.slow
@@ -519,3 +522,16 @@ def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):
         readings.append(run.metrics["knn_val"].dropna().iloc[0])
         floors.append(evaluate(run, "val", measures=("knn",), representations=("untrained",)).loc["untrained", "knn"])
     assert readings == floors
+
+
+def test_which_images_are_right_is_stored_beside_the_accuracies(run):
+    table = evaluate(run, measures=("probe_plain",), representations=("untrained", "trained"))
+    first = run.correct()["probe_plain"]
+    evaluate(run, measures=("knn",), representations=("trained",))
+    correct = run.correct()
+    assert torch.equal(correct["probe_plain"], first)
+    assert set(first.tolist()) == {0.0, 0.5, 1.0}  # two encoders are kept
+    for measure_name, shares in correct.items():
+        stored = run.evaluation()["trained"][measure_name]
+        assert float(shares.double().mean()) == pytest.approx(stored)
+    assert table.loc["trained", "probe_plain"] != table.loc["untrained", "probe_plain"]
