@@ -95,6 +95,7 @@ def read_machine(run: Run) -> dict[str, Any]:
         "uncommitted_changes": any(session.get("uncommitted_changes") for session in sessions),
         "sessions": len(sessions),
         "engine": last.get("engine"),
+        "torch": last.get("versions", {}).get("torch"),
     }
 
 

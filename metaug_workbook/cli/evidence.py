@@ -1,0 +1,104 @@
+"""The command `metaug evidence`: the experiments behind the paper's claims. Slow imports wait until they are needed."""
+
+import _thread
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metaug_core.errors import Interrupted
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir, takes_settings
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "--hours", type=click.FloatRange(0, min_open=True), help="Stop after so many; what is under way is saved."
+)
+@click.option("--seeds", type=click.IntRange(1), help="So many seeds of each experiment, in place of its own number.")
+@click.option("--workers", type=click.IntRange(1), help="How many processes; default: one a core, or one for a GPU.")
+@click.option(
+    "--trials", type=click.IntRange(1), default=1, help="So many runs side by side in one process: for a GPU."
+)
+@takes_settings("--set", "A setting of every run, below those of the experiments; `dataset=folder`, say.")
+@click.option(
+    "--tables", type=click.Path(file_okay=False, path_type=Path), help="Folder of the tables; default: figures/data."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only list the experiments, what is missing of them and what it will cost."
+)
+@takes_imports(expose=False)
+@takes_runs_dir
+def evidence(names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_run: bool, **asked: Any) -> None:
+    """Do what is missing of the experiments behind the paper's claims (only of NAME..., if given), in the order of their worth.
+
+    A run that is done is a row of figures/data/NAME.csv at once. The same command goes on, here or on another machine, which
+    begins with seeds that no machine has whole. `metaug claims` says what the tables decide.
+    """
+    from metaug_workbook.jobs import evidence_runs
+    from metaug_workbook.jobs.grid import parse_setting
+    from metaug_workbook.results import evidence_tables
+
+    given = {name: parse_setting(name, text) for name, text in asked["given"].items()} | {"runs_dir": runs_dir}
+    place = tables or evidence_tables.FOLDER
+    plans, waiting = evidence_runs.plan_experiments(names, given, place, asked["seeds"])
+    if dry_run:
+        click.echo("\n".join([*map(describe, plans), *waiting]))
+        return
+    todo = evidence_runs.list_todo(plans)
+    try:
+        with end_after(asked["hours"]) as is_over, choose_workers(todo, asked["workers"]) as executor:
+            evidence_runs.gather(plans, executor, asked["trials"], say=say)
+    except KeyboardInterrupt:
+        left = len(evidence_runs.list_todo(plans))
+        if not is_over():
+            raise Interrupted(f"interrupted: {left} runs are left; the same command goes on") from None
+        say(f"{asked['hours']:g} hours are over: {left} runs are left; the same command goes on", err=False)
+    for sentence in waiting:
+        say(sentence, err=False)
+    click.echo(f"tables: {format_path(place)}")
+
+
+@contextmanager
+def end_after(hours: float | None) -> Iterator[Any]:
+    """Within, a KeyboardInterrupt after so many hours (None: never), as by Ctrl-C -> whether the time is over."""
+    until = time.monotonic() + 3600 * hours if hours else float("inf")
+    timer = threading.Timer(3600 * hours, _thread.interrupt_main) if hours else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield lambda: time.monotonic() >= until
+    finally:
+        if timer:
+            timer.cancel()
+
+
+def choose_workers(todo: Any, workers: int | None) -> Any:
+    """Context manager: the executor, of so many processes here; None where one process does it best, as on a GPU."""
+    from metaug_core.runs import store
+    from metaug_core.runtime.device import count_cores
+    from metaug_core.training import loop
+    from metaug_workbook.jobs import runner
+
+    if not todo:
+        return nullcontext()
+    config = todo[0][0].configs[todo[0][1:]]
+    on_cpu = loop.pick_device(config.device) == "cpu"
+    count = min(workers or (count_cores() if on_cpu else 1), len(todo))
+    if not on_cpu and count == 1:
+        return nullcontext()
+    return runner.start_processes(count, store.request(config).config.runs_dir / "workers.log")
+
+
+def describe(plan: Any) -> str:
+    """An experiment, what it asks, and what is missing of it."""
+    from metaug_workbook.jobs import estimate, evidence_runs
+
+    missing = evidence_runs.list_todo([plan])
+    cost = estimate.describe_cost([plan.configs[arm, seed] for _, arm, seed in missing])
+    return f"{plan.name}: {plan.experiment.question}\n    {len(plan.configs)} runs; {cost}"
