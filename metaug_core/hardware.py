@@ -121,20 +121,21 @@ def write_times(file: Path, times: dict[str, float]) -> None:
 
 def time_formats() -> dict[str, float]:
     """Seconds of a convolution and a product of a run's size, forward and backward, on one thread: the least of some turns of each
-    format. torch's random numbers and switches are left alone."""
+    format, by the processor's time, in which waiting for other processes does not count. torch's random numbers and switches
+    are left alone."""
     with use_threads(1), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         ways = {name: make_work(dtype) for name, dtype in FORMATS.items()}
         for way in ways.values():
             way()  # the first call prepares kernels
         times = dict.fromkeys(ways, math.inf)
-        started = time.perf_counter()
+        started = time.thread_time()
         for turn in range(TURNS):
-            if turn and time.perf_counter() - started > SECONDS:
+            if turn and time.thread_time() - started > SECONDS:
                 break
             for name, way in ways.items():
-                begun = time.perf_counter()
+                begun = time.thread_time()
                 way()
-                times[name] = min(times[name], time.perf_counter() - begun)
+                times[name] = min(times[name], time.thread_time() - begun)
         return times
 
 
