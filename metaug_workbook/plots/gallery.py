@@ -24,7 +24,8 @@ from metaug_core.runs import environment, files
 from metaug_core.runs.store import Run
 from metaug_workbook.plots.paper_figures import FIGURES
 from metaug_workbook.plots.style import save_figure, use_style
-from metaug_workbook.results import tables
+from metaug_workbook.results import evidence_tables, tables
+from metaug_workbook.results.evidence import EXPERIMENTS
 
 FOLDER = HOME / "figures"
 RUN_NAME = re.compile(r".+-s\d+-([0-9a-f]{10})")  # of `Config.name`, with its hash
@@ -46,6 +47,11 @@ def trace_numbers(runs: pd.DataFrame | Sequence[Run]) -> dict[str, Any]:
         "uncommitted_changes": any(row["uncommitted_changes"] is True for row in rows),
         "devices": sorted({row["device"] for row in rows}),
     }
+
+
+def trace_evidence(table: pd.DataFrame) -> dict[str, Any]:
+    """`trace_numbers` of an experiment's table, whose rows hold it all."""
+    return trace_numbers(table.assign(state=table["accuracy"].notna().map({True: "finished", False: "failed"})))
 
 
 def name_runs(names: set[str]) -> dict[str, Any]:
@@ -135,12 +141,23 @@ def rebuild(folder: Path | None = None, names: Sequence[str] | None = None, out:
     if out.resolve() == FOLDER.resolve():
         refuse_changes(drawable)
     for name in drawable:
-        entry, table, numbers = FIGURES[name], pd.DataFrame(), None
-        if entry.table:
-            table, numbers = tables.load(folder / "data" / name), files.read_json(folder / f"{name}.json")["numbers"]
-        draw(name, table, describe_origin(entry.command, numbers), out)
+        table = tables.load(folder / "data" / name) if FIGURES[name].table else pd.DataFrame()
+        draw(name, table, find_origin(name, table, folder), out)
     files.write(out / "README.md", write_page(out, folder / "data").encode())
     return drawable
+
+
+def find_origin(name: str, table: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """The provenance of a figure that is drawn now from its stored table: the rows of an experiment say where they come from, for
+    any other table the figure's record does."""
+    command, experiment = FIGURES[name].command, name.removesuffix("-epochs")
+    if not FIGURES[name].table:
+        return describe_origin(command, None)
+    rows = evidence_tables.read(experiment, folder / "data") if experiment in EXPERIMENTS else pd.DataFrame()
+    if len(rows):
+        return describe_origin(command, trace_evidence(rows))
+    before = files.read_json(folder / f"{name}.json")
+    return describe_origin(before["command"], before["numbers"])
 
 
 @use_style()
@@ -164,7 +181,8 @@ def write_page(folder: Path, data: Path) -> str:
         entry = FIGURES[name]
         counts = [] if entry.summarize is None else [entry.summarize(tables.load(data / name))]
         runs = describe_runs(files.read_json(folder / f"{name}.json")["numbers"])
-        text = " ".join([entry.sentence, *counts, f"`{entry.command}`", f"({runs}[{name}.json]({name}.json))"])
+        command = files.read_json(folder / f"{name}.json")["command"]
+        text = " ".join([entry.sentence, *counts, f"`{command}`", f"({runs}[{name}.json]({name}.json))"])
         parts += [f"## {name}", f"![{name}]({name}.png)", text]
     return "\n\n".join(parts) + "\n"
 

@@ -42,7 +42,7 @@ from metaug_workbook.plots.style import (
     use_style,
     verbatim,
 )
-from metaug_workbook.results import experiments, paper_values
+from metaug_workbook.results import evidence_tables, experiments, paper_values
 from metaug_workbook.results.tables import compare_paired, read_table, summarize
 
 Table = Any  # a DataFrame: the type stubs of pandas take a column for anything but a Series
@@ -89,6 +89,18 @@ def register(name: str, sentence: str, command: str, **options: Any) -> Callable
 def publish_by(notebook: str, options: str = "-p seeds 3") -> str:
     """The command that makes a figure's numbers by a notebook and publishes it."""
     return f"metaug run {notebook} -p publish True {options}".strip()
+
+
+def register_evidence(name: str, sentence: str) -> Callable:
+    """Decorator: enter the drawing of an experiment's table (`results.evidence`), of which it gets one machine's rows a seed."""
+
+    def enter(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+        def draw_selected(table: pd.DataFrame) -> Figure:
+            return draw(evidence_tables.select_seeds(table) if evidence_tables.is_evidence(table) else table)
+
+        return register(name, sentence, f"metaug evidence {name}")(draw_selected)
+
+    return enter
 
 
 # --- what the default run learns
@@ -184,10 +196,9 @@ def describe_margin_change(table: Table) -> str:
 
 
 # --- Figure 3
-@register(
+@register_evidence(
     "04-gamma-attenuation",
     "Figure 3: accuracy by the attenuation of Gamma, and the gain over OUCL without Gamma beside the paper's at 6.",
-    publish_by("04_gamma_attenuation"),
 )
 def draw_accuracy_over_attenuation(table: Table) -> Figure:
     """Figure 3. table: oucl (eq9: with Gamma, eq8: without), phi_dec, method, seed, accuracy."""
@@ -204,9 +215,7 @@ def draw_accuracy_over_attenuation(table: Table) -> Figure:
 
 
 # --- Figure 4
-@register(
-    "05-batch-size", "Figure 4: accuracy by batch size, and the paper's values at 64.", publish_by("05_batch_size")
-)
+@register_evidence("05-batch-size", "Figure 4: accuracy by batch size, and the paper's values at 64.")
 def draw_accuracy_over_batch_size(table: Table) -> Figure:
     """Figure 4. table: batch_size, method, seed, accuracy. Right: the paper's values at 64 (Table 1, CIFAR-10, conv)."""
     figure, (left, right) = make_panels(2, 4.9, 3.6)
@@ -218,13 +227,12 @@ def draw_accuracy_over_batch_size(table: Table) -> Figure:
 
 
 # --- Figure 5
-@register(
-    "06-margins", "Figure 5: accuracy by margin and loss, and what each margin adds to none.", publish_by("06_margins")
-)
+@register_evidence("06-margins", "Figure 5: accuracy by margin and loss, and what each margin adds to none.")
 def draw_margins(table: Table) -> Figure:
     """Figure 5. table: margin, method (metaug: OUCL; metaug-only-mag: contrastive, also as `experiments.name_matched` has
     it), seed, accuracy."""
     figure, (left, right) = make_panels(2, 4.6, 3.4)
+    table = experiments.name_matched(table) if "temperature" in table else table
     names = {"metaug": "OUCL", "metaug-only-mag": "contrastive"}
     losses = [verbatim(paper_values.print_name(method, names)).replace(" at ", "\nat ") for method in table["method"]]
     means = summarize(table.assign(loss=losses), ["margin", "loss"], "accuracy")
@@ -238,14 +246,11 @@ def draw_margins(table: Table) -> Figure:
 
 
 # --- Figure 6
-@register(
-    "07-hyperparameters",
-    "Figure 6: accuracy by alpha, beta and delta, two at a time.",
-    publish_by("07_hyperparameters"),
-)
+@register_evidence("07-hyperparameters", "Figure 6: accuracy by alpha, beta and delta, two at a time.")
 def draw_hyperparameters(table: Table) -> Figure:
     """Figure 6. table: panel (a: alpha fixed, b: beta fixed, c: delta fixed), alpha, beta, delta, seed, accuracy."""
     figure, axes = make_panels(3, 4.4, 3.5)
+    table = table if "panel" in table else table.assign(panel=table["arm"].str[0])
     symbols = {"alpha": r"$\alpha$", "beta": r"$\beta$", "delta": r"$\delta$"}
     panels = {"a": ("alpha", "delta", "beta"), "b": ("beta", "delta", "alpha"), "c": ("delta", "beta", "alpha")}
     for ax, (letter, (fixed, x, y)) in zip(axes, panels.items(), strict=True):
@@ -256,7 +261,7 @@ def draw_hyperparameters(table: Table) -> Figure:
 
 
 # --- Figure 7
-@register("07-gamma", "Figure 7: accuracy by gamma.", publish_by("07_hyperparameters"))
+@register_evidence("07-gamma", "Figure 7: accuracy by gamma.")
 def draw_accuracy_over_gamma(table: Table) -> Figure:
     """Figure 7. table: gamma, method, seed, accuracy."""
     figure, ax = make_panels(1, 5.2, 3.4)
@@ -265,12 +270,11 @@ def draw_accuracy_over_gamma(table: Table) -> Figure:
 
 
 # --- Table 4
-@register(
-    "08-augmentations", "Table 4: accuracy by augmentation set, ours and the paper's.", publish_by("08_augmentations")
-)
+@register_evidence("08-augmentations", "Table 4: accuracy by augmentation set, ours and the paper's.")
 def draw_augmentation_sets(table: Table) -> Figure:
     """Table 4. table: set (1 to 8, `paper_values.AUGMENTATION_SETS`), method, seed, accuracy. Right: the paper's (CIFAR-10, fc)."""
     figure, axes = make_panels(2, 6.2, 3.9)
+    table = table if "set" in table else table.assign(set=table["arm"].str.extract(r"set (\d+)")[0].astype(int))
     papers: Table = paper_values.TABLE_4.astype(float).div(100).reset_index()
     papers = papers.melt("set", var_name="method", value_name="accuracy").assign(seed=0, measure="paper")
     panels = ((table, "Ours", None), (papers, "Paper, CIFAR-10, fc", "trials and intervals not stated"))
@@ -280,8 +284,84 @@ def draw_augmentation_sets(table: Table) -> Figure:
     return figure
 
 
+# --- the claims
+@register_evidence(
+    "09-claims",
+    "What each part of MetAug adds: accuracy less that of OUCL alone on the same seeds, with 95 % intervals, and the paper's "
+    "differences (Table 1, CIFAR-10, conv).",
+)
+def draw_claims(table: Table) -> Figure:
+    """What each part adds. table: arm, seed, accuracy, untrained, knn."""
+    figure, axes = make_panels(2, 5.6, 4.4)
+    arms = [arm for arm in dict.fromkeys(table["arm"]) if arm != "only OUCL"]
+    only_oucl = paper_values.read_accuracy("metaug-only-oucl", "cifar10", "conv")
+    papers = {arm: paper_values.read_accuracy(method, "cifar10", "conv") - only_oucl
+              for arm, method in (("CMC", "cmc"), ("MetAug, literal", "metaug"))}  # fmt: skip
+    reference = table[table["arm"] == "only OUCL"]
+    for ax, (column, title) in zip(axes, (("accuracy", "linear probe"), ("knn", "kNN")), strict=True):
+        floor = "untrained" if column == "accuracy" else f"untrained_{column}"
+        rows = table.assign(accuracy=table[column])
+        draw_forest(compare_to(rows, "arm", "only OUCL"), ax, arms, papers if column == "accuracy" else {})
+        level, gain = 100 * reference[column].mean(), 100 * (reference[column] - reference[floor]).mean()
+        caption = (
+            f"only OUCL: {level:.1f} %, {gain:+.1f} over untrained; n = {count_seeds(table.groupby('arm').size())}"
+        )
+        label(ax, f"{title}, less only OUCL", "points", "", caption)
+        ax.yaxis.set_tick_params(labelleft=ax is axes[0])
+    return figure
+
+
+@use_style()
+def draw_forest(differences: Table, ax: Axes, order: Sequence[str], papers: Mapping[str, float]) -> None:
+    """A row for each arm in order from above: its difference in [0, 1] (`compare_paired`) in points with the 95 % interval, dark
+    where that excludes 0; papers: the paper's own, in points."""
+    for row in differences.itertuples():
+        place, mean, half = order.index(row.arm), 100 * row.mean, 100 * row.half_width
+        color = BLUE if abs(mean) > half else "0.6"
+        ax.errorbar(mean, place, xerr=None if np.isnan(half) else half, fmt="o", color=color, capsize=4)
+    if papers:
+        look = {"marker": "D", "markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 7}
+        ax.plot([*papers.values()], [order.index(arm) for arm in papers], label="paper", **look)
+        ax.legend(**SMALL, loc="lower right")
+    ax.axvline(0, color="0.3", linewidth=1)
+    ax.set_yticks(range(len(order)), [verbatim(arm) for arm in order])
+    ax.set_ylim(len(order) - 0.5, -0.5)
+
+
+@register(
+    "09-claims-epochs",
+    "The same while training goes on: kNN on validation images less that of OUCL alone, mean over seeds with 95 % band.",
+    "metaug evidence 09-claims",
+)
+def draw_differences_over_epochs(table: Table) -> Figure:
+    """Differences as training goes on. table: arm, seed, epoch, knn_val (`evidence_tables.read_readings`)."""
+    figure, axes = make_panels(2, 5.2, 3.6)
+    readings = (
+        table.drop_duplicates(["arm", "seed", "epoch"]).set_index(["seed", "epoch", "arm"])["knn_val"].unstack("arm")
+    )
+    panels = (
+        ("Other losses", ["CMC", "CMC at t = 2/beta", "only MAG"]),
+        ("Meta feature augmentation", ["MetAug", "MetAug, literal", "frozen MAG", "no R_sigma"]),
+    )
+    colors = [BLUE, ORANGE, GREEN, "0.35"]
+    for ax, (title, arms) in zip(axes, panels, strict=True):
+        for arm, color, marker in zip([arm for arm in arms if arm in readings], colors, MARKERS, strict=False):
+            gains = (100 * (readings[arm] - readings["only OUCL"])).dropna().rename("gain").reset_index()
+            draw_means(gains, "epoch", "gain", ax, color=color, marker=marker, label=verbatim(arm))
+        ax.axhline(0, color="0.3", linewidth=1)
+        ax.legend(**SMALL)
+        label(
+            ax,
+            title,
+            "epoch",
+            "kNN less only OUCL (points)",
+            f"n = {count_seeds(table.groupby(['arm', 'epoch']).size())}",
+        )
+    return figure
+
+
 # --- Tables 1, 2, 3 and 6
-@register("09-benchmarks", "Table 1: every method, ours and the paper's.", publish_by("09_benchmarks"))
+@register_evidence("09-benchmarks", "Table 1: every method, ours and the paper's.")
 def draw_benchmarks(table: Table) -> Figure:
     """Table 1 as rows. table: method (also as `experiments.name_matched` has it), dataset, encoder, seed, accuracy;
     beside it the paper's column of that data set, or of CIFAR-10."""
@@ -505,16 +585,16 @@ def count_rounds(table: Table) -> str:
 
 
 # --- what delta can do (beside Table 5)
-@register(
+@register_evidence(
     "11-delta",
     "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
     "same seeds, beside a control that changes the learning rate by a millionth.",
-    publish_by("11_delta", "-p seeds 32"),
 )
 def draw_delta_question(table: Table) -> Figure:
     """What delta can do. table: weight (delta of MetAug; CONTROL: only OUCL with its rate changed by a millionth; REFERENCE: only
     OUCL), delta, seed, accuracy, augmented_gradient_share."""
     figure, (left, right) = make_panels(2, 5.0, 3.6)
+    table = table if "weight" in table else table.assign(weight=weigh_arms(table))
     draw_share_over_delta(table[table["weight"] > 0], left)
     only_oucl = paper_values.read_accuracy("metaug-only-oucl", "cifar10", "conv")
     papers = (paper_values.TABLE_5["without"] - only_oucl).to_dict()
@@ -522,6 +602,12 @@ def draw_delta_question(table: Table) -> Figure:
     draw_differences(compare_to(table, "weight", REFERENCE), right, "weight", papers, title, r"$\delta$",
                      {CONTROL: "control"}, "paper, CIFAR-10")  # fmt: skip
     return figure
+
+
+def weigh_arms(table: Table) -> pd.Series:
+    """`weight` of the rows of the experiment 11-delta."""
+    special = {"only OUCL": REFERENCE, "control": CONTROL}
+    return table["arm"].map(special).fillna(table["delta"])
 
 
 @use_style()

@@ -9,9 +9,10 @@ machine has all arms of it. What a run is made of stands in its row, so that a t
 """
 
 import io
+import itertools
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -25,7 +26,7 @@ from scipy.special import stdtrit
 from metaug_core.config import HOME, Config
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation.representations import interval
-from metaug_core.runs import environment, files, store
+from metaug_core.runs import environment, files
 from metaug_core.runs.files import StoreError
 from metaug_core.runs.store import Run
 from metaug_core.runtime.device import pick_device
@@ -50,6 +51,9 @@ FLOOR = [
 ACCURACIES = ["accuracy", "untrained", "measure", "split", "n_eval", "knn", "untrained_knn", "augmented_accuracy"]
 METRICS = ["positive_similarity", "negative_similarity", "augmented_similarity", "augmented_gradient_share"]
 ORIGIN = ["run", "commit", "uncommitted_changes", "seconds", "failure"]
+
+
+Cell = tuple[str, str]  # an arm and a column
 
 
 class WaitingError(MetaugError):
@@ -197,7 +201,7 @@ def read(name: str, folder: Path = FOLDER) -> pd.DataFrame:
     """The table of an experiment; without rows if there is none yet. Raises StoreError."""
     if (folder / f"{name}.csv").exists():
         table = read_csv(folder / f"{name}.csv")
-        if "row" in table:  # a figure's table of before there was an experiment of its name has none
+        if is_evidence(table):
             return table
     return pd.DataFrame(columns=pd.Index(list_columns(EXPERIMENTS[name])))
 
@@ -236,6 +240,11 @@ def write_bits(name: str, folder: Path, bits: Mapping[str, np.ndarray]) -> None:
 
 
 # --- what a table says
+def is_evidence(table: Table) -> bool:
+    """Whether a table of figures/data is that of an experiment; those of before the evidence, and of notebooks, are not."""
+    return {"row", "arm", "settings"} <= {*table.columns}
+
+
 def select_seeds(table: Table) -> Table:
     """The rows of one machine for each seed: of the one that has most arms, the first of several. Failed runs are left out."""
     rows = table[table["accuracy"].notna()]
@@ -249,60 +258,72 @@ def select_seeds(table: Table) -> Table:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm less another on the same seeds, in points.
+    """A difference over n seeds, in points.
 
-    half: of the 95 % t-interval over n seeds, on these test images. half_images: of the 95 % interval over test images, with these
-    seeds: each image's difference is its mean over the seeds. spread: standard deviation of the arm's accuracy between seeds, and
-    sampling: what of it would be there if each image were right by chance alone (Jordan 2023). NaN for what cannot be known.
+    half: of its 95 % t-interval over the seeds, on these test images. half_images: of its 95 % interval over test images, with
+    these seeds, where each image counts by its mean over them. NaN for what cannot be known: n < 2, or no stored images.
     """
 
-    arm: str
-    reference: str
     mean: float
     half: float
     n: int
     half_images: float = float("nan")
-    spread: float = float("nan")
-    sampling: float = float("nan")
 
-    def count_seeds(self, half: float) -> float:
-        """How many seeds would give an interval of +- half at this spread; NaN for n < 2."""
-        if self.n < 2 or np.isnan(self.half):
-            return float("nan")
-        sd = self.half * self.n**0.5 / stdtrit(self.n - 1, 0.975)
-        return float(max(self.n, np.ceil((1.96 * sd / half) ** 2) + 1))
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval over the seeds."""
+        return self.mean - self.half, self.mean + self.half
+
+    def count_seeds(self, half: float) -> int | None:
+        """How many seeds would give +- half at this spread, at least the present ones; None for n < 2."""
+        if self.n < 2:
+            return None
+        deviation = self.half * self.n**0.5 / stdtrit(self.n - 1, 0.975)
+        return next(
+            n for n in itertools.count(self.n) if stdtrit(n - 1, 0.975) * deviation / n**0.5 <= half or n > 9999
+        )
 
 
-def compare(
-    table: Table, arm: str, reference: str, column: str = "accuracy", bits: Mapping[str, np.ndarray] | None = None
-) -> Difference:
-    """Arm less reference over the seeds that one machine has of both. bits: as `read_bits`, for the interval over images."""
+def compare(table: Table, plus: Sequence[Cell], minus: Sequence[Cell], bits: Mapping[str, np.ndarray]) -> Difference:
+    """The sum of `plus` less that of `minus`, over the seeds of which one machine has all of them. A cell is an arm and a column of
+    accuracies in [0, 1]. bits: as `read_bits`, for the interval over images, which only `accuracy` has."""
     rows = select_seeds(table)
-    pair = rows[rows["arm"].isin([arm, reference])].dropna(subset=[column])
-    values = pair.pivot(index="seed", columns="arm", values=column).reindex(columns=[arm, reference]).dropna()
-    differences = 100 * (values[arm] - values[reference])
-    mean, half = interval(differences.tolist()) if len(values) else (float("nan"), float("nan"))
-    spread = 100 * values[arm].std() if len(values) > 1 else float("nan")
-    shares = share_correct(pair[pair["seed"].isin(values.index)], bits or {}) if column == "accuracy" else {}
-    if arm not in shares or reference not in shares:
-        return Difference(arm, reference, mean, half, len(values), spread=spread)
-    each, p = shares[arm] - shares[reference], shares[arm]
-    unbiased = p * (1 - p) * len(values) / max(1, len(values) - 1)  # p is itself a mean over so many seeds
-    sampling = 100 * float(np.sqrt(unbiased.mean() / len(p)))
-    half_images = 100 * 1.96 * float(each.std(ddof=1) / len(each) ** 0.5)
-    return Difference(arm, reference, mean, half, len(values), half_images, spread, sampling)
+    cells = [*plus, *minus]
+    rows = rows[rows["arm"].isin([arm for arm, _ in cells])]
+    by_seed = rows.set_index(["seed", "arm"])
+    signed = [(1, cell) for cell in plus] + [(-1, cell) for cell in minus]
+    terms = [sign * by_seed[column].unstack("arm").reindex(columns=[arm])[arm] for sign, (arm, column) in signed]
+    differences = 100 * pd.concat(terms, axis=1).sum(axis=1, skipna=False).dropna()
+    if differences.empty:
+        return Difference(float("nan"), float("nan"), 0)
+    mean, half = interval(differences.tolist())
+    shares = share_correct(rows[rows["seed"].isin(differences.index)], bits)
+    if any(column != "accuracy" or arm not in shares for arm, column in cells):
+        return Difference(mean, half, len(differences))
+    each: Any = sum(sign * shares[arm] for sign, (arm, _) in signed)
+    return Difference(mean, half, len(differences), 100 * 1.96 * float(each.std(ddof=1) / len(each) ** 0.5))
 
 
 def share_correct(rows: Table, bits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """In which share of the seeds of each arm each test image is classified rightly, (N,); of arms whose rows all have bits."""
     return {
-        str(arm): np.mean(
-            [np.unpackbits(bits[row], count=int(n)) for row, n in zip(group["row"], group["n_eval"], strict=True)], 0
-        )
+        str(arm): np.mean([unpack(bits[row], n) for row, n in zip(group["row"], group["n_eval"], strict=True)], 0)
         for arm, group in rows.groupby("arm")
         if all(row in bits for row in group["row"])
     }
 
 
-def list_runs(plans: Iterable[Plan]) -> list[Run]:
-    return [store.request(config) for plan in plans for config in plan.configs.values()]
+def unpack(bits: np.ndarray, count: float) -> np.ndarray:
+    return np.unpackbits(bits, count=int(count))
+
+
+def split_spread(table: Table, arm: str, bits: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Standard deviation of an arm's accuracy between seeds, and what it would be if each image were right by chance alone, with
+    its own probability: the part that the test set's size explains (Jordan 2023). In points; NaN where it cannot be known."""
+    rows = select_seeds(table).query("arm == @arm")
+    shares, n = share_correct(rows, bits), len(rows)
+    if arm not in shares or n < 2:
+        return float("nan"), float("nan")
+    p = shares[arm]
+    sampling = (p * (1 - p)).mean() * n / (n - 1) / len(p)  # unbiased: p is itself a mean over n seeds
+    return 100 * float(rows["accuracy"].std()), 100 * float(sampling**0.5)
