@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from IPython.core.getipython import get_ipython
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -29,7 +30,7 @@ from metaug_workbook.plots import gallery, paper_figures
 from metaug_workbook.plots.features import bin_similarities, compare_pairs
 from metaug_workbook.plots.paper_figures import Table, select_measure
 from metaug_workbook.plots.style import use_style
-from metaug_workbook.results import experiments, tables
+from metaug_workbook.results import claims, experiments, tables
 from metaug_workbook.widgets.live import LiveRuns, LiveView
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
@@ -212,8 +213,20 @@ def share_untrained(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
     return table.assign(untrained=same.transform("first"))
 
 
+def show_evidence(letters: str, figure: str) -> None:
+    """Show what the committed evidence says of some of the paper's claims, by their letters, and below it the committed figure with
+    its runs and its command. Nothing is trained."""
+    verdicts = [claims.judge(claim) for claim in claims.CLAIMS if claim.letter in letters]
+    display(Markdown("\n\n".join(map(claims.to_answer, verdicts))))
+    if (gallery.FOLDER / f"{figure}.png").exists():
+        display(Image(gallery.FOLDER / f"{figure}.png", width=860))
+        display(Markdown(gallery.write_caption(figure)))
+
+
 @use_style()
-def draw_figure(name: str, table: Table, runs: Table | None, publish: bool, columns: Sequence[str] = ()) -> Figure:
+def draw_figure(
+    name: str, table: Table, runs: Table | None, publish: bool = False, columns: Sequence[str] = ()
+) -> Figure:
     """The gallery's figure `name` of a table. It is kept with the table and its provenance: in figures/ if publish, else in the
     folder of the runs. columns: what the figure needs of the table beside `KEPT`; none: the whole table. runs: None for a
     measurement of this machine."""

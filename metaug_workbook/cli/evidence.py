@@ -63,6 +63,19 @@ def evidence(names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_ru
     click.echo(f"tables: {format_path(place)}")
 
 
+@click.command()
+@click.option(
+    "--tables", type=click.Path(file_okay=False, path_type=Path), help="Folder of the tables; default: figures/data."
+)
+@click.option("--markdown", is_flag=True, help="As docs/claims.md has them, with every difference.")
+def claims(tables: Path | None, markdown: bool) -> None:
+    """Say of each of the paper's claims what the tables of `metaug evidence` decide: it holds, does not hold, or is open."""
+    from metaug_workbook.results import claims, evidence_tables
+
+    verdicts = claims.judge_all(tables or evidence_tables.FOLDER)
+    click.echo(claims.to_markdown(verdicts) if markdown else claims.to_text(verdicts), nl=not markdown)
+
+
 @contextmanager
 def end_after(hours: float | None) -> Iterator[Any]:
     """Within, a KeyboardInterrupt after so many hours (None: never), as by Ctrl-C -> whether the time is over."""

@@ -298,6 +298,7 @@ def methods(markdown: bool) -> None:
 
 
 main.add_command(evidence.evidence)
+main.add_command(evidence.claims)
 main.add_command(sweep.figures)
 main.add_command(sweep.sweep)
 main.add_command(sweep.work)

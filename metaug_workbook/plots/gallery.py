@@ -51,7 +51,9 @@ def trace_numbers(runs: pd.DataFrame | Sequence[Run]) -> dict[str, Any]:
 
 def trace_evidence(table: pd.DataFrame) -> dict[str, Any]:
     """`trace_numbers` of an experiment's table, whose rows hold it all."""
-    return trace_numbers(table.assign(state=table["accuracy"].notna().map({True: "finished", False: "failed"})))
+    return trace_numbers(
+        table.assign(state=["failed" if missing else "finished" for missing in table["accuracy"].isna()])
+    )
 
 
 def name_runs(names: set[str]) -> dict[str, Any]:
@@ -180,11 +182,16 @@ def write_page(folder: Path, data: Path) -> str:
     for name in sorted(name for name in FIGURES if (folder / f"{name}.json").exists()):
         entry = FIGURES[name]
         counts = [] if entry.summarize is None else [entry.summarize(tables.load(data / name))]
-        runs = describe_runs(files.read_json(folder / f"{name}.json")["numbers"])
-        command = files.read_json(folder / f"{name}.json")["command"]
-        text = " ".join([entry.sentence, *counts, f"`{command}`", f"({runs}[{name}.json]({name}.json))"])
+        text = " ".join([entry.sentence, *counts, write_caption(name, folder, f"[{name}.json]({name}.json)")])
         parts += [f"## {name}", f"![{name}]({name}.png)", text]
     return "\n\n".join(parts) + "\n"
+
+
+def write_caption(name: str, folder: Path | None = None, link: str = "") -> str:
+    """What made a figure's numbers and of how many runs they are, as Markdown. link: to its record."""
+    origin = files.read_json((folder or FOLDER) / f"{name}.json")
+    runs = describe_runs(origin["numbers"])
+    return f"`{origin['command']}` ({': '.join(part for part in (runs, link) if part)})"
 
 
 def describe_runs(numbers: dict[str, Any] | None) -> str:
@@ -193,4 +200,4 @@ def describe_runs(numbers: dict[str, Any] | None) -> str:
         return ""
     commits = f", of {len(numbers['commits'])} commits" if len(numbers["commits"]) > 1 else ""
     changed = ", numbers of a tree with uncommitted changes" if numbers["uncommitted_changes"] else ""
-    return f"{numbers['n']} runs, seeds {', '.join(map(str, numbers['seeds']))}{commits}{changed}: "
+    return f"{numbers['n']} runs, seeds {', '.join(map(str, numbers['seeds']))}{commits}{changed}"

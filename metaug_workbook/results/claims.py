@@ -194,6 +194,26 @@ def tabulate(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
+def to_answer(verdict: Verdict) -> str:
+    """A verdict as the first sentences of a notebook: the claim, the word, and the differences that there are."""
+    claim, found = verdict.claim, [(name, one) for name, one in verdict.differences.items() if one.n]
+    differences = "; ".join(f"{name} {format_difference(one)}" for name, one in found)
+    here = f" In points: {differences}. Here: {verdict.regime}." if found else f" To be run: {describe_needs(verdict)}."
+    return f"**Claim ({claim.letter}): {claim.sentence[:-1]} – {verdict.word}.** The paper: {claim.paper}.{here}"
+
+
+def to_text(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts for a terminal."""
+    lines = []
+    for v in verdicts:
+        lines += [f"({v.claim.letter}) {v.claim.sentence}  {v.word}", f"    paper: {v.claim.paper}"]
+        lines += [
+            f"    {name}: {format_difference(one)}  {v.words[name]}" for name, one in v.differences.items() if one.n
+        ]
+        lines += [f"    next: {describe_needs(v)}"]
+    return "\n".join(lines)
+
+
 BEGIN, END = (
     "<!-- claims: `metaug claims --markdown` -->",
     "<!-- claims end -->",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -234,8 +234,8 @@ def read_bits(name: str, folder: Path = FOLDER) -> dict[str, np.ndarray]:
 
 
 def write_bits(name: str, folder: Path, bits: Mapping[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict(bits))
+    buffer, arrays = io.BytesIO(), dict(bits)
+    np.savez_compressed(buffer, **cast(Any, arrays))
     files.write(folder / f"{name}-images.npz", buffer.getvalue())
 
 
