@@ -141,7 +141,7 @@ class Plan:
         }
         write_bits(self.name, self.folder, {row: images[row] for row in table["row"] if row in images})
         for path, rows_of_file in ((f"{self.name}-epochs.csv", epochs), (f"{self.name}.csv", table)):
-            files.write(self.folder / path, rows_of_file.to_csv(index=False).encode())
+            files.write(self.folder / path, format_csv(rows_of_file))
 
 
 def digest(config: Config) -> str:
@@ -193,7 +193,8 @@ def merge(old: Table, new: Table, key: list[str]) -> Table:
     """Both tables, with the new row where both have one of the same key."""
     if old.empty or new.empty:
         return new if old.empty else old
-    return pd.concat([old, new]).drop_duplicates(key, keep="last")
+    # As objects: else a bool beside a missing value becomes a number, or stays one, by the order in which rows came.
+    return pd.concat([old.astype(object), new.astype(object)]).drop_duplicates(key, keep="last")
 
 
 # --- files
@@ -204,6 +205,11 @@ def read(name: str, folder: Path = FOLDER) -> pd.DataFrame:
         if is_evidence(table):
             return table
     return pd.DataFrame(columns=pd.Index(list_columns(EXPERIMENTS[name])))
+
+
+def format_csv(table: Table) -> bytes:
+    """The text of a table: a value is written the same whatever else its column has held before."""
+    return table.astype(object).convert_dtypes().to_csv(index=False).encode()
 
 
 def read_readings(name: str, folder: Path = FOLDER) -> pd.DataFrame:

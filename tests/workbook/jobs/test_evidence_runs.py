@@ -1,6 +1,5 @@
 """`metaug evidence` with real processes: killed again and again it fills the same tables; a time limit; one's own experiment."""
 
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from test_sweep import ended, started
 from tiny import ROOT, TINY
 from workbooks import sentence
 
@@ -41,15 +41,15 @@ OF_THE_DAY = ["seconds"]
 
 
 @pytest.fixture
-def own(tmp_path):
-    """The file of an experiment of one's own; it is forgotten afterwards."""
+def own(tmp_path, monkeypatch):
+    """The file of an experiment of one's own; it is forgotten afterwards, so that another test can import one of the same name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     file = tmp_path / "own.py"
     file.write_text(OWN)
     yield file
+    sys.modules.pop("own", None)
     for name in ("mine", "other"):
         EXPERIMENTS.pop(name, None)
-    if file in extensions.loaded:
-        extensions.loaded.remove(file)
 
 
 def words(own: Path, place: Path, *more: str) -> list[str]:
@@ -60,17 +60,12 @@ def words(own: Path, place: Path, *more: str) -> list[str]:
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    metaug = [sys.executable, "-c", "from metaug_workbook.cli.main import main; main()"]
-    return subprocess.Popen(
-        [*metaug, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return started([sys.executable, "-c", "from metaug_workbook.cli.main import main; main()", *arguments])
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
-    out, err = process.communicate(timeout=500)
-    assert "Traceback" not in err, err
-    return process.returncode, out + err
+    code, out, err = ended(process)
+    return code, out + err
 
 
 def read_all(place: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
@@ -117,7 +112,9 @@ def test_a_list_that_is_killed_again_and_again_fills_the_same_tables(own, tmp_pa
     assert table.loc[table["arm"] == "MetAug", "augmented_accuracy"].notna().all()
     for row in trained.itertuples():
         assert evidence_tables.unpack(bits[row.row], row.n_eval).mean() == pytest.approx(row.accuracy)
-    assert epochs.groupby("row").size().min() > 2
+    assert (
+        epochs[epochs["row"].isin(trained["row"])].groupby("row").size().tolist() == [31] * 4
+    )  # before, and after each epoch
     before = {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*.safetensors")}
     assert end(start(words(own, whole, "mine", "other")))[0] == 0
     assert before == {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*.safetensors")}

@@ -1,5 +1,7 @@
 """The evidence: what is missing of an experiment, its tables, and what they say; by hand-made tables, without training."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -149,6 +151,23 @@ def test_the_digest_does_not_know_where_images_are_and_which_engine_ran(tmp_path
     before = evidence_tables.digest(one)
     monkeypatch.setattr("metaug_core.config.ENGINE_VERSION", 99)
     assert evidence_tables.digest(one) == before
+
+
+def test_a_table_is_the_same_text_in_whatever_order_its_rows_came(tmp_path):
+    known = {"accuracy": 0.5, "n_eval": 60, "uncommitted_changes": False, "failure": None}
+    failed = {"accuracy": None, "n_eval": None, "uncommitted_changes": None, "failure": "diverged"}
+    rows = [{"row": "a", **known}, {"row": "b", **failed}, {"row": "c", **known}]
+    texts = set()
+    for order in itertools.permutations(rows):
+        table = pd.DataFrame(columns=pd.Index(["row", *known]))
+        for one in order:
+            table = evidence_tables.merge(table, pd.DataFrame([one]), ["row"]).sort_values("row")
+            (tmp_path / "t.csv").write_bytes(evidence_tables.format_csv(table))
+            table = evidence_tables.read_csv(tmp_path / "t.csv")
+        texts.add((tmp_path / "t.csv").read_text())
+    assert texts == {
+        "row,accuracy,n_eval,uncommitted_changes,failure\na,0.5,60,False,\nb,,,,diverged\nc,0.5,60,False,\n"
+    }
 
 
 # --- the experiments as they are listed
