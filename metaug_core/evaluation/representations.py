@@ -212,9 +212,8 @@ def evaluate(
 
     The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
     folder, of the trained encoder also which images were classified rightly (`Run.correct`), and a call computes only what is
-    missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not
-    finished, the split is empty, a name is unknown, splits hold other images, the run is of other data, or a weight or a
-    feature is not finite.
+    missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not finished, the split is empty, a name is
+    unknown, splits hold other images, the run is of other data, or a weight or a feature is not finite.
     """
     check_request(run, split, augmented, measures, representations)
     names = [*representations] + [AUGMENTED] * augmented

@@ -52,7 +52,7 @@ def evidence(names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_ru
     todo = evidence_runs.list_todo(plans)
     try:
         with end_after(asked["hours"]) as is_over, choose_workers(todo, asked["workers"]) as executor:
-            evidence_runs.gather(plans, executor, asked["trials"], say=say)
+            evidence_runs.gather(todo, executor, asked["trials"], say=say)
     except KeyboardInterrupt:
         left = len(evidence_runs.list_todo(plans))
         if not is_over():
@@ -93,19 +93,17 @@ def end_after(hours: float | None) -> Iterator[Any]:
 
 def choose_workers(todo: Any, workers: int | None) -> Any:
     """Context manager: the executor, of so many processes here; None where one process does it best, as on a GPU."""
-    from metaug_core.runs import store
-    from metaug_core.runtime.device import count_cores
     from metaug_core.training import loop
     from metaug_workbook.jobs import runner
 
     if not todo:
         return nullcontext()
-    config = todo[0][0].configs[todo[0][1:]]
-    on_cpu = loop.pick_device(config.device) == "cpu"
-    count = min(workers or (count_cores() if on_cpu else 1), len(todo))
-    if not on_cpu and count == 1:
+    plan, arm, seed = todo[0]
+    config = plan.configs[arm, seed]
+    count = runner.count_workers(config, len(todo), workers)
+    if count == 1 and loop.pick_device(config.device) != "cpu":
         return nullcontext()
-    return runner.start_processes(count, store.request(config).config.runs_dir / "workers.log")
+    return runner.start_processes(count, config.runs_dir / "workers.log")
 
 
 def describe(plan: Any) -> str:

@@ -107,8 +107,6 @@ def refuse_ignored(asked: dict[str, Any]) -> None:
 @contextmanager
 def choose_workers(state: Any, scheduler: str | None, workers: int | None) -> Iterator[Any]:
     """The executor of a sweep: the workers of a Dask scheduler, or so many processes here. None if nothing is to be done."""
-    from metaug_core.runtime.device import count_cores
-    from metaug_core.training import loop
     from metaug_workbook.jobs import dask_cluster, runner
 
     todo = state.missing() or state.without_notebook()
@@ -119,8 +117,7 @@ def choose_workers(state: Any, scheduler: str | None, workers: int | None) -> It
     elif not todo:
         yield None
     else:
-        on_cpu = loop.pick_device(state.plan.configs[0].device) == "cpu"
-        count = min(workers or (count_cores() if on_cpu else 1), len(todo))
+        count = runner.count_workers(state.plan.configs[0], len(todo), workers)
         with runner.start_processes(count, state.plan.folder / "workers.log") as executor:
             yield executor
 

@@ -81,18 +81,17 @@ def list_jobs(todo: Sequence[Key], together: int = 1) -> list[Job]:
 
 
 def gather(
-    plans: Sequence[Plan],
+    todo: Sequence[Key],
     executor: Executor | None = None,
     together: int = 1,
     view: Callable[[int], RunsReporter] = RunsBar,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Do what is missing of the plans, and record each run in the tables as soon as it is done. together: as in `list_jobs`. say
-    hears of each failure.
+    """Do what `list_todo` lists, and record each run in the tables as soon as it is done. together: as in `list_jobs`. say hears of
+    each failure.
 
     Raises KeyboardInterrupt once the runs under way are saved, and MetaugError as `run_jobs`.
     """
-    todo = list_todo(plans)
     places: dict[str, list[Key]] = {}
     for key in todo:
         plan, arm, seed = key

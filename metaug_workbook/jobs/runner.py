@@ -334,6 +334,12 @@ def count_processes(runs: Sequence[Run]) -> int:
     return max(1, min(torch.get_num_threads(), count_cores(), len(runs), int(memory // WORKER_BYTES)))
 
 
+def count_workers(config: Config, todo: int, asked: int | None) -> int:
+    """How many worker processes a command starts for so many runs: as many as asked, else one a core, or one for a GPU."""
+    on_cpu = loop.pick_device(config.device) == "cpu"
+    return min(asked or (count_cores() if on_cpu else 1), todo)
+
+
 @contextmanager
 def start_processes(processes: int, log: Path) -> Iterator[Executor]:
     """Within, so many worker processes of this machine for `run_jobs`, each with its share of torch's threads."""

@@ -5,7 +5,7 @@ hold where one of them is, with its whole interval, below what would matter (`MA
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tables say of a claim. differences: of its contrasts, in order."""
+    """What the tables say of a claim. differences and words: of each contrast, by its name. regime: `describe_regime`."""
 
     claim: Claim
     word: str
-    differences: Mapping[str, Difference] = field(default_factory=dict)
-    words: Mapping[str, str] = field(default_factory=dict)
-    regime: str = ""
+    differences: Mapping[str, Difference]
+    words: Mapping[str, str]
+    regime: str
 
 
 def less(arm: str, reference: str, needs: str = "more", name: str = "", **options: Any) -> Contrast:
@@ -134,9 +134,8 @@ def judge(claim: Claim, folder: Path = evidence_tables.FOLDER) -> Verdict:
     bits = evidence_tables.read_bits(claim.experiment, folder)
     differences = {c.name: evidence_tables.compare(table, c.plus, c.minus, bits) for c in claim.contrasts}
     words = {c.name: c.judge(differences[c.name]) for c in claim.contrasts}
-    every = set(words.values())
-    word = next((word for word in (MISSING, FAILS, OPEN) if word in every), HOLDS)
-    return Verdict(claim, FAILS if FAILS in every else word, differences, words, describe_regime(table))
+    word = next(word for word in (FAILS, MISSING, OPEN, HOLDS) if word in words.values())
+    return Verdict(claim, word, differences, words, describe_regime(table))
 
 
 def judge_all(folder: Path = evidence_tables.FOLDER) -> list[Verdict]:
@@ -172,10 +171,10 @@ def describe_needs(verdict: Verdict) -> str:
     command = f"`metaug evidence {verdict.claim.experiment}`"
     if verdict.word == MISSING:
         return command
-    open_ones = [verdict.differences[name] for name, word in verdict.words.items() if word == OPEN]
-    counts = [count for one in open_ones if (count := one.count_seeds(MATTERS))]
     if verdict.word != OPEN:
         return "a longer training"
+    open_ones = [verdict.differences[name] for name, word in verdict.words.items() if word == OPEN]
+    counts = [count for one in open_ones if (count := one.count_seeds(MATTERS))]
     return f"{max(counts)} seeds: {command[:-1]} --seeds {max(counts)}`" if counts else command
 
 
@@ -199,10 +198,7 @@ def to_text(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-BEGIN, END = (
-    "<!-- claims: `metaug claims --markdown` -->",
-    "<!-- claims end -->",
-)  # of what is written into docs/claims.md
+BEGIN, END = "<!-- claims: `metaug claims --markdown` -->", "<!-- claims end -->"  # of what docs/claims.md takes in
 
 
 def to_table(verdicts: Sequence[Verdict]) -> str:

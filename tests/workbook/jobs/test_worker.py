@@ -4,13 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_sweep import options
+from test_sweep import options, until
 from workbooks import sentence
 
 from metaug_core.runs import files
@@ -23,24 +21,10 @@ DEADLINE = 300.0
 
 
 def start_worker(runs: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*METAUG, "work", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-
-
-def wait_until(happened: Callable[[], bool], processes: Sequence[subprocess.Popen]) -> None:
-    """Until something happened. An error with what the processes said, where one has ended or they stand still."""
-    until = time.monotonic() + DEADLINE
-    while not happened():
-        if time.monotonic() > until:
-            for process in processes:
-                process.send_signal(signal.SIGABRT)  # Python writes where it stands (PYTHONFAULTHANDLER)
-        if any(process.poll() is not None for process in processes):
-            for process in processes:
-                process.kill()
-            raise AssertionError([process.communicate() for process in processes])
-        time.sleep(0.05)
 
 
 def write_sweep(place: Path, *words: str) -> Path:
@@ -82,7 +66,7 @@ def test_two_workers_do_a_sweep_once_though_one_of_them_is_killed(tmp_path):
     runs = write_sweep(tmp_path, "--set", "epochs=6", "--seeds", "4")
     folders = [run.path for job in worker.read_jobs(runs) for run in job.runs]
     workers = [start_worker(runs) for _ in range(2)]
-    wait_until(lambda: any((folder / "timing.jsonl").exists() for folder in folders), workers)
+    until(lambda: any((folder / "timing.jsonl").exists() for folder in folders), workers[0], DEADLINE)
     victim = next(owner["process"] for folder in folders if (owner := read_owner(folder)))
     os.kill(victim, signal.SIGKILL)
     said = {process.pid: process.communicate(timeout=DEADLINE)[0] for process in workers}
@@ -109,7 +93,7 @@ def test_the_script_hands_slurms_warning_on_so_that_the_run_is_saved(tmp_path):
     runs = write_sweep(tmp_path, "--set", "epochs=5000", "--name", "mine")
     (folder,) = [run.path for job in worker.read_jobs(runs) for run in job.runs]
     script = subprocess.Popen(["bash", runs / "sweeps" / "mine" / "submit.sh"], stderr=subprocess.PIPE, text=True)
-    wait_until((folder / "timing.jsonl").exists, [script])
+    until((folder / "timing.jsonl").exists, script, DEADLINE)
     script.terminate()  # Slurm signals the batch shell alone (--signal=B:TERM)
     _, errors = script.communicate(timeout=DEADLINE)
     assert "metaug: interrupted and saved; the same command goes on" in errors
