@@ -21,7 +21,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from metaug_core.config import HOME, Config
 from metaug_core.errors import MetaugError
@@ -282,6 +281,8 @@ class Difference:
 
     def count_seeds(self, half: float) -> int | None:
         """How many seeds would give +- half at this spread, at least the present ones; None for n < 2."""
+        from scipy.special import stdtrit  # slow to import, and only this needs it
+
         if self.n < 2:
             return None
         deviation = self.half * self.n**0.5 / stdtrit(self.n - 1, 0.975)
