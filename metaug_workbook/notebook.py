@@ -213,14 +213,22 @@ def share_untrained(table: Table, configs: Sequence[Config]) -> pd.DataFrame:
     return table.assign(untrained=same.transform("first"))
 
 
-def show_evidence(letters: str, figure: str) -> None:
-    """Show what the committed evidence says of some of the paper's claims, by their letters, and below it the committed figure with
-    its runs and its command. Nothing is trained."""
+def show_evidence(letters: str, *figures: str) -> None:
+    """Show the first of these figures that is committed, with its runs and its command, and what the evidence says of the paper's
+    claims of these letters. Nothing is trained."""
     verdicts = [claims.judge(claim) for claim in claims.CLAIMS if claim.letter in letters]
-    display(Markdown("\n\n".join(map(claims.to_answer, verdicts))))
-    if (gallery.FOLDER / f"{figure}.png").exists():
-        display(Image(gallery.FOLDER / f"{figure}.png", width=860))
-        display(Markdown(gallery.write_caption(figure)))
+    if len(verdicts) <= 2:
+        display(
+            Markdown(
+                "\n\n".join(map(claims.to_answer, verdicts)) or "No claim of the paper's is decided by this alone."
+            )
+        )
+    for name in filter(gallery.is_shown, figures):
+        display(Image(gallery.FOLDER / f"{name}.png", width=860))
+        display(Markdown(f"{gallery.FIGURES[name].sentence} {gallery.write_caption(name)}."))
+        break
+    if len(verdicts) > 2:
+        display(Markdown(claims.to_table(verdicts)))
 
 
 @use_style()

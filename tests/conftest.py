@@ -10,7 +10,7 @@ import torch
 from tiny import TINY
 from torch import nn
 
-from metaug_core import ENCODERS, Config, hardware
+from metaug_core import ENCODERS, Config, extensions, hardware
 from metaug_core.methods import base
 from metaug_core.networks.encoders import conv
 from metaug_core.views.augmentation import make_views
@@ -28,6 +28,14 @@ def _times(tmp_path_factory):
         patch.setenv("METAUG_CACHE", str(tmp_path_factory.mktemp("cache")))
         hardware.locate_times().write_text(json.dumps({"float32": 1, "bf16": 2}))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _imports():
+    """A file that a test imports as a user's is not handed to the worker processes of another test, when it is long gone."""
+    before = [*extensions.loaded]
+    yield
+    extensions.loaded[:] = before
 
 
 @pytest.fixture

@@ -194,6 +194,13 @@ def write_caption(name: str, folder: Path | None = None, link: str = "") -> str:
     return f"`{origin['command']}` ({': '.join(part for part in (runs, link) if part)})"
 
 
+def is_shown(name: str) -> bool:
+    """Whether a figure of figures/ is one to begin with: it is there, and that of an experiment is drawn from the evidence."""
+    if not (FOLDER / f"{name}.png").exists():
+        return False
+    return name not in EXPERIMENTS or len(evidence_tables.read(name, FOLDER / "data")) > 0
+
+
 def describe_runs(numbers: dict[str, Any] | None) -> str:
     """How many runs and seeds stand behind a figure, of how many commits, and whether these hold what made them."""
     if numbers is None:

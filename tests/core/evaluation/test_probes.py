@@ -464,7 +464,7 @@ def test_z_tilde_at_evaluation_is_the_function_that_was_trained(tiny, monkeypatc
     """What `evaluate` measures: beside it the MAG with the statistics of the minibatch, on the same z of evaluation mode."""
     run = fit(tiny(schedule=schedule, epochs=8, mag_lr=0.01), lambda progress: None)
     splits, measured = datasets.load(run.config), []
-    monkeypatch.setattr(representations, "measure", lambda train, *rest: measured.append(train.x) or {"knn": 0.0})
+    monkeypatch.setattr(representations, "measure", lambda train, *rest: measured.append(train.x) or {"knn": torch.zeros(1)})
     evaluate(run, augmented=True, splits=splits, measures=("knn",), representations=())
     z, augmented = measured[0].unflatten(1, (2, 2, 8)).permute(1, 2, 0, 3)  # z or z~, view, image
     _, mag = load_networks(run.config, 4, run.encoder_files()[-1])
