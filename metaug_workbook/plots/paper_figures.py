@@ -585,6 +585,11 @@ def count_rounds(table: Table) -> str:
 
 
 # --- what delta can do (beside Table 5)
+@register(
+    "11-delta-shapes",
+    "The delta question on `shapes` at the size of `sketch`, with 32 seeds.",
+    publish_by("11_delta", "-p seeds 32"),
+)
 @register_evidence(
     "11-delta",
     "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
