@@ -109,23 +109,20 @@ def default_settings() -> dict[str, Any]:
     return to_jsonable_python({name: field.default for name, field in Config.model_fields.items()})
 
 
-def list_differing(runs: Sequence[Listed]) -> list[str]:
-    """The settings (and `engine`) that can change a result and in which the runs differ, damaged ones aside: what names a run
-    first, then those in which runs of one method differ, then those that only come with the method. `seed` is last."""
+def list_differing(runs: Sequence[Listed]) -> tuple[list[str], list[str]]:
+    """The settings (and `engine`) that can change a result and in which the runs differ, damaged ones aside: those that tell runs
+    of one method apart and those that name a run, `seed` last; and those that differ only between runs of different methods."""
     runs = [run for run in runs if run.settings]
-    names = {name for run in runs for name in run.settings} - (NOT_IDENTITY - {"protocol"})
+    groups = [[run for run in runs if run.method == method] for method in dict.fromkeys(run.method for run in runs)]
 
     def differ(name: str, among: Iterable[Listed]) -> bool:
         return len({format_setting(name, run.settings.get(name)) for run in among}) > 1
 
-    def rank(name: str) -> tuple[int, int]:
-        if name in FIRST or name in LAST:
-            return (0, FIRST.index(name)) if name in FIRST else (3, LAST.index(name))
-        within = any(differ(name, (run for run in runs if run.method == method)) for method in methods)
-        return (1 if within else 2, order.get(name, len(order)))
-
-    methods, order = {run.method for run in runs}, {name: n for n, name in enumerate(Config.model_fields)}
-    return sorted((name for name in sorted(names) if differ(name, runs)), key=rank)
+    known = [*FIRST, *(name for name in Config.model_fields if name not in FIRST + LAST)]
+    known += sorted({name for run in runs for name in run.settings} - {*known, *LAST})  # of another version
+    names = [name for name in (*known, *LAST) if name not in NOT_IDENTITY - {"protocol"} and differ(name, runs)]
+    own = [name for name in names if name in FIRST or any(differ(name, group) for group in groups)]
+    return own, [name for name in names if name not in own]
 
 
 def select(runs: Sequence[Listed], wanted: Mapping[str, str]) -> list[Listed]:

@@ -1,6 +1,7 @@
 """The command of `metaug` that compares two runs. Slow imports wait until they are needed."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 from metaug_workbook.cli.options import MEASURES, complete_run, format_table, takes_imports, takes_runs_dir
 
 # Numbers of training beside the accuracies: how the table calls them, and how many decimals they have.
-OF_TRAINING = {"effective_rank": ("effective rank of the features", 1), "seconds": ("seconds of training", 0)}
+OF_TRAINING = {"effective_rank": ("effective rank of the features", 1), "seconds": ("seconds of training", 1)}
 
 
 @click.command()
@@ -38,7 +39,7 @@ def compare(a: str, b: str, runs_dir: Path) -> None:
     table = tables.read_table([run for group in groups for run in group])
     table["side"] = [side for side, group in zip("AB", groups, strict=True) for _ in group]
     if numbers := list_numbers(table):
-        click.echo("\n" + format_table([("test accuracy (%)", "A", "B", "B - A"), *numbers]))
+        click.echo("\n" + format_table([("final number", "A", "B", "B - A"), *numbers]))
         click.echo("\nmean +- half of the 95 % t-interval over n seeds; B - A: over the seeds that both have")
     else:
         click.echo("\nno finished run, so there are no final numbers")
@@ -50,7 +51,7 @@ def list_settings(pair: Sequence[Any], with_seed: bool) -> list[tuple[str, str, 
 
     listed = [listing.read_folder(run.path) for run in pair]
     rows = []
-    for name in listing.list_differing(listed):
+    for name in chain(*listing.list_differing(listed)):
         used = [not run.config.idle(name) for run in pair]
         if any(used) and (with_seed or name != "seed"):
             values = [listing.format_setting(name, one.settings.get(name)) for one in listed]
@@ -63,7 +64,7 @@ def list_numbers(table: Any) -> list[tuple[str, ...]]:
     from metaug_core.evaluation.representations import interval
     from metaug_workbook.results import tables
 
-    columns = {f"{prefix}{measure}": (f"{features}: {title}", 1, 100)
+    columns = {f"{prefix}{measure}": (f"{features}, {title} (%)", 1, 100)
                for features, prefix in tables.PREFIX.items() for measure, title in MEASURES.items()}  # fmt: skip
     columns |= {name: (title, places, 1) for name, (title, places) in OF_TRAINING.items()}
     rows = []

@@ -53,8 +53,9 @@ def read_title(path: Path) -> str:
 def run(notebook: str, given: dict[str, str], imports: list[str], quiet: bool, runs_dir: Path) -> None:
     """Execute a notebook.
 
-    NOTEBOOK is a path, or a name such as 01_pretrain. `metaug run NOTEBOOK --help` lists the parameters of a notebook, `metaug settings` all settings. Every name and value is
-    checked before anything starts. A run that is finished already is not trained again.
+    NOTEBOOK is a path, or a name such as 01_pretrain. `metaug run NOTEBOOK --help` lists the parameters of a notebook, `metaug
+    settings` all settings. Every name and value is checked before anything starts. A run that is finished already is not trained
+    again.
     """
     from metaug_workbook.jobs import papermill_runner
 

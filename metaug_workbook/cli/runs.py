@@ -16,7 +16,7 @@ import click
 from metaug_core.errors import MetaugError
 from metaug_workbook.cli.options import MEASURES, format_path, format_table, takes_imports, takes_run, takes_runs_dir
 
-MOST = 6  # settings beside each other in the table; --csv has all
+MOST = 6  # columns of settings in the table; --csv has all
 
 
 @click.command()
@@ -56,16 +56,18 @@ def format_runs(listed: Sequence[Any]) -> str:
     """The table of `metaug runs`, and which settings had no place in it."""
     from metaug_core.runs import listing
 
-    differing = [name for name in listing.list_differing(listed) if name != "epochs"]
-    names = differing[:MOST]
-    rows = [["run", *names, "epochs", "state", "probe %", "kNN %", "age"]]
+    own, with_method = ([name for name in names if name != "epochs"] for names in listing.list_differing(listed))
+    names = own + with_method if len(own + with_method) <= MOST else own[:MOST]
+    measures = [name for name in MEASURES if any(name in run.evaluation.get("trained", {}) for run in listed)]
+    rows = [["run", *names, "epochs", "state", *(f"{MEASURES[name]} %" for name in measures), "age"]]
     for run in listed:
         settings = [listing.format_setting(name, run.settings[name]) if name in run.settings else "-" for name in names]
         epochs = "/".join("-" if count is None else str(count) for count in (run.epochs_done, run.epochs))
-        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in (run.probe_plain, run.knn)]
+        measured = run.evaluation.get("trained", {})
+        accuracies = [f"{100 * measured[name]:.1f}" if name in measured else "-" for name in measures]
         age = format_age(time.time() - run.touched)
         rows.append([run.name, *settings, epochs, run.state + run.needs, *accuracies, age])
-    more = differing[MOST:]
+    more = (own + with_method)[len(names) :]
     return format_table(rows) + (f"\nthey also differ in {', '.join(more)}: see --csv" if more else "")
 
 
@@ -87,7 +89,7 @@ def write_csv(listed: Sequence[Any]) -> None:
     from metaug_core.runs import listing
 
     fixed = ["method", "dataset", "encoder", "seed", "epochs"]
-    names = fixed + [name for name in listing.list_differing(listed) if name not in fixed]
+    names = fixed + [name for names in listing.list_differing(listed) for name in names if name not in fixed]
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(["run", *names, "epochs_done", "state", *MEASURES, "written"])
     for run in listed:
@@ -193,12 +195,12 @@ def rm(name: tuple[str, ...], yes: bool, runs_dir: Path) -> None:
 
 
 def find_removable(name: str, runs_dir: Path) -> Path:
-    """The folder of a run in runs_dir. MetaugError for any other folder, though it looks like a run: a link, a run elsewhere."""
+    """The folder of a run in runs_dir. MetaugError for a link, and for a folder elsewhere that has a config.json."""
     from metaug_core.runs import store
 
     folder = store.locate_run(name, runs_dir)
     if folder.resolve().parent != runs_dir or folder.is_symlink():
-        raise MetaugError(f"{folder} is no folder in {format_path(runs_dir)}: nothing was removed")
+        raise MetaugError(f"{folder} is not a run in {format_path(runs_dir)}: nothing was removed")
     return folder.resolve()
 
 

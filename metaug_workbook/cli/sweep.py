@@ -32,7 +32,8 @@ from metaug_workbook.cli.options import (
 def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
     """Draw the figures of the gallery again.
 
-    They are drawn from their stored tables, and the page of the gallery is written. With NAME, only these figures. The gallery accepts only figures drawn by committed code; --out accepts any.
+    They are drawn from their stored tables, and the page of the gallery is written. With NAME, only these figures. The gallery
+    accepts only figures drawn by committed code; --out accepts any.
     """
     from metaug_workbook.plots import gallery
 
@@ -93,8 +94,9 @@ def sweep(ctx: click.Context, runs_dir: Path, dry_run: bool, slurm: bool, quiet:
         metaug sweep --set method=cmc --grid temperature=0.07,0.2 \\
             --seeds 3 --dry-run
 
-    All runs go into one table. Then a notebook is executed for each of them. Every name and value is checked before anything starts. The same command
-    again does only what is missing; what failed is recorded and tried again only with --retry. Ctrl-C saves the runs under way.
+    All runs go into one table. Then a notebook is executed for each of them. Every name and value is checked before anything
+    starts. The same command again does only what is missing; what failed is recorded and tried again only with --retry. Ctrl-C
+    saves the runs under way.
     """
     if not asked["grid"] and asked["seeds"] is None:
         click.echo(ctx.get_usage(), err=True)
@@ -203,8 +205,8 @@ def submit(state: Any, workers: int) -> str:
 def work(runs_dir: Path, names: tuple[str, ...], quiet: bool) -> None:
     """Work on the unfinished runs of sweeps.
 
-    A worker trains and evaluates runs of the sweeps in RUNS_DIR until none is left. Any number of workers may run at the same time, on any machine that sees the folder. If one dies, the others continue its
-    run.
+    A worker trains and evaluates runs of the sweeps in RUNS_DIR until none is left. Any number of workers may run at the same
+    time, on any machine that sees the folder. If one dies, the others continue its run.
     """
     from metaug_workbook.jobs import worker
 

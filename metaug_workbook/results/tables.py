@@ -204,7 +204,7 @@ def format_estimate(
     if not n:
         return "-"
     half = "" if math.isnan(half_width) else f" +- {scale * half_width:.{places}f}"
-    return f"{scale * mean:{sign}.{places}f}{half} (n = {n:.0f})"
+    return f"{round(scale * mean, places) + 0.0:{sign}.{places}f}{half} (n = {n:.0f})"  # + 0.0: no -0.0
 
 
 def compare_paired(
