@@ -99,10 +99,8 @@ def sweep(ctx: click.Context, runs_dir: Path, dry_run: bool, slurm: bool, quiet:
     saves the runs under way.
     """
     if not asked["grid"] and asked["seeds"] is None:
-        click.echo(ctx.get_usage(), err=True)
-        raise click.UsageError(
-            "a sweep needs --grid or --seeds, as in `metaug sweep --grid lr=0.001,0.003 --seeds 3`", ctx
-        )
+        usage = "`metaug sweep --grid NAME=V1,V2,... [--seeds N] [--set NAME=VALUE]...`"
+        raise click.UsageError(f"a sweep needs a grid or seeds: {usage}", ctx)
     from metaug_core.training import progress
     from metaug_workbook.jobs import papermill_runner, sweep
     from metaug_workbook.results.tables import Wanted

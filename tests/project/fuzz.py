@@ -56,6 +56,10 @@ COMMANDS = ["train"] * 8 + [
     "figures",
     "methods",
     "run",
+    "compare",
+    "stop",
+    "rm",
+    "settings",
 ]
 IMAGE_NAMES = [
     "a.png",
@@ -140,7 +144,7 @@ def type_command(rng: random.Random, folder: Path) -> list[str]:
         axes = [
             f"{name}={text},{rng.choice(TEXTS)}" for name, text in (pick_setting(rng) for _ in range(rng.randrange(3)))
         ]
-        words = [word for axis in axes for word in ("--grid", axis)]
+        words = [word for axis in axes for word in ("--grid", axis)] or ["--seeds", "1"]
         for name in ("--measures", "--representations", "--notebook", "--name", "--workers", "--trials", "--seeds"):
             if rng.random() < 0.1:
                 words += [name, rng.choice([*TEXTS, "knn", "probe_plain,knn", "untrained", "01_pretrain", "2"])]
@@ -159,9 +163,19 @@ def type_command(rng: random.Random, folder: Path) -> list[str]:
         ]
     if command == "figures":
         return [command, *surplus, "--folder", str(folder / "figures"), "--out", str(folder / "out")]
-    if command in ("report", "resume"):
-        return [command, pick_word(rng, ["shapes", str(folder), "x" * 300]), *runs_dir, *surplus]
-    return [command, *(runs_dir if command == "runs" else [str(folder)] if command == "work" else []), *surplus]
+    if command in ("report", "resume", "stop", "rm", "compare"):
+        names = [pick_word(rng, ["shapes", str(folder), "x" * 300]) for _ in range(1 + (command == "compare"))]
+        return [command, *names, *runs_dir, *surplus]
+    if command == "settings":
+        return [command, pick_word(rng, list(Config.model_fields)), *surplus]
+    if command == "runs":
+        return [
+            command,
+            *(f"{name}={text}" for name, text in [pick_setting(rng)] * rng.randrange(2)),
+            *runs_dir,
+            *surplus,
+        ]
+    return [command, *([str(folder)] if command == "work" else []), *surplus]
 
 
 def try_command(rng: random.Random, folder: Path) -> None:
@@ -332,7 +346,20 @@ def try_run(rng: random.Random, folder: Path) -> None:
     files = sorted(path for path in hurt.rglob("*") if path.is_file() and not path.name.startswith("."))
     print([damage(rng, path) for path in rng.sample(files, rng.choice([1, 1, 2])) if os.path.lexists(path)])
     words = rng.choice(
-        [["runs"], ["report"], ["report", hurt.name], ["resume", hurt.name], ["report", str(hurt)], ["work", str(runs)]]
+        [
+            ["runs"],
+            ["report"],
+            ["report", hurt.name],
+            ["resume", hurt.name],
+            ["report", str(hurt)],
+            ["work", str(runs)],
+            ["runs", "seed=1"],
+            ["runs", "--json"],
+            ["runs", "--csv"],
+            ["compare", whole.name, stopped.name],
+            ["stop", hurt.name],
+            ["rm", hurt.name, "--yes"],
+        ]
     )
     run_metaug([*words, *([] if words[0] == "work" else ["--runs-dir", str(runs)])])
 
