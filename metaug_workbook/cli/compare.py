@@ -29,7 +29,7 @@ def compare(a: str, b: str, runs_dir: Path) -> None:
 
     pair = [store.open_run(name, runs_dir) for name in (a, b)]
     groups = [tables.find_seeds(run) for run in pair]
-    if pair[1].path.name in {run.path.name for run in groups[0]}:  # the seed is all that differs
+    if pair[1].path.resolve() in {run.path.resolve() for run in groups[0]}:  # the seed is all that differs
         groups = [[run] for run in pair]
     for side, run, group in zip("AB", pair, groups, strict=True):
         seeds = f"seeds {', '.join(str(one.config.seed) for one in group)}" if len(group) > 1 else ""

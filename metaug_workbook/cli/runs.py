@@ -1,9 +1,9 @@
 """Commands of `metaug` that look after runs: list, report, remove. Slow imports wait until they are needed."""
 
 import csv
+import io
 import json
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ def runs(wanted: tuple[str, ...], form: str | None, runs_dir: Path) -> None:
     if form == "json":
         click.echo(json.dumps([describe(run) for run in listed], indent=1))
     elif form == "csv":
-        write_csv(listed)
+        click.echo(format_csv(listed), nl=False)
     elif not folders:
         click.echo(f"no runs in {format_path(runs_dir)}; `metaug run 01_pretrain` makes one")
     elif not listed:
@@ -84,18 +84,20 @@ def describe(run: Any) -> dict[str, Any]:
     }
 
 
-def write_csv(listed: Sequence[Any]) -> None:
+def format_csv(listed: Sequence[Any]) -> str:
     """A row for each run, empty where it has nothing: what tells runs apart, how far it is, and how good its encoder."""
     from metaug_core.runs import listing
 
     fixed = ["method", "dataset", "encoder", "seed", "epochs"]
     names = fixed + [name for names in listing.list_differing(listed) for name in names if name not in fixed]
-    rows = csv.writer(sys.stdout, lineterminator="\n")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["run", *names, "epochs_done", "state", *MEASURES, "written"])
     for run in listed:
         settings = [listing.format_setting(name, run.settings[name]) if name in run.settings else "" for name in names]
         accuracies = [run.evaluation.get("trained", {}).get(measure) for measure in MEASURES]
         rows.writerow([run.name, *settings, run.epochs_done, run.state, *accuracies, format_time(run.touched)])
+    return text.getvalue()
 
 
 def format_time(seconds: float) -> str:
