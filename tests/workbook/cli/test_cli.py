@@ -726,10 +726,10 @@ def test_settings_are_explained():
     for head, said in {
         "values": "a number >= 0",
         "default": "1e-05",
-        "in presets": "quick 0.1, sketch 0.1, paper 1e-05, authors 1e-05",
         "used by": "metaug-only-mag, metaug, metaug-nnclr, NAME+mag",
     }.items():
         assert words[words.index(head) + 1] == said
+    assert re.search(r"in presets +quick 0\.1, ", metaug("settings", "delta").output)
     assert re.search(r"only with +negatives bank\n", metaug("settings", "bank_momentum").output)
     assert re.search(r"values +eq7 or eq8 or eq9 or eq10\n", metaug("settings", "oucl").output)
     assert "2 values with commas between, each a number >= 0 and <= 1" in metaug("settings", "crop_scale").output
