@@ -178,8 +178,8 @@ class Run:
         return is_held(self.path)
 
     def request_stop(self) -> None:
-        """Ask whoever trains the run to save it after the step under way and end. Does not wait."""
-        write(self.path / STOP_REQUEST, b"")
+        """As the function `request_stop`, of this run's folder."""
+        request_stop(self.path)
 
     @property
     def stop_requested(self) -> bool:
@@ -233,18 +233,30 @@ def find_folders(runs_dir: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (modified(folder / "config.json"), folder.name))
 
 
+def request_stop(folder: Path) -> None:
+    """Ask whoever trains the run in a folder to save it after the step under way and end. Does not wait. Raises StoreError."""
+    write(folder / STOP_REQUEST, b"")
+
+
+def locate_run(where: str | Path, runs_dir: Path) -> Path:
+    """The folder of a run, by its path, or by its name (or an unambiguous beginning of it) under runs_dir. Nothing in it is read.
+    StoreError if there is none."""
+    path = Path(where)
+    if os.path.exists(path / "config.json"):  # Path.exists raises for a name too long for the file system
+        return path
+    names = [folder.name for folder in find_folders(runs_dir)]
+    near = [name for name in names if name == str(where)] or [n for n in names if n.startswith(str(where))]
+    if len(near) > 1:
+        raise StoreError(f"{str(where)!r} is the beginning of {len(near)} runs: {', '.join(sorted(near)[:4])}")
+    if not near:
+        raise StoreError(f"no run {str(where)!r} in {runs_dir}{suggestion(where, names)}")
+    return runs_dir / near[0]
+
+
 def open_run(where: str | Path, runs_dir: Path) -> Run:
     """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. Files of the user's own code that it was
     trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be read."""
-    path = Path(where)
-    if not os.path.exists(path / "config.json"):  # Path.exists raises for a name too long for the file system
-        names = [folder.name for folder in find_folders(runs_dir)]
-        near = [name for name in names if name == str(where)] or [n for n in names if n.startswith(str(where))]
-        if len(near) > 1:
-            raise StoreError(f"{str(where)!r} is the beginning of {len(near)} runs: {', '.join(sorted(near)[:4])}")
-        if not near:
-            raise StoreError(f"no run {str(where)!r} in {runs_dir}{suggestion(where, names)}")
-        path = runs_dir / near[0]
+    path = locate_run(where, runs_dir)
     lost = load_imports(path)
     try:
         return read_run(path)

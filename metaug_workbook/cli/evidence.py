@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from metaug_core.errors import Interrupted
-from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir, takes_settings
+from metaug_workbook.cli.options import format_path, say, takes_imports, takes_quiet, takes_runs_dir, takes_settings
 
 
 @click.command()
@@ -32,13 +32,18 @@ from metaug_workbook.cli.options import format_path, say, takes_imports, takes_r
     "--dry-run", is_flag=True, help="Only list the experiments, what is missing of them and what it will cost."
 )
 @takes_imports(expose=False)
+@takes_quiet
 @takes_runs_dir
-def evidence(names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_run: bool, **asked: Any) -> None:
-    """Do what is missing of the experiments behind the paper's claims (only of NAME..., if given), in the order of their worth.
+def evidence(
+    names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_run: bool, quiet: bool, **asked: Any
+) -> None:
+    """Run the experiments behind the paper's claims.
 
-    A run that is done is a row of figures/data/NAME.csv at once. The same command goes on, here or on another machine, which
-    begins with seeds that no machine has whole. `metaug claims` says what the tables decide.
+    Without NAME: all of them, in the order of their worth. Only what is missing is run, and a run that is done is a row of
+    figures/data/NAME.csv at once. The same command goes on, here or on another machine, which begins with seeds that no machine
+    has whole. `metaug claims` says what the tables decide.
     """
+    from metaug_core.training import progress
     from metaug_workbook.jobs import evidence_runs
     from metaug_workbook.jobs.grid import parse_setting
     from metaug_workbook.results import evidence_tables
@@ -50,9 +55,10 @@ def evidence(names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_ru
         click.echo("\n".join([*map(describe, plans), *waiting]))
         return
     todo = evidence_runs.list_todo(plans)
+    view = progress.silent if quiet else progress.RunsBar
     try:
         with end_after(asked["hours"]) as is_over, choose_workers(todo, asked["workers"]) as executor:
-            evidence_runs.gather(todo, executor, asked["trials"], say=say)
+            evidence_runs.gather(todo, executor, asked["trials"], view, say)
     except KeyboardInterrupt:
         left = len(evidence_runs.list_todo(plans))
         if not is_over():
@@ -69,7 +75,10 @@ def evidence(names: tuple[str, ...], runs_dir: Path, tables: Path | None, dry_ru
 )
 @click.option("--markdown", is_flag=True, help="As docs/claims.md has them, with every difference.")
 def claims(tables: Path | None, markdown: bool) -> None:
-    """Say of each of the paper's claims what the tables of `metaug evidence` decide: it holds, does not hold, or is open."""
+    """Say which of the paper's claims hold.
+
+    Each holds, does not hold, or is open, by the tables of `metaug evidence`.
+    """
     from metaug_workbook.results import claims, evidence_tables
 
     verdicts = claims.judge_all(tables or evidence_tables.FOLDER)

@@ -10,19 +10,30 @@ from typing import Any
 import click
 
 from metaug_core.errors import Interrupted, MetaugError
-from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir, takes_settings
+from metaug_workbook.cli.options import (
+    MEASURES,
+    format_path,
+    format_table,
+    ignore,
+    say,
+    takes_imports,
+    takes_quiet,
+    takes_runs_dir,
+    takes_settings,
+)
 
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="The gallery; default: figures/.")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="The gallery. Default: figures/.")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Draw there, and leave the gallery as it is."
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Draw into this folder and leave the gallery alone."
 )
 def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> None:
-    """Draw the figures of the gallery again from their stored tables (only NAME..., if given), and write its page.
+    """Draw the figures of the gallery again.
 
-    figures/ takes only what a commit can draw again; --out any state of the code.
+    They are drawn from their stored tables, and the page of the gallery is written. With NAME, only these figures. The gallery
+    accepts only figures drawn by committed code; --out accepts any.
     """
     from metaug_workbook.plots import gallery
 
@@ -31,40 +42,66 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
     click.echo(f"drawn: {', '.join(drawn) or 'nothing'}; see {format_path(place / 'README.md')}")
 
 
-@click.command()
+@click.command(options_metavar="--grid NAME=V1,V2,... [--seeds N] [OPTIONS]")
 @click.option(
-    "--grid", multiple=True, metavar="NAME=V1,V2", help="An axis of the grid; of lists: views='L,ab;L,ab,RGB'."
+    "--grid",
+    multiple=True,
+    metavar="NAME=V1,V2",
+    help="A setting and its values; may be repeated. A setting that is a list: views='L,ab;L,ab,RGB'.",
 )
-@takes_settings("--set", "A setting of every cell; `preset` names a preset.")
-@click.option("--seeds", type=click.IntRange(1), help="So many seeds of every cell, from `seed` (0) on.")
-@click.option("--notebook", default="01_pretrain", help="What is executed of every run; default: 01_pretrain.")
+@takes_settings("--set", "Set a setting, or `preset`, of every run. May be repeated.")
+@click.option(
+    "--seeds", type=click.IntRange(1), help="Train each combination with this many seeds, from `seed` (0) on."
+)
+@click.option("--notebook", default="01_pretrain", help="The notebook to execute for each run. Default: 01_pretrain.")
 @click.option(
     "--measures",
     default="probe_plain,probe_fast,knn",
-    help="What is evaluated afterwards; fewer are cheaper, probe_paper is dear.",
+    help="What to measure of each run. Default: probe_plain,probe_fast,knn; there is also probe_paper, which is slow.",
 )
-@click.option("--representations", default="untrained,trained", help="Of what; also: raw pixels.")
-@click.option("--augmented", is_flag=True, help="Also evaluate z and z~, where the method has a MAG.")
-@click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler that runs, tcp://host:port; else workers here.")
-@click.option("--slurm", is_flag=True, help="Start nothing; write a job array of --workers tasks for sbatch.")
-@click.option("--workers", type=click.IntRange(1), help="How many processes; default: one a core, or one for a GPU.")
 @click.option(
-    "--trials", type=click.IntRange(1),
-    help="So many runs side by side in one process, if only numbers differ: for a GPU.",
-)  # fmt: skip
-@click.option(
-    "--name", help="Of the sweep's folder in runs/sweeps; default: from its grid, so that the same call finds it."
+    "--representations",
+    default="untrained,trained",
+    help="Of which features. Default: untrained,trained; there is also 'raw pixels'.",
 )
-@click.option("--retry", is_flag=True, help="Also try again what failed before.")
-@click.option("--dry-run", is_flag=True, help="Only list the cells, their states and what they will cost.")
+@click.option("--augmented", is_flag=True, help="Also evaluate z and z~ together, where the method has a MAG.")
+@click.option("--scheduler", metavar="ADDRESS", help="Use the workers of a running Dask scheduler, tcp://host:port.")
+@click.option("--slurm", is_flag=True, help="Start nothing: write a job array of --workers tasks for sbatch.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes on this machine. Default: one per CPU core, or one with a GPU."
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    help="Train up to this many runs side by side in one process, if they differ only in numbers: for a GPU.",
+)
+@click.option(
+    "--name",
+    help="Name of the sweep's folder in runs/sweeps/. Default: made from the grid, the same for the same grid.",
+)
+@click.option("--retry", is_flag=True, help="Try again what failed before.")
+@click.option("--dry-run", is_flag=True, help="Only list the runs, their states and how long they will take.")
 @takes_imports(expose=True)
+@takes_quiet
 @takes_runs_dir
-def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
-    """Train a run for every cell of a grid of settings, evaluate the runs, write one table, and execute a notebook of each run.
+@click.pass_context
+def sweep(ctx: click.Context, runs_dir: Path, dry_run: bool, slurm: bool, quiet: bool, **asked: Any) -> None:
+    """Train and evaluate a grid of runs.
 
-    All names and values are checked before anything starts. The same command again does only what is missing; failures are
-    recorded and not repeated without --retry. Ctrl-C saves what is under way.
+    For example, three seeds of each of two temperatures; --dry-run only says what they would cost:
+
+    \b
+        metaug sweep --set method=cmc --grid temperature=0.07,0.2 \\
+            --seeds 3 --dry-run
+
+    All runs go into one table. Then a notebook is executed for each of them. Every name and value is checked before anything
+    starts. The same command again does only what is missing; what failed is recorded and tried again only with --retry. Ctrl-C
+    saves the runs under way.
     """
+    if not asked["grid"] and asked["seeds"] is None:
+        usage = "`metaug sweep --grid NAME=V1,V2,... [--seeds N] [--set NAME=VALUE]...`"
+        raise click.UsageError(f"a sweep needs a grid or seeds: {usage}", ctx)
+    from metaug_core.training import progress
     from metaug_workbook.jobs import papermill_runner, sweep
     from metaug_workbook.results.tables import Wanted
 
@@ -80,12 +117,14 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
     if slurm:
         click.echo(submit(state, asked["workers"] or 4))
         return
+    view, note = (progress.silent, ignore) if quiet else (progress.RunsBar, say)
     try:
         with choose_workers(state, asked["scheduler"], asked["workers"]) as executor:
-            sweep.run_sweep(state, executor, asked["trials"] or 1, say=say)
+            sweep.run_sweep(state, executor, asked["trials"] or 1, view, note)
     except KeyboardInterrupt:
         counted = f"{state.count('finished')} of {len(state.cells)} cells are finished"
         raise Interrupted(f"interrupted: {counted}; the same command goes on") from None
+    click.echo(format_summary(state.summary()))
     click.echo(
         f"{state.count('finished')} of {len(state.cells)} cells are finished: {format_path(plan.folder / 'table.csv')}"
     )
@@ -95,6 +134,13 @@ def sweep(runs_dir: Path, dry_run: bool, slurm: bool, **asked: Any) -> None:
             raise papermill_runner.CellFailed(
                 f"{count} of {len(state.cells)} {what} failed, see {format_path(state.file)}; --retry tries them again"
             )
+
+
+def format_summary(summary: Any) -> str:
+    """What a sweep measured, as text."""
+    heads = [MEASURES.get(name, name) for name in map(str, summary.columns)]
+    table = format_table([heads, *summary.values.tolist()])
+    return f"{table}\ntest accuracy in %: mean +- half of the 95 % t-interval over n seeds\n"
 
 
 def refuse_ignored(asked: dict[str, Any]) -> None:
@@ -149,13 +195,17 @@ def submit(state: Any, workers: int) -> str:
 
 @click.command()
 @click.argument("runs_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--sweep", "names", multiple=True, metavar="NAME", help="Only the jobs of this sweep. May be repeated.")
-def work(runs_dir: Path, names: tuple[str, ...]) -> None:
-    """Do unfinished jobs of the sweeps in RUNS_DIR until nothing is left. As many as you like may work at the same time, on any
-    machine that sees the folder; one that dies is replaced by the others."""
+@click.option("--sweep", "names", multiple=True, metavar="NAME", help="Only the runs of this sweep. May be repeated.")
+@takes_quiet
+def work(runs_dir: Path, names: tuple[str, ...], quiet: bool) -> None:
+    """Work on the unfinished runs of sweeps.
+
+    A worker trains and evaluates runs of the sweeps in RUNS_DIR until none is left. Any number of workers may run at the same
+    time, on any machine that sees the folder. If one dies, the others continue its run.
+    """
     from metaug_workbook.jobs import worker
 
     try:
-        worker.work(worker.read_jobs(runs_dir.resolve(), names), partial(say, err=False))
+        worker.work(worker.read_jobs(runs_dir.resolve(), names), ignore if quiet else partial(say, err=False))
     except KeyboardInterrupt:
         raise Interrupted("interrupted and saved; the same command goes on") from None

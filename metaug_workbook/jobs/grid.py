@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from metaug_core import methods, presets
+from metaug_core import presets
 from metaug_core.config import Config, ConfigError
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
     """`apply_preset`, and ConfigError for views that the method cannot contrast."""
+    from metaug_core import methods  # torch
+
     config = apply_preset(values)
     methods.build(config)
     return config

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from metaug_core import extensions
 from metaug_core.config import Config, ConfigError, as_file_name
 from metaug_core.errors import Interrupted, MetaugError
+from metaug_core.evaluation.representations import AUGMENTED, interval
 from metaug_core.runs import data, files, store
 from metaug_core.training.progress import RunsBar, RunsReporter
 from metaug_workbook.jobs import grid, papermill_runner
@@ -186,9 +187,37 @@ class Sweep:
         files.write_json(self.file, self.header | {"cells": self.cells})
 
     def table(self) -> pd.DataFrame:
+        """A row for each cell: what varies, then what was measured, then everything else (`tables.read_table`)."""
         failures = {cell["run"]: cell["error"] for cell in self.cells if cell["state"] == "failed"}
         table = tables.read_table(self.plan.configs, self.plan.wanted.split, failures)
-        return table.assign(notebook=[cell["notebook"] for cell in self.cells])
+        table = table.assign(notebook=[cell["notebook"] for cell in self.cells])
+        first = [*self.plan.varying, *(column for columns in self.measured().values() for column in columns.values())]
+        first = [name for name in first if name in table]
+        return table.reindex(columns=[*first, *table.columns.drop(first)])
+
+    def measured(self) -> dict[str, dict[str, str]]:
+        """The columns of the table that the sweep measures, by representation and measure."""
+        wanted = self.plan.wanted
+        names = (*wanted.representations, *((AUGMENTED,) if wanted.augmented else ()))
+        return {name: {measure: f"{tables.PREFIX[name]}{measure}" for measure in wanted.measures} for name in names}
+
+    def summary(self) -> pd.DataFrame:
+        """A row for each combination of what varies but the seed (of the method, if nothing does) and each representation
+        (`features`); a column for each measure, in percent with the 95 % t-interval over the seeds, as text (`format_estimate`).
+        A setting stands as it was given, `-` where the method does not use it."""
+        plan, table, rows = self.plan, self.table(), []
+        by = [name for name in plan.varying if name != "seed"] or ["method"]
+        for name in by:
+            pairs = list(zip(plan.given, plan.configs, strict=True))
+            table[name] = ["-" if config.idle(name) else given.get(name, config.method) for given, config in pairs]
+        for key, runs in table.groupby(by, sort=False):
+            for features, columns in self.measured().items():
+                row = dict(zip(by, cast(tuple, key), strict=True)) | {"features": features}
+                for measure, column in columns.items():
+                    values = runs[column].dropna().tolist()
+                    row[measure] = tables.format_estimate(*interval(values), len(values))
+                rows.append(row)
+        return pd.DataFrame(rows)
 
     def save(self) -> None:
         self.record()

@@ -207,12 +207,6 @@ def to_table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(["| claim | the paper | verdict |", "|---|---|---|", *rows])
 
 
-def to_table(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a table of Markdown: claim, the paper's numbers, verdict."""
-    rows = [f"| ({v.claim.letter}) {v.claim.sentence} | {v.claim.paper} | **{v.word}** |" for v in verdicts]
-    return "\n".join(["| claim | the paper | verdict |", "|---|---|---|", *rows])
-
-
 def to_markdown(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as docs/claims.md has them: a table, then each claim with all its differences."""
     lines = [BEGIN, "", to_table(verdicts)]

@@ -6,7 +6,9 @@ summarize(rows, "delta", "knn")                 # mean, half_width, n
 compare_paired(rows, "delta", 1e-5, "knn")      # differences over shared seeds
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -104,6 +106,23 @@ def find_run(request: Config | Run) -> Run:
     return store.request(request) if isinstance(request, Config) else request
 
 
+def find_seeds(run: Run) -> list[Run]:
+    """The finished runs in the folder of this one that differ from it in the seed alone, one of each seed, itself among them (also
+    unfinished), in the order of seeds. Runs of another version of the engine, or of other code of the user's own, differ."""
+
+    def identify(one: Run) -> tuple[Any, ...]:
+        sessions = one.sessions
+        engine = sessions[-1].get("engine") if sessions else None
+        return one.config.identity() | {"seed": None}, engine, one.current or not one.config.own_entries()
+
+    wanted, seeds = identify(run), {run.config.seed: run}
+    for other in store.list_runs(run.path.resolve().parent):
+        with suppress(MetaugError):  # a damaged record: it says so where it is asked for
+            if other.finished and identify(other) == wanted:
+                seeds.setdefault(other.config.seed, other)
+    return [seeds[seed] for seed in sorted(seeds)]
+
+
 def read_table(requests: Requests, split: str = "test", failures: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A row for each config or run, in the order of requests, done or not: `state` says which, and `list_missing` lists them. What
     the rows lack of `ACCURACIES` and `OF_MAG` is NaN.
@@ -176,6 +195,17 @@ def summarize(table: pd.DataFrame, by: str | Sequence[str], measure: str) -> pd.
         values = rows[measure].dropna().tolist()
         estimates.append((*cast(tuple, key), *interval(values), len(values)))
     return pd.DataFrame(estimates, columns=pd.Index([*by, "mean", "half_width", "n"]))
+
+
+def format_estimate(
+    mean: float, half_width: float, n: float, scale: float = 100, places: int = 1, sign: str = ""
+) -> str:
+    """A row of `summarize` as one writes it: `38.5 +- 1.2 (n = 3)`, without the interval for n = 1, `-` for none. scale: 100 for
+    shares in percent; sign: `+` for differences."""
+    if not n:
+        return "-"
+    half = "" if math.isnan(half_width) else f" +- {scale * half_width:.{places}f}"
+    return f"{round(scale * mean, places) + 0.0:{sign}.{places}f}{half} (n = {n:.0f})"  # + 0.0: no -0.0
 
 
 def compare_paired(

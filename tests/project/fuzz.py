@@ -33,6 +33,7 @@ from metaug_core.evaluation import representations
 from metaug_core.training import loop
 from metaug_workbook.cli import start
 from metaug_workbook.jobs import papermill_runner
+from metaug_workbook.results.evidence import EXPERIMENTS
 
 SMALL = {"preset": "sketch", "train_images": "64", "epochs": "1", "batch_size": "16", "width": "0.05", "mag_hidden": "8",
          "feature_dim": "8", "bank_negatives": "16", "workers": "0", "device": "cpu"}  # fmt: skip
@@ -58,6 +59,12 @@ COMMANDS = ["train"] * 8 + [
     "figures",
     "methods",
     "run",
+    "compare",
+    "evidence",
+    "claims",
+    "stop",
+    "rm",
+    "settings",
 ]
 IMAGE_NAMES = [
     "a.png",
@@ -142,12 +149,16 @@ def type_command(rng: random.Random, folder: Path) -> list[str]:
         axes = [
             f"{name}={text},{rng.choice(TEXTS)}" for name, text in (pick_setting(rng) for _ in range(rng.randrange(3)))
         ]
-        words = [word for axis in axes for word in ("--grid", axis)]
+        words = [word for axis in axes for word in ("--grid", axis)] or ["--seeds", "1"]
         for name in ("--measures", "--representations", "--notebook", "--name", "--workers", "--trials", "--seeds"):
             if rng.random() < 0.1:
                 words += [name, rng.choice([*TEXTS, "knn", "probe_plain,knn", "untrained", "01_pretrain", "2"])]
         settings = type_settings(rng, lambda name, text: ["--set", f"{name}={text}"])
         return [command, *settings, *words, "--dry-run", *runs_dir, *surplus]
+    if command == "evidence":
+        settings = type_settings(rng, lambda name, text: ["--set", f"{name}={text}"])
+        names = [pick_word(rng, list(EXPERIMENTS)) for _ in range(rng.randrange(3))]
+        return [command, *names, *settings, "--dry-run", "--tables", str(folder / "tables"), *runs_dir]
     if command == "run":  # a run of a notebook takes half a minute: the last name ends it before
         settings = type_settings(rng, lambda name, text: ["-p", name, text])
         return [command, pick_word(rng, ["01_pretrain", "06_margins", "11_delta"]), *settings, "-p", "xyzzy", "1"]
@@ -161,9 +172,19 @@ def type_command(rng: random.Random, folder: Path) -> list[str]:
         ]
     if command == "figures":
         return [command, *surplus, "--folder", str(folder / "figures"), "--out", str(folder / "out")]
-    if command in ("report", "resume"):
-        return [command, pick_word(rng, ["shapes", str(folder), "x" * 300]), *runs_dir, *surplus]
-    return [command, *(runs_dir if command == "runs" else [str(folder)] if command == "work" else []), *surplus]
+    if command in ("report", "resume", "stop", "rm", "compare"):
+        names = [pick_word(rng, ["shapes", str(folder), "x" * 300]) for _ in range(1 + (command == "compare"))]
+        return [command, *names, *runs_dir, *surplus]
+    if command == "settings":
+        return [command, pick_word(rng, list(Config.model_fields)), *surplus]
+    if command == "runs":
+        return [
+            command,
+            *(f"{name}={text}" for name, text in [pick_setting(rng)] * rng.randrange(2)),
+            *runs_dir,
+            *surplus,
+        ]
+    return [command, *([str(folder)] if command == "work" else []), *surplus]
 
 
 def try_command(rng: random.Random, folder: Path) -> None:
@@ -334,7 +355,20 @@ def try_run(rng: random.Random, folder: Path) -> None:
     files = sorted(path for path in hurt.rglob("*") if path.is_file() and not path.name.startswith("."))
     print([damage(rng, path) for path in rng.sample(files, rng.choice([1, 1, 2])) if os.path.lexists(path)])
     words = rng.choice(
-        [["runs"], ["report"], ["report", hurt.name], ["resume", hurt.name], ["report", str(hurt)], ["work", str(runs)]]
+        [
+            ["runs"],
+            ["report"],
+            ["report", hurt.name],
+            ["resume", hurt.name],
+            ["report", str(hurt)],
+            ["work", str(runs)],
+            ["runs", "seed=1"],
+            ["runs", "--json"],
+            ["runs", "--csv"],
+            ["compare", whole.name, stopped.name],
+            ["stop", hurt.name],
+            ["rm", hurt.name, "--yes"],
+        ]
     )
     run_metaug([*words, *([] if words[0] == "work" else ["--runs-dir", str(runs)])])
 
@@ -351,7 +385,9 @@ def make_whole(folder: Path) -> None:
         progress.run.request_stop()
 
     try:
-        with patch.multiple(loop, REPORT_SECONDS=0.0, LOOK_SECONDS=0.0):  # a fast machine ends it before the usual first look
+        with patch.multiple(
+            loop, REPORT_SECONDS=0.0, LOOK_SECONDS=0.0
+        ):  # a fast machine ends it before the usual first look
             fit(longer, report=stop)
     except MetaugError:
         return

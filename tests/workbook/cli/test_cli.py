@@ -1,7 +1,9 @@
 """The `metaug` command with real notebooks, kernels and processes: one sentence for bad input, nothing lost."""
 
+import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,9 +22,9 @@ from tiny import ROOT, FullDisk
 from workbooks import sentence, write_notebook
 
 from metaug_core import METHODS, MetaugError, evaluate, extensions, fit
-from metaug_core.config import EVALUATION_VERSION
+from metaug_core.config import ENGINE_VERSION, EVALUATION_VERSION, Config
 from metaug_core.presets import preset
-from metaug_core.runs import files, listing, store
+from metaug_core.runs import files, listing, lock, store
 from metaug_workbook.cli import catalogue, main
 from metaug_workbook.jobs import papermill_runner
 from metaug_workbook.results import tables
@@ -263,8 +265,10 @@ def test_a_value_reaches_the_notebook_with_its_type(tmp_path):
     source = write_notebook(
         tmp_path / "typed.ipynb", "print(repr((name, x)))", parameters='name: str = "a"\nx: float = 1.0'
     )
-    result = metaug("run", str(source), "-p", "name", "3", "-p", "x", "2", "--runs-dir", str(tmp_path / "runs"))
+    words = ["run", str(source), "-p", "name", "3", "-p", "x", "2", "--quiet", "--runs-dir", str(tmp_path / "runs")]
+    result = metaug(*words)
     assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
     assert "('3', 2.0)" in (tmp_path / "runs" / "notebooks" / "typed.ipynb").read_text()
 
 
@@ -545,3 +549,236 @@ def test_the_package_is_the_command():
         [sys.executable, "-m", "metaug_workbook", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.startswith("metaug, version ")
+
+
+# --- look after runs: list, compare, stop, remove
+def write_run(runs_dir: Path, knn: float | None = None, **settings) -> store.Run:
+    """A run's folder without training; with an accuracy, that of a finished and evaluated one."""
+    run = store.request(Config(**{"runs_dir": runs_dir, **settings}))
+    files.write_json(run.path / "config.json", run.config.model_dump(mode="json"))
+    files.write_json(run.path / "environment.json", [{"engine": ENGINE_VERSION}])
+    if knn is not None:
+        row = {"knn": knn, "evaluation_version": EVALUATION_VERSION}
+        files.write_json(run.path / "evaluation-test.json", {"trained": row})
+        files.write_json(run.path / "finished.json", {})
+    return run
+
+
+def list_names(*words: str) -> list[str]:
+    """The first column of `metaug runs`, without its head."""
+    return [line.split()[0] for line in metaug("runs", *words).output.splitlines()[1:]]
+
+
+def test_runs_shows_what_differs_and_can_be_filtered(tmp_path):
+    place = ["--runs-dir", str(tmp_path)]
+    a = write_run(tmp_path, 0.5, method="cmc", lr=0.001)
+    b = write_run(tmp_path, method="cmc", lr=0.01, seed=1)
+    c = write_run(tmp_path, 0.25, method="simclr", views=["RGB", "RGB"])
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{")
+    lines = {line.split()[0]: line.split() for line in metaug("runs", *place).output.splitlines()}
+    heads = lines["run"]
+    assert heads == ["run", "method", "lr", "seed", "epochs", "state", "kNN", "%", "age"]
+    assert lines[a.path.name][1:7] == ["cmc", "0.001", "0", "-/200", "finished", "50.0"]
+    assert lines[c.path.name][1:7] == ["simclr", "0.001", "0", "-/200", "finished", "25.0"]
+    assert lines["damaged"][1:7] == ["-", "-", "-", "-/-", "damaged", "-"]
+    assert lines["they"][:4] == ["they", "also", "differ", "in"]  # what comes with simclr has no place
+    assert {"views,", "independent,"} < {*lines["they"]}
+    head, *rows = metaug("runs", "method=cmc", *place).output.splitlines()
+    assert head.split() == ["run", "lr", "seed", "epochs", "state", "kNN", "%", "age"]
+    assert [row.split()[:5] for row in rows] == [
+        [a.path.name, "0.001", "0", "-/200", "finished"],
+        [b.path.name, "0.01", "1", "-/200", "unfinished"],
+    ]
+    assert list_names("lr=1e-3", "views=L,ab,RGB", *place) == [a.path.name]
+    assert list_names("state=unfinished", *place) == [b.path.name]
+    assert list_names("state=damaged", *place) == ["damaged"]
+    assert list_names("train_images=all", "independent=true", *place) == [c.path.name]
+    assert "none of the 4 runs in" in metaug("runs", "seed=7", *place).output
+    assert "unknown setting 'methd'; did you mean 'method'?" in sentence(metaug("runs", "methd=cmc", *place))
+    assert "runs cmc: needs NAME=VALUE" in sentence(metaug("runs", "cmc", *place))
+
+
+def test_runs_as_json_and_csv(tmp_path):
+    place = ["--runs-dir", str(tmp_path)]
+    assert metaug("runs", "--json", *place).output == "[]\n"
+    run, other = write_run(tmp_path, 0.5, method="cmc"), write_run(tmp_path, method="cmc", seed=1)
+    (other.path / "environment.json").write_text("[{}]")  # from before there was a version of the engine
+    first, _ = json.loads(metaug("runs", "--json", *place).output)
+    assert first["settings"] == run.config.model_dump(mode="json") | {"engine": ENGINE_VERSION}
+    assert first["evaluation"]["trained"]["knn"] == 0.5
+    assert (first["run"], first["path"], first["state"]) == (run.path.name, str(run.path), "finished")
+    rows = list(csv.DictReader(metaug("runs", "--csv", *place).output.splitlines()))
+    assert [(row["run"], row["seed"], row["engine"], row["knn"], row["probe_fast"]) for row in rows] == [
+        (run.path.name, "0", str(ENGINE_VERSION), "0.5", ""),
+        (other.path.name, "1", "None", "", ""),
+    ]
+    (other.path / "config.json").write_text('{"method": "cmc", "seed": 1}')  # of a version with fewer settings
+    _, row = csv.DictReader(metaug("runs", "--csv", *place).output.splitlines())
+    assert (row["epochs"], row["encoder"]) == ("200", "conv")
+
+
+def test_compare_pairs_runs_by_their_seeds(tmp_path):
+    """By hand: cmc 40, 42, 44 % and 10 more with simclr but for 1 in the last: differences 10, 10, 9 have mean 9.7 and t-interval
+    4.303 * 0.577 / sqrt(3) = 1.4; 40, 42, 44 have 4.303 * 2 / sqrt(3) = 5.0."""
+    cmc = [write_run(tmp_path, 0.40 + 0.02 * seed, method="cmc", seed=seed) for seed in range(3)]
+    simclr = [write_run(tmp_path, knn, method="simclr", seed=seed) for seed, knn in enumerate((0.5, 0.52, 0.53, 0.9))]
+    write_run(tmp_path, 0.99, method="cmc", seed=4, lr=0.5)
+    write_run(tmp_path, method="cmc", seed=5)  # not finished
+    older = write_run(tmp_path, 0.99, method="cmc", seed=6)
+    (older.path / "environment.json").write_text('[{"engine": 1}]')
+    place = ["--runs-dir", str(tmp_path)]
+    told = metaug("compare", cmc[1].path.name, simclr[0].path.name, *place)
+    assert told.exit_code == 0, told.stderr
+    lines = [re.split(r"  +", line) for line in told.output.splitlines()]
+    assert lines[0] == ["A", cmc[1].path.name, "seeds 0, 1, 2"]
+    assert lines[1] == ["B", simclr[0].path.name, "seeds 0, 1, 2, 3"]
+    assert ["method", "cmc", "simclr"] in lines
+    assert not any(line[0] in ("seed", "bank_negatives") for line in lines)
+    mean = "61.3 +- 30.6 (n = 4)"
+    assert ["trained, kNN (%)", "42.0 +- 5.0 (n = 3)", mean, "+9.7 +- 1.4 (n = 3)"] in lines
+    told = metaug("compare", cmc[0].path.name, cmc[2].path.name, *place).output
+    lines = [re.split(r"  +", line) for line in told.splitlines()]
+    assert ["seed", "0", "2"] in lines
+    assert ["trained, kNN (%)", "40.0 (n = 1)", "44.0 (n = 1)", "-"] in lines
+    unfinished = [write_run(tmp_path / "other", method="cmc", seed=seed) for seed in range(2)]
+    told = metaug("compare", *(run.path.name for run in unfinished), "--runs-dir", str(tmp_path / "other")).output
+    assert told.splitlines()[0] == f"A  {unfinished[0].path.name}  not finished"
+    assert told.endswith("no finished run, so there are no final numbers\n")
+
+
+def test_rm_asks_and_removes_only_runs_of_its_folder(tmp_path, monkeypatch):
+    runs, place = tmp_path / "runs", ["--runs-dir", str(tmp_path / "runs")]
+    a, b, c = (write_run(runs, method="cmc", seed=seed) for seed in range(3))
+    elsewhere = write_run(tmp_path / "elsewhere", method="cmc")
+    (runs / "linked").symlink_to(elsewhere.path, target_is_directory=True)
+    for words, answer in (
+        ([a.path.name], "n\n"),
+        ([a.path.name], ""),
+        ([str(elsewhere.path), "-y"], ""),
+        (["linked", "-y"], ""),
+    ):
+        result = CliRunner().invoke(main.main, ["rm", *words, *place], input=answer)
+        assert "nothing was removed" in result.stderr
+        assert result.exit_code == 2
+    with lock.hold(b.path):
+        assert f"{b.path.name} is in use" in sentence(metaug("rm", a.path.name, b.path.name, "--yes", *place))
+    assert all(run.path.exists() for run in (a, b, c, elsewhere))
+    result = CliRunner().invoke(main.main, ["rm", a.path.name, a.path.name, *place], input="y\n")
+    assert f"{a.path.name}  unfinished  " in result.output
+    assert f"removed: {a.path}" in result.output
+    monkeypatch.chdir(runs)
+    assert metaug("rm", c.path.name, "--yes", *place).exit_code == 0  # as a folder, too
+    assert {path.name for path in runs.iterdir()} == {b.path.name, "linked"}
+    assert "no run" in sentence(metaug("rm", a.path.name, "--yes", *place))
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_trains_is_listed_and_can_be_stopped(tmp_path):
+    place = ["--runs-dir", str(tmp_path)]
+    words = ["train", *SETTINGS, "--import", str(ROOT / "tests" / "tiny.py"), "--quiet", *place]
+    words[words.index("epochs") + 1] = "50000"
+    command = [sys.executable, "-m", "metaug_workbook.cli.main", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not any(tmp_path.glob("*/timing.jsonl")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (run,) = list_names("state=training", *place)
+    assert f"{run} is in use" in sentence(metaug("rm", run, "--yes", *place))
+    assert f"{run} will stop after the step under way" in metaug("stop", run, *place).output
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, told
+    assert told == "metaug: interrupted and saved; the same command goes on\n"
+    assert (tmp_path / run / "checkpoint.safetensors").exists()
+    assert f"{run} is not being trained" in sentence(metaug("stop", run, *place))
+
+
+def test_what_looks_after_runs_needs_no_torch(tmp_path):
+    run = write_run(tmp_path, 0.5, method="cmc")
+    code = """\
+import sys
+from click.testing import CliRunner
+from metaug_workbook.cli import main
+name, place = sys.argv[1], ["--runs-dir", sys.argv[2]]
+for words, code in [(["runs"], 0), (["runs", "method=cmc", "--csv"], 0), (["stop", name], 2), (["sweep", "--set", "lr=0.1"], 2),
+                    (["run", "01_pretrain", "--hlep"], 2), (["rm", name, "--yes"], 0)]:
+    result = CliRunner().invoke(main.main, [*words, *place])
+    assert result.exit_code == code, (words, result.output)
+assert CliRunner().invoke(main.main, ["settings", "delat"]).exit_code == 2
+assert CliRunner().invoke(main.main, ["--help"]).exit_code == 0
+assert not {"torch", "pandas", "papermill"} & {*sys.modules}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, run.path.name, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not run.path.exists()
+
+
+# --- help
+def test_settings_are_explained():
+    everything = metaug("settings").output
+    assert all(f"  {name}  " in everything for name in Config.model_fields)
+    assert everything.startswith("Used by every method:\n  dataset  shapes ")
+    assert "\nUsed by barlow:\n  barlow_lambda  0.0051  Weight of the off-diagonal entries" in everything
+    words = re.split(r"  +|\n", metaug("settings", "delta").output)
+    for head, said in {
+        "values": "a number >= 0",
+        "default": "1e-05",
+        "used by": "metaug-only-mag, metaug, metaug-nnclr, NAME+mag",
+    }.items():
+        assert words[words.index(head) + 1] == said
+    assert re.search(r"in presets +quick 0\.1, ", metaug("settings", "delta").output)
+    assert re.search(r"only with +negatives bank\n", metaug("settings", "bank_momentum").output)
+    assert re.search(r"values +eq7 or eq8 or eq9 or eq10\n", metaug("settings", "oucl").output)
+    assert "2 values with commas between, each a number >= 0 and <= 1" in metaug("settings", "crop_scale").output
+    assert "does not depend on it" in metaug("settings", "log_every").output
+    part = metaug("settings", "jigsaw").output
+    assert [line.split()[0] for line in part.splitlines() if line.startswith("  jigsaw")] == [
+        "jigsaw_grid",
+        "jigsaw_weight",
+    ]
+    assert "unknown setting 'delat'; did you mean 'delta'?" in sentence(metaug("settings", "delat"))
+
+
+def test_the_help_of_run_lists_the_parameters_of_a_notebook(tmp_path):
+    source = write_notebook(tmp_path / "own.ipynb", "1", parameters="depth: int = 3  # how deep to go")
+    for words in (["-p", "depth", "4", str(source), "--help"], [str(source), "-h"]):
+        told = metaug("run", *words)
+        assert told.exit_code == 0, told.stderr
+        assert re.search(r"Parameters of own .*\n  depth  3  how deep to go\n$", told.output)
+    told = metaug("run", "01_pretrain", "--help").output
+    assert "Parameters of 01_pretrain (Does MetAug learn to see without labels?):" in told
+    assert "Any other setting goes with -p as well" in told
+    assert "Parameters of" not in metaug("run", "--help").output
+    assert "there is no notebook '01_pretran'" in sentence(metaug("run", "01_pretran", "--help"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_the_names_of_runs(tmp_path):
+    """With what the shell itself asks for, in a real one."""
+    names = [write_run(tmp_path / "runs", method=method).path.name for method in ("cmc", "simclr")]
+    command = tmp_path / "metaug"
+    command.write_text(f"#!{sys.executable}\nfrom metaug_workbook.cli import start\nstart()\n")
+    command.chmod(0o755)
+    script = """\
+eval "$(_METAUG_COMPLETE=bash_source metaug)"
+for words in "metaug resume shapes-c" "metaug rm $1 shapes-s" "metaug compare shapes-" "metaug res"; do
+    COMP_WORDS=($words) COMP_CWORD=$(($(wc -w <<< "$words") - 1)) COMPREPLY=()
+    _metaug_completion metaug
+    echo "${COMPREPLY[@]}"
+done"""
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "METAUG_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", names[0]], env=os.environ | paths, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [names[0], names[1], " ".join(names), "resume"]
+
+
+def test_quiet_shows_the_result_alone(tmp_path):
+    words = ["train", *SETTINGS, "-p", "cpc_grid", "4", "--runs-dir", str(tmp_path)]
+    quiet = metaug(*words, "--quiet")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert quiet.stdout == f"finished: {next(tmp_path.glob('tiny-*'))}\n"
+    assert "note: cpc_grid changes nothing" in metaug(*words).stderr

@@ -18,7 +18,7 @@ from tiny import ROOT, TINY, same, saved
 from workbooks import sentence, write_notebook
 
 from metaug_core import fit, hardware
-from metaug_core.config import Config, ConfigError
+from metaug_core.config import EVALUATION_VERSION, Config, ConfigError
 from metaug_core.runs import files, store
 from metaug_core.runs.files import read_tensors
 from metaug_core.runs.lock import read_owner
@@ -98,15 +98,47 @@ REFUSED = [
 
 @pytest.mark.parametrize(("words", "expected"), REFUSED)
 def test_a_fault_is_one_sentence_before_anything_starts(words, expected, tmp_path):
-    result = CliRunner().invoke(main.main, ["sweep", *words, "--runs-dir", str(tmp_path / "runs")])
+    one = [] if {"--grid", "--seeds"} & {*words} else ["--seeds", "1"]
+    result = CliRunner().invoke(main.main, ["sweep", *words, *one, "--runs-dir", str(tmp_path / "runs")])
     assert expected in sentence(result)
     assert result.exit_code == 2
     assert not (tmp_path / "runs").exists()
 
 
 def test_no_scheduler_is_one_sentence(tmp_path):
-    words = ["sweep", "--scheduler", "nonsense://x", "--runs-dir", str(tmp_path / "runs")]
+    words = ["sweep", "--seeds", "1", "--scheduler", "nonsense://x", "--runs-dir", str(tmp_path / "runs")]
     assert "no scheduler answers at nonsense://x" in sentence(CliRunner().invoke(main.main, words))
+
+
+@pytest.mark.parametrize("words", [[], ["--set", "lr=0.1"], ["--dry-run"]])
+def test_a_sweep_without_a_grid_shows_its_usage(words, tmp_path):
+    result = CliRunner().invoke(main.main, ["sweep", *words, "--runs-dir", str(tmp_path / "runs")])
+    assert result.exit_code == 2
+    assert "a sweep needs a grid or seeds: `metaug sweep --grid NAME=V1,V2,... [--seeds N]" in sentence(result)
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_ends_with_what_varied_by_measure(tmp_path):
+    """By hand: 10, 20 and 30 % have mean 20 and t-interval 4.303 * 10 / sqrt(3) = 24.8."""
+    wanted = tables.Wanted(("knn", "probe_fast"), ("untrained", "trained"), False, "test")
+    plan = sweep.plan_sweep(["method=cmc,metaug", "delta=0.1,0.2"], {"preset": "sketch"}, 3, tmp_path, wanted)
+    state = sweep.Sweep(plan)
+    assert len(state.runs) == 9  # cmc does not use delta
+    for run in state.runs[:7]:
+        files.write_json(run.path / "finished.json", {})
+        row = {"evaluation_version": EVALUATION_VERSION, "knn": 0.1 * (run.config.seed + 1), "probe_fast": 0.5}
+        files.write_json(run.evaluation_file(), {"untrained": row, "trained": row | {"probe_fast": 0.25}})
+    state.save()
+    assert state.summary().to_dict("list") == {
+        "method": ["cmc", "cmc", "metaug", "metaug", "metaug", "metaug"],
+        "delta": ["-", "-", "0.1", "0.1", "0.2", "0.2"],
+        "features": ["untrained", "trained"] * 3,
+        "knn": ["20.0 +- 24.8 (n = 3)"] * 4 + ["10.0 (n = 1)"] * 2,
+        "probe_fast": ["50.0 +- 0.0 (n = 3)", "25.0 +- 0.0 (n = 3)"] * 2 + ["50.0 (n = 1)", "25.0 (n = 1)"],
+    }
+    first = (plan.folder / "table.csv").read_text().splitlines()[0].split(",")[:9]
+    assert first == [*plan.varying, "untrained_knn", "untrained_probe_fast", "knn", "probe_fast", "run", "state"]
 
 
 def test_cells_that_differ_in_what_their_method_does_not_use_are_one(tmp_path):

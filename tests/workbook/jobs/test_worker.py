@@ -49,10 +49,11 @@ def test_slurm_writes_a_job_array_that_the_shell_understands(tmp_path):
 
 
 def test_slurm_with_retry_forgets_a_failure_so_that_the_workers_try_again(tmp_path):
-    (run,) = worker.read_jobs(write_sweep(tmp_path))[0].runs
+    one = ("--seeds", "1")
+    (run,) = worker.read_jobs(write_sweep(tmp_path, *one))[0].runs
     files.write_json(run.path / "failed.json", {"error": "diverged"})
-    assert [job.lacks(run) for job in worker.read_jobs(write_sweep(tmp_path))] == [False]
-    assert [job.lacks(run) for job in worker.read_jobs(write_sweep(tmp_path, "--retry"))] == [True]
+    assert [job.lacks(run) for job in worker.read_jobs(write_sweep(tmp_path, *one))] == [False]
+    assert [job.lacks(run) for job in worker.read_jobs(write_sweep(tmp_path, *one, "--retry"))] == [True]
 
 
 def test_a_folder_without_a_sweep_is_one_sentence(tmp_path):
