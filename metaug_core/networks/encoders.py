@@ -157,6 +157,8 @@ def channels_last(images: Tensor) -> Tensor:
     count as either layout, and torch would then choose that of the weights, in which a pool can cost twelve times as much."""
     _, c, h, w = images.shape
     images = images.contiguous(memory_format=torch.channels_last)
+    if torch.compiler.is_exporting():  # ONNX has no strides, and its exporter takes those for other numbers
+        return images
     return images.as_strided(images.shape, (c * h * w, 1, c * w, c))
 
 

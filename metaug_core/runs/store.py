@@ -36,6 +36,8 @@ from metaug_core.runs.lock import HeldError, hold, is_held
 if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list of runs needs neither
     import pandas as pd
 
+    from metaug_core.runs.encoder import Encoder
+
 STOP_REQUEST = "stop.request"
 # A folder with one of these is a run.
 RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "finished.json", "checkpoint.safetensors")
@@ -125,6 +127,13 @@ class Run:
             if not file.exists():
                 raise StoreError(f"{file} is missing: remove {self.path} to train the run again")
         return files
+
+    def encoder(self) -> "Encoder":
+        """The trained encoder of the last epoch on the CPU, in evaluation mode: a torch module from uint8 RGB images (B, 3, H, W) of
+        any size to h (B, D) float32. Raises MetaugError if the run is not finished, StoreError if its weights cannot be read."""
+        from metaug_core.runs.encoder import load_encoder
+
+        return load_encoder(self)
 
     @property
     def sessions(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from metaug_core.errors import Interrupted, MetaugError, Paused
-from metaug_workbook.cli import sweep
+from metaug_workbook.cli import encoders, sweep
 from metaug_workbook.cli.options import format_path, say, takes_imports, takes_runs_dir, takes_settings
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -297,6 +297,9 @@ def methods(markdown: bool) -> None:
     click.echo(catalogue.markdown() if markdown else catalogue.text(), nl=not markdown)
 
 
+main.add_command(encoders.evaluate)
+main.add_command(encoders.export)
+main.add_command(encoders.features)
 main.add_command(sweep.figures)
 main.add_command(sweep.sweep)
 main.add_command(sweep.work)
