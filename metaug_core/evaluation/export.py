@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaug_core.config import Config, as_file_name
+from metaug_core.config import NOT_IDENTITY, Config, as_file_name
 from metaug_core.errors import MetaugError, one_line
 from metaug_core.evaluation.probes import MEASURES
 from metaug_core.registry import METHODS, VIEWS
@@ -21,7 +21,11 @@ from metaug_core.runs.store import Run
 RESNETS = ("resnet18", "resnet50")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_TOLERANCE = 1e-4  # of h, relative to its largest entry
-LICENCE = "MIT"  # of the workbook; pyproject.toml has it too
+LIMITS = """\
+- It is a research model of one run. It has seen {seen} of `{dataset}`, resized to {size} px. On other kinds of images its features
+  may be no better than raw pixels: measure that first (`metaug evaluate`).
+- It was not tested for robustness, nor for differences between groups of people. It is not for decisions about people.
+- It classifies nothing by itself: a classifier on its features has to be trained and tested."""
 
 
 def export(run: Run, place: Path) -> dict[Path, str]:
@@ -33,7 +37,8 @@ def export(run: Run, place: Path) -> dict[Path, str]:
     """
     if place.is_dir():
         raise MetaugError(f"{place} is a folder: name a file for the encoder")
-    encoder, config = run.encoder(), run.config
+    # In torch's usual layout: torch.export.save warns about weights in another, and ONNX has no other.
+    encoder, config = run.encoder().to(memory_format=torch.contiguous_format), run.config
     example = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
         program = trace(encoder, example)
@@ -45,11 +50,7 @@ def export(run: Run, place: Path) -> dict[Path, str]:
     files = {place: "the encoder with its views, for `torch.export.load`"}
     onnx, why_not = place.with_suffix(".onnx"), write_onnx(program, encoder, place.with_suffix(".onnx"))
     files[onnx] = f"not written: {why_not}" if why_not else "the same for ONNX Runtime"
-    for view in encoder.names:
-        file = place.with_name(f"{place.stem}-{as_file_name(view)}.safetensors")
-        write_tensors(file, weights(encoder.encoders.nets[view]), {"view": view, "encoder": config.encoder})
-        keys = ", with the keys of torchvision and timm" if config.encoder in RESNETS else ""
-        files[file] = f"the weights of the network of view {view} alone{keys}"
+    files |= write_backbones(encoder, place)
     card = place.with_suffix(".md")
     with torch.no_grad():
         dim = encoder(example).shape[1]
@@ -68,9 +69,9 @@ def trace(encoder: Encoder, example: Tensor) -> torch.export.ExportedProgram:
 def write_onnx(program: torch.export.ExportedProgram, encoder: Encoder, place: Path) -> str | None:
     """Write an ONNX file if its checker passes and ONNX Runtime computes the same -> why it was not written, or None."""
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        return f"{', '.join(missing)} is not installed"
-    import onnx
-    import onnxruntime
+        return f"it needs {', '.join(missing)}"
+    import onnx  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     images = torch.randint(0, 256, (3, 3, 50, 34), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     try:
@@ -88,6 +89,18 @@ def write_onnx(program: torch.export.ExportedProgram, encoder: Encoder, place: P
         return f"ONNX Runtime computes other features, by {difference:.1g} of the largest"
     write(place, content)
     return None
+
+
+def write_backbones(encoder: Encoder, place: Path) -> dict[Path, str]:
+    """Write the weights of each view's network as a state_dict -> what each file is. Those of ResNets have torchvision's
+    keys, which are timm's too."""
+    files, kind = {}, encoder.config.encoder
+    for view in encoder.names:
+        file = place.with_name(f"{place.stem}-{as_file_name(view)}.safetensors")
+        write_tensors(file, weights(encoder.encoders.nets[view]), {"view": view, "encoder": kind})
+        keys = ", with the keys of torchvision and timm" if kind in RESNETS else ""
+        files[file] = f"the weights of the network of view {view} alone{keys}"
+    return files
 
 
 # --- the model card
@@ -119,23 +132,19 @@ def describe(run: Run, place: Path, dim: int, files: dict[Path, str]) -> str:
         f"Images are cut to their central square and resized to {config.image_size} px inside.",
         *(describe_backbone(config, view, place) for view in dict.fromkeys(config.views) if config.encoder in RESNETS),
         "## Data",
-        table(("data set", "count"), {name: value for name, value in kept.items() if isinstance(value, int)})
-        + f"\n{kept.get('source') or kept.get('images') or 'There is no record of the images.'}",
+        table(("images", "count"), {name: value for name, value in kept.items() if isinstance(value, int)})
+        + f"\n| files | {kept.get('source') or kept.get('images') or 'no record'} |",
         "## Accuracies, as stored with the run",
         describe_accuracies(run),
         "## Settings",
         "Those that differ from the defaults of the method:",
-        table(("setting", "value"), {k: v for k, v in config.chosen().items() if k not in ("runs_dir", "data_dir")}),
+        table(("setting", "value"), {k: v for k, v in config.chosen().items() if k not in NOT_IDENTITY}),
         "## Origin",
         table(("", ""), origin),
         "## What it is not good for",
-        f"- It is a research model of one run. It has seen {seen} of `{config.dataset}`, resized to {config.image_size} px; on "
-        "other kinds of images its features may be no better than raw pixels. Measure that before use: `metaug evaluate`.",
-        "- It was not tested for robustness, nor for differences between groups of people. It is not for decisions about people.",
-        "- It says nothing by itself: a classifier on top of it has to be trained and tested.",
+        LIMITS.format(seen=seen, dataset=config.dataset, size=config.image_size),
         "## Licence",
-        f"The workbook is under the {LICENCE} licence, which does not bind weights that you train with it. The licence of the images "
-        "may.",
+        "The workbook is under the MIT licence, which does not bind weights that you train with it. The licence of the images may.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -150,7 +159,8 @@ def describe_backbone(config: Config, view: str, place: Path) -> str:
     channels, file = VIEWS[view].channels, f"{place.stem}-{as_file_name(view)}.safetensors"
     small = config.stem == "small" or (config.stem == "auto" and config.image_size <= 64)
     first = f"nn.Conv2d({channels}, 64, " + ("3, padding=1" if small else "7, stride=2, padding=3") + ", bias=False)"
-    lines = [f"net = torchvision.models.{config.encoder}()", f"net.conv1, net.fc = {first}, nn.Identity()"]
+    lines = ["import safetensors.torch", "import torchvision", "from torch import nn", ""]
+    lines += [f"net = torchvision.models.{config.encoder}()", f"net.conv1, net.fc = {first}, nn.Identity()"]
     lines += ["net.maxpool = nn.Identity()"] * small + [f'net.load_state_dict(safetensors.torch.load_file("{file}"))']
     said = (
         "With timm the same, after `timm.create_model` with `num_classes=0` and without `net.fc`: its first layer is not that of "
@@ -159,9 +169,7 @@ def describe_backbone(config: Config, view: str, place: Path) -> str:
         else f'Or `timm.create_model("{config.encoder}", num_classes=0, in_chans={channels}, checkpoint_path="{file}")`.'
     )
     code = "\n".join(lines)
-    return (
-        f"The network of view {view} alone, whose input are {channels} channels in [-1, 1]:\n\n```python\n{code}\n```\n\n{said}"
-    )
+    return f"The network of view {view} alone, whose input is {channels} channels in [-1, 1]:\n\n```python\n{code}\n```\n\n{said}"
 
 
 def describe_accuracies(run: Run) -> str:
@@ -175,4 +183,5 @@ def describe_accuracies(run: Run) -> str:
         cells = (f"{100 * row[one]:.1f}" if one in row else "-" for one in measures)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     counts = next(iter(stored.values()))
-    return "\n".join(lines) + f"\n\nFrozen features, {counts['n_train']:,} labelled images, {counts['n_eval']:,} test images, one seed."
+    said = f"{counts['n_train']:,} labelled images, {counts['n_eval']:,} test images, one seed."
+    return "\n".join(lines) + f"\n\nOf frozen features: {said}"

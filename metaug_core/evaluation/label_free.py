@@ -20,6 +20,11 @@ FIRST_RANK, LAST_RANK = 12, 100  # of the eigenvalues that alpha-ReQ fits, as it
 BETTER = {"rankme": "higher", "lidar": "higher", "alpha_req": "near 1", "uniformity": "lower", "alignment": "lower"}
 
 
+def to_double(h: Tensor) -> Tensor:
+    """The features as float64 on the CPU: the same numbers everywhere, and not every device has this type."""
+    return h.detach().cpu().double()
+
+
 def entropy_rank(values: Tensor, epsilon: float) -> float:
     """exp of the entropy of p_k = values_k / sum + epsilon, of values >= 0 (K,): between 1 and K."""
     p = values / values.sum() + epsilon
@@ -27,8 +32,8 @@ def entropy_rank(values: Tensor, epsilon: float) -> float:
 
 
 def rankme(h: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, eq. 1) of features (N, D), not centred: `entropy_rank` of their singular values, epsilon 1e-7."""
-    return entropy_rank(torch.linalg.svdvals(h.double()), 1e-7)
+    """RankMe (Garrido et al. 2023, eq. 1) of features (N, D), not centred: `entropy_rank` of the singular values, epsilon 1e-7."""
+    return entropy_rank(torch.linalg.svdvals(to_double(h)), 1e-7)
 
 
 def alpha_req(h: Tensor) -> float:
@@ -36,10 +41,10 @@ def alpha_req(h: Tensor) -> float:
 
     Least squares of log eigenvalue on log k over the ranks k 12 to 100, each weighted by 1 / k (Stringer et al. 2019). Eigenvalues
     that are zero but for rounding are left out; nan if fewer than two are left."""
-    h = h.double()
+    h = to_double(h)
     eigenvalues = torch.linalg.svdvals(h - h.mean(0)).square()
     count = int((eigenvalues > eigenvalues[0] * max(h.shape) * torch.finfo(h.dtype).eps).sum())
-    k = torch.arange(FIRST_RANK, min(LAST_RANK, count) + 1, dtype=h.dtype, device=h.device)
+    k = torch.tensor(range(FIRST_RANK, min(LAST_RANK, count) + 1), dtype=h.dtype)
     if len(k) < 2:
         return float("nan")
     x, y, weight = k.log(), eigenvalues[FIRST_RANK - 1 : FIRST_RANK - 1 + len(k)].log(), 1 / k / (1 / k).sum()
@@ -52,10 +57,10 @@ def lidar(h: Tensor) -> float:
 
     `entropy_rank`, epsilon 1e-8, of the eigenvalues of S_w^-1/2 S_b S_w^-1/2: S_b the covariance of the n means, S_w that of
     features within an image plus 1e-4 I. At most min(n - 1, D)."""
-    h = h.double()
+    h = to_double(h)
     means = h.mean(1)
     between, within = (means - means.mean(0)) / len(h) ** 0.5, (h - means[:, None]).flatten(0, 1)
-    within_covariance = within.T @ within / len(within) + 1e-4 * torch.eye(h.shape[2], dtype=h.dtype, device=h.device)
+    within_covariance = within.T @ within / len(within) + 1e-4 * torch.eye(h.shape[2], dtype=h.dtype)
     # S_b = between^T between, so that the singular values of L^-1 between^T, S_w = L L^T, are the roots of these eigenvalues.
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(within_covariance), between.T, upper=False)
     return entropy_rank(torch.linalg.svdvals(whitened).square(), 1e-8)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metaug_core.data.images import DataError, Files, Rows, StreamedImages, explain_os_errors
+from metaug_core.data.images import DataError, Files, Rows, StreamedImages, explain_os_errors, read_bytes
 from metaug_core.data.readers import TEST, TRAIN, ImageFolders
 from metaug_core.errors import MetaugError, one_line
 from metaug_core.evaluation.crops import split_rows
@@ -53,8 +53,10 @@ def find_images(place: Path, size: int) -> OwnImages:
 def read_arrays(file: Path) -> OwnImages:
     """As `find_images`, of an .npy or .npz file. Nothing in it is unpickled."""
     try:
-        loaded = np.load(file, mmap_mode="r" if file.suffix.lower() == ".npy" else None, allow_pickle=False)
-        arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        if file.suffix.lower() == ".npy":
+            arrays = {"images": np.load(file, mmap_mode="r", allow_pickle=False)}
+        else:
+            arrays = dict(np.load(BytesIO(read_bytes(file)), allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} cannot be read: {one_line(error)}") from None
     except Exception as error:  # zipfile and zlib raise errors of their own
@@ -65,9 +67,7 @@ def read_arrays(file: Path) -> OwnImages:
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise DataError(
-            f"{file}: images must be uint8 (N, 3, H, W) or (N, H, W, 3), not {images.dtype} {images.shape}"
-        )
+        raise DataError(f"{file}: images must be uint8 (N, 3, H, W) or (N, H, W, 3), not {images.dtype} {images.shape}")
     labels = arrays.get("labels", np.full(len(images), -1))
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise DataError(f"{file}: labels must be whole numbers ({len(images)},), not {labels.dtype} {labels.shape}")
@@ -98,6 +98,6 @@ def write_features(run: Run, place: Path, out: Path) -> tuple[int, int]:
     if out.is_dir() or (out.exists() and place.exists() and out.samefile(place)):
         raise MetaugError(f"{out} is {'a folder' if out.is_dir() else 'the images'}: name a file for the features")
     arrays, content = extract(run, place), BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, allow_pickle=False, **arrays)
     write(out, content.getvalue())
     return arrays["features"].shape

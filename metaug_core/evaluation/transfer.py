@@ -30,7 +30,11 @@ def choose_images(run: Run, **given: object) -> Config:
     for name in given:
         if name not in SETTINGS:
             raise MetaugError(f"{name!r} is not a setting of images{suggestion(name, SETTINGS)}")
-    others = {"train_images": None} if "dataset" in given else {}
+    others: dict[str, object] = {"train_images": None} if given.keys() & {"dataset", "data_dir"} else {}
+    if "dataset" in given:
+        others["stored_size"] = None
+        if run.config.dataset == "folder":  # its data_dir is the folder itself
+            others["data_dir"] = Config.model_fields["data_dir"].default
     return run.config.replace(**{**others, "val_fraction": 0, **given})
 
 

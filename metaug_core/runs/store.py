@@ -129,8 +129,9 @@ class Run:
         return files
 
     def encoder(self) -> "Encoder":
-        """The trained encoder of the last epoch on the CPU, in evaluation mode: a torch module from uint8 RGB images (B, 3, H, W) of
-        any size to h (B, D) float32. Raises MetaugError if the run is not finished, StoreError if its weights cannot be read."""
+        """The trained encoder of the last epoch, in evaluation mode on the CPU: a torch module that maps uint8 RGB images
+        (B, 3, H, W) of any size to h (B, D) float32; its `config` is the run's. Raises MetaugError if the run is not finished,
+        StoreError if its weights cannot be read."""
         from metaug_core.runs.encoder import load_encoder
 
         return load_encoder(self)
@@ -230,10 +231,11 @@ def find_folders(runs_dir: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (modified(folder / "config.json"), folder.name))
 
 
-def open_run(where: str | Path, runs_dir: Path) -> Run:
-    """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. Files of the user's own code that it was
-    trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be read."""
-    path = Path(where)
+def open_run(where: str | Path, runs_dir: Path | None = None) -> Run:
+    """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir; None: the default of `Config`. Files of the
+    user's own code that it was trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be
+    read."""
+    path, runs_dir = Path(where), runs_dir or Config.model_fields["runs_dir"].default
     if not os.path.exists(path / "config.json"):  # Path.exists raises for a name too long for the file system
         names = [folder.name for folder in find_folders(runs_dir)]
         near = [name for name in names if name == str(where)] or [n for n in names if n.startswith(str(where))]
