@@ -1,4 +1,4 @@
-"""What features say about themselves without labels: ranks, spectrum, uniformity and alignment, each as its paper defines it.
+"""What features show without labels: ranks, spectrum, uniformity and alignment, each as its paper defines it.
 
 They compare encoders of one architecture on the same images. None of them replaces an accuracy.
 """
@@ -32,7 +32,7 @@ def entropy_rank(values: Tensor, epsilon: float) -> float:
 
 
 def rankme(h: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, eq. 1) of features (N, D), not centred: `entropy_rank` of the singular values, epsilon 1e-7."""
+    """RankMe (Garrido et al. 2023) of features (N, D), not centred: `entropy_rank` of the singular values, epsilon 1e-7."""
     return entropy_rank(torch.linalg.svdvals(to_double(h)), 1e-7)
 
 
@@ -53,7 +53,7 @@ def alpha_req(h: Tensor) -> float:
 
 
 def lidar(h: Tensor) -> float:
-    """LiDAR (Thilak et al. 2024, eq. 1 to 3) of features h (n, q, D) of q augmentations of each of n images, which is its class.
+    """LiDAR (Thilak et al. 2024) of features h (n, q, D) of q augmentations of each of n images, which is its class.
 
     `entropy_rank`, epsilon 1e-8, of the eigenvalues of S_w^-1/2 S_b S_w^-1/2: S_b the covariance of the n means, S_w that of
     features within an image plus 1e-4 I. At most min(n - 1, D)."""
