@@ -235,15 +235,15 @@ def open_run(where: str | Path, runs_dir: Path | None = None) -> Run:
     """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir; None: the default of `Config`. Files of the
     user's own code that it was trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be
     read."""
-    path, runs_dir = Path(where), runs_dir or Config.model_fields["runs_dir"].default
+    path, place = Path(where), Path(runs_dir or Config.model_fields["runs_dir"].default)
     if not os.path.exists(path / "config.json"):  # Path.exists raises for a name too long for the file system
-        names = [folder.name for folder in find_folders(runs_dir)]
+        names = [folder.name for folder in find_folders(place)]
         near = [name for name in names if name == str(where)] or [n for n in names if n.startswith(str(where))]
         if len(near) > 1:
             raise StoreError(f"{str(where)!r} is the beginning of {len(near)} runs: {', '.join(sorted(near)[:4])}")
         if not near:
-            raise StoreError(f"no run {str(where)!r} in {runs_dir}{suggestion(where, names)}")
-        path = runs_dir / near[0]
+            raise StoreError(f"no run {str(where)!r} in {place}{suggestion(where, names)}")
+        path = place / near[0]
     lost = load_imports(path)
     try:
         return read_run(path)
