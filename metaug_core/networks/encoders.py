@@ -126,7 +126,7 @@ def refuse_other_output(h: object, count: int, name: str, dim: int | None = None
         raise MetaugError(
             f"encoder {name!r} gives a {type(h).__name__}, needs one tensor {needed}: return the features alone"
         )
-    if h.dim() != 2 or len(h) != count or 0 in h.shape or dim not in (None, h.shape[1]):
+    if h.dim() != 2 or h.shape[0] != count or 0 in h.shape or dim not in (None, h.shape[1]):
         raise MetaugError(
             f"encoder {name!r} gives shape {tuple(h.shape)} from {count} image{'s' * (count > 1)}, needs {needed}: flatten it, "
             "or average over the rest"
@@ -157,6 +157,8 @@ def channels_last(images: Tensor) -> Tensor:
     count as either layout, and torch would then choose that of the weights, in which a pool can cost twelve times as much."""
     _, c, h, w = images.shape
     images = images.contiguous(memory_format=torch.channels_last)
+    if torch.compiler.is_exporting():  # ONNX has no strides, and its exporter takes those for other numbers
+        return images
     return images.as_strided(images.shape, (c * h * w, 1, c * w, c))
 
 
@@ -199,7 +201,7 @@ class Encoders(nn.Module):
     def _encode_by_own(net: nn.Module, images: Tensor, name: str, dim: int) -> Tensor:
         """h (B, D) by a user's encoder, which may change its input in place. MetaugError if it is no such h, or has no gradient."""
         h = net(images.clone())
-        refuse_other_output(h, len(images), name, dim)
+        refuse_other_output(h, images.shape[0], name, dim)
         if torch.is_grad_enabled() and not h.requires_grad and any(p.requires_grad for p in net.parameters()):
             raise MetaugError(
                 f"encoder {name!r} has weights to train, but its output has no gradient (detach, no_grad, a reentrant checkpoint); "

@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list
     import pandas as pd
     from torch import Tensor
 
+    from metaug_core.runs.encoder import Encoder
+
 STOP_REQUEST = "stop.request"
 # A folder with one of these is a run.
 RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "finished.json", "checkpoint.safetensors")
@@ -128,6 +130,14 @@ class Run:
             if not file.exists():
                 raise StoreError(f"{file} is missing: remove {self.path} to train the run again")
         return files
+
+    def encoder(self) -> "Encoder":
+        """The trained encoder of the last epoch, in evaluation mode on the CPU: a torch module that maps uint8 RGB images
+        (B, 3, H, W) of any size to h (B, D) float32; its `config` is the run's. Raises MetaugError if the run is not finished,
+        StoreError if its weights cannot be read."""
+        from metaug_core.runs.encoder import load_encoder
+
+        return load_encoder(self)
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
@@ -253,10 +263,11 @@ def locate_run(where: str | Path, runs_dir: Path) -> Path:
     return runs_dir / near[0]
 
 
-def open_run(where: str | Path, runs_dir: Path) -> Run:
-    """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir. Files of the user's own code that it was
-    trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be read."""
-    path = locate_run(where, runs_dir)
+def open_run(where: str | Path, runs_dir: Path | None = None) -> Run:
+    """The run in a folder, or of a name (or its unambiguous beginning) under runs_dir; None: the default of `Config`. Files of the
+    user's own code that it was trained with are loaded, with a warning that says so. StoreError if there is none or it cannot be
+    read."""
+    path = locate_run(where, Path(runs_dir or Config.model_fields["runs_dir"].default))
     lost = load_imports(path)
     try:
         return read_run(path)

@@ -172,13 +172,18 @@ def apply_where(chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], rgb:
 # --- from stored images, uint8 (B, 3, H, W), to augmented ones, float32 (B, 3, S, S) in [0, 1]
 def plain(images: Tensor, size: int | None = None) -> Tensor:
     """uint8 images as float32 in [0, 1] without augmentation, resized to size x size (bilinear, antialiased); None: not resized.
-    Raises `MetaugError` for images that are not uint8 (B, 3, H, W)."""
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-        raise MetaugError(f"views need uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    Raises as `refuse_other_images`."""
+    refuse_other_images(images)
     rgb = images / 255
     if size is None or images.shape[2:] == (size, size):
         return rgb
     return F.interpolate(rgb, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def refuse_other_images(images: Tensor) -> None:
+    """MetaugError for images that are not uint8 (B, 3, H, W)."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise MetaugError(f"views need uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
 
 
 def transform(images: Tensor, config: Config, draws: Draws, view: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from metaug_core.errors import Interrupted, MetaugError
-from metaug_workbook.cli import compare, evidence, notebooks, reference, runs, sweep, training
+from metaug_workbook.cli import compare, encoders, evidence, notebooks, reference, runs, sweep, training
 from metaug_workbook.cli.options import say
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -106,6 +106,9 @@ main.add_command(runs.runs)
 main.add_command(runs.report)
 main.add_command(runs.rm)
 main.add_command(compare.compare)
+main.add_command(encoders.evaluate)
+main.add_command(encoders.features)
+main.add_command(encoders.export)
 main.add_command(reference.methods)
 main.add_command(reference.settings)
 main.add_command(sweep.figures)

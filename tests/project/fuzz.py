@@ -62,6 +62,9 @@ COMMANDS = ["train"] * 8 + [
     "compare",
     "evidence",
     "claims",
+    "evaluate",
+    "features",
+    "export",
     "stop",
     "rm",
     "settings",
@@ -172,8 +175,9 @@ def type_command(rng: random.Random, folder: Path) -> list[str]:
         ]
     if command == "figures":
         return [command, *surplus, "--folder", str(folder / "figures"), "--out", str(folder / "out")]
-    if command in ("report", "resume", "stop", "rm", "compare"):
-        names = [pick_word(rng, ["shapes", str(folder), "x" * 300]) for _ in range(1 + (command == "compare"))]
+    more = {"compare": 1, "export": 1, "features": 2}  # words beside the run
+    if command in ("report", "resume", "stop", "rm", "evaluate", *more):
+        names = [pick_word(rng, ["shapes", str(folder), "x" * 300]) for _ in range(1 + more.get(command, 0))]
         return [command, *names, *runs_dir, *surplus]
     if command == "settings":
         return [command, pick_word(rng, list(Config.model_fields)), *surplus]
@@ -366,6 +370,8 @@ def try_run(rng: random.Random, folder: Path) -> None:
             ["runs", "--json"],
             ["runs", "--csv"],
             ["compare", whole.name, stopped.name],
+            ["evaluate", hurt.name],
+            ["export", hurt.name, str(folder / "encoder.pt2")],
             ["stop", hurt.name],
             ["rm", hurt.name, "--yes"],
         ]

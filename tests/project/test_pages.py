@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -17,8 +18,17 @@ from metaug_workbook.cli import main
 from metaug_workbook.jobs import grid, papermill_runner
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN = ROOT / "docs" / "own.md"  # a test of its own runs all of it
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def find_blocks(pages: list[Path]) -> list[tuple[str, str]]:
+    """Language and text of each block of these pages, in order."""
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    return [block for text in texts for block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+BLOCKS = find_blocks([page for page in PAGES if page != OWN])
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 LINES = [line for language, text in BLOCKS if not language for line in text.splitlines()]
 NOT_HERE = {"dask_jobqueue"}  # docs/sweeps.md says to install it
@@ -50,6 +60,30 @@ def test_python_blocks_run_and_the_users_method_learns(tmp_path):
     accuracies = json.loads(file.read_text())
     assert accuracies["trained"]["knn"] > accuracies["untrained"]["knn"] + 0.15
     assert accuracies["trained"]["knn"] > accuracies["raw pixels"]["knn"]
+
+
+@pytest.mark.slow
+def test_every_block_of_the_page_on_ones_own_data_runs(tmp_path):
+    """In order, in one program: a block that begins with the name of a file is that file, commands are those of `metaug`."""
+    steps = ["from metaug_workbook.cli.main import main"]
+    for language, text in find_blocks([OWN]):
+        if language == "python" and (named := re.match(r"# (\w+\.py)\n", text)):
+            (tmp_path / named[1]).write_text(text)
+        elif language == "python":
+            steps.append(text)
+        else:
+            lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+            assert all(words[0] == "metaug" for words in lines)
+            steps += [f"main({words[1:]}, standalone_mode=False)" for words in lines]
+    (tmp_path / "page.py").write_text("\n".join(steps))
+    environment = os.environ | {"METAUG_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(400, " in done.stdout  # features.npz
+    for name in ("encoder.pt2", "encoder.md", "encoder-L.safetensors", "transfer.csv"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 def commands() -> list[list[str]]:
