@@ -67,8 +67,13 @@ class TrainState:
 
     @property
     def trains_mag(self) -> bool:
-        """Whether there is a MAG that moves."""
-        return self.mag is not None and self.config.mag_lr > 0
+        """Whether there is a MAG that moves by a look-ahead."""
+        return self.mag is not None and self.config.mag_lr > 0 and self.method.description.look_ahead
+
+    @property
+    def trains_generator(self) -> bool:
+        """Whether the MAG, or what stands in its place, moves in the regular step."""
+        return self.mag is not None and self.config.mag_lr > 0 and not self.method.description.look_ahead
 
     @property
     def mag_pass(self) -> bool:
