@@ -10,8 +10,6 @@ from metaug_core.methods.baselines.byol import BYOL
 from metaug_core.methods.baselines.cpc import CPC
 from metaug_core.methods.baselines.dacl import DACL
 from metaug_core.methods.baselines.dim import DIM
-from metaug_core.methods.baselines.ft import with_ft
-from metaug_core.methods.baselines.hallucinator import with_hallucinator
 from metaug_core.methods.baselines.imix import IMix
 from metaug_core.methods.baselines.infomin import InfoMin
 from metaug_core.methods.baselines.looc import LooC
@@ -23,14 +21,16 @@ from metaug_core.methods.baselines.simsiam import SimSiam
 from metaug_core.methods.baselines.splitbrain import SplitBrain
 from metaug_core.methods.baselines.supervised import Supervised
 from metaug_core.methods.baselines.swav import SwAV
-from metaug_core.methods.baselines.synthetic import with_mochi, with_synco
 from metaug_core.methods.baselines.vicreg import VICReg
 from metaug_core.methods.baselines.wmse import WMSE
+from metaug_core.methods.feature_transformation import with_ft
+from metaug_core.methods.hallucinator import with_hallucinator
 from metaug_core.methods.metaug import MetAug, with_mag
 from metaug_core.methods.multiview import CMC, OUCL
+from metaug_core.methods.synthetic_negatives import with_mochi, with_synco
 from metaug_core.registry import METHODS, MODIFIERS
 
-__all__ = ["CMC", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",
+__all__ = ["CMC", "LATER", "METHODS", "MODIFIERS", "OUCL", "Composition", "Context", "MetAug", "Method", "SimCLR", "Supervised",
            "build", "with_mag"]  # fmt: skip
 
 METAUG = "Li et al. 2022"

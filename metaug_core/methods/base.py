@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,8 @@ class Description:
         True  # the first V rows of z are features of unit norm; else they are not described in the metrics
     )
     augmentable: bool = True  # z (parts V, B, d) holds features alone, so that a MAG can augment them
-    look_ahead: bool = True  # the MAG descends at a look-ahead; False: on the regular loss, in the regular step
+    # What makes z~: "look-ahead", a MAG that is trained by it; "loss", one that descends on the regular loss; "chance", no network.
+    augmented_by: Literal["", "look-ahead", "loss", "chance"] = ""
     contrasts: bool = (
         False  # the loss calls `contrast`, so that `debiased` and `hard` can change its sum over negatives
     )

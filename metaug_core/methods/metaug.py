@@ -134,6 +134,13 @@ def with_mag(base: type[Method] | Composition) -> Composition:
     """Compose a method with the MAG: `mine+mag` by name. Raises MetaugError if its z holds no features that a MAG could augment."""
     if not base.description.augmentable:
         raise MetaugError(f"{base.description.title} has no features that a MAG could augment")
+    require_none_augmented(base, "mag")
     objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"
     return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective,
-                       uses=base.description.uses | settings.MAG)  # fmt: skip
+                       augmented_by="look-ahead", uses=base.description.uses | settings.MAG)  # fmt: skip
+
+
+def require_none_augmented(base: type[Method] | Composition, name: str) -> None:
+    """Raise MetaugError if the method has augmented features already."""
+    if base.description.augmented_by:
+        raise MetaugError(f"modifier {name!r} adds augmented features, and {base.description.title} has some")

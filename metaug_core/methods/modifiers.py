@@ -2,7 +2,7 @@
 
 `debiased` and `hard` change the sum over negatives in a method's InfoNCE (`losses.debias`, `losses.harden`); `dcl` and `oucl` put
 another objective of the same similarities in its place; `randaugment` changes the images. The modifier `mag` is in `metaug`, and
-what later papers do to features in the files of `baselines`.
+what later papers do to features in files of their own.
 """
 
 from collections.abc import Callable
@@ -128,7 +128,9 @@ def extend_context(method: Method, extend: Callable[[Context, torch.Generator], 
     """Let the method's `context` go on with what extend draws; the draws before it stay as they were."""
     context = method.context
 
-    def extended(memory: Any, views: list[Tensor], indices: Tensor, labels: Tensor, generator: torch.Generator) -> Context:
+    def extended(
+        memory: Any, views: list[Tensor], indices: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Context:
         return extend(context(memory, views, indices, labels, generator), generator)
 
     method.context = extended
@@ -148,7 +150,9 @@ def require_pairs(base: Base, name: str) -> None:
 def require_one_part(base: Base, name: str) -> None:
     """Raise MetaugError if the method contrasts features with predictions of them, so that not all rows of z are alike."""
     if base.description.parts > 1:
-        raise MetaugError(f"modifier {name!r} needs features alone, and {base.description.title} has other rows as well")
+        raise MetaugError(
+            f"modifier {name!r} needs features alone, and {base.description.title} has other rows as well"
+        )
 
 
 def require_info_nce(base: Base, name: str) -> None:

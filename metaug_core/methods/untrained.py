@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaug_core.config import ConfigError
 from metaug_core.methods.base import Augment, Composition, Context, Method
-from metaug_core.methods.metaug import weigh_terms
+from metaug_core.methods.metaug import require_none_augmented, weigh_terms
 from metaug_core.methods.modifiers import Base, extend_context, give, require_pairs
 from metaug_core.networks.second_order import unit
 
@@ -41,7 +40,8 @@ def add_noise(z: Tensor, noise: Tensor, cosine: float) -> Tensor:
 
 
 def drop_units(z: Tensor, noise: Tensor, cosine: float) -> Tensor:
-    """z without some of its units, at unit norm. A share cosine^2 of them stays, so that the root mean square of the cosine is this."""
+    """z without some of its units, at unit norm. A share cosine^2 of them stays, so that the root mean square of the cosine is the
+    one that is asked for. Where none stays z~ is 0."""
     kept = torch.special.ndtr(noise) < cosine**2  # uniform numbers
     return F.normalize(z * kept, dim=-1)
 
@@ -60,15 +60,14 @@ def compose(base: Base, name: str, title: str, what: str, perturb: Perturb) -> C
     """A method on features that are changed so as well. Raises MetaugError if it has no features to change."""
 
     def modify(method: Method) -> Method:
-        if method.mag() is not None:
-            raise ConfigError(f"method {method.config.method!r} has two generators of features: take one of them")
         perturbed, config = Perturbed(method, perturb), method.config
         rows = method.description.parts * len(config.views)
         extend_context(perturbed, partial(draw_noise, rows=rows, dim=config.feature_dim))
         return perturbed
 
     require_pairs(base, name)
-    return Composition(base, modify, title, "", f"L(z) + delta L(z, z~), {what}", augmentable=False,
+    require_none_augmented(base, name)
+    return Composition(base, modify, title, "", f"L(z) + delta L(z, z~), {what}", augmented_by="chance",
                        uses=base.description.uses | {"delta", "augmented_sets", "matched_similarity"})  # fmt: skip
 
 

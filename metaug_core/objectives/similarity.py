@@ -31,7 +31,7 @@ def other_views(x: Tensor) -> Tensor:
 
 
 def mean_of_other_views(x: Tensor, like: Tensor, views: int) -> Tensor:
-    """For each row of like (W, B, d) the mean of the rows of x (R, B, d) that are of another view; row w is of view w % V, V >= 2."""
+    """For each row of like (W, B, d) the mean of the rows of x (R, B, d) that are of another view; row w is of view w % V."""
     each = x.unflatten(0, (-1, views)).mean(0)  # (V, B, d)
     others = (each.sum(0) - each) / (views - 1)
     return others.repeat(len(like) // views, 1, 1)

@@ -66,7 +66,7 @@ def regular_step(
     more backward. share: keep for the look-ahead what it would otherwise compute again.
     """
     theta, pairs = s.theta, context.pairs(len(s.config.views))
-    omega = s.omega if s.trains_generator else {}
+    omega = s.omega if s.trains_by_loss else {}
     context = replace(context, shared=pairs)
     recorded = Recorder() if share else None
     with distributed.whole_batch(), recorded or nullcontext(), repeat(s, "networks"):

@@ -17,7 +17,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the negatives
 
 
 class Adversaries(nn.Module):
-    """K negatives for each view, weights (V, K, d) of any norm. They begin as keys: each is written once, then all of them ascend."""
+    """K negatives for each view, weights (V, K, d) of any norm. They begin as keys, one after the other; then all ascend."""
 
     weights: Tensor
     velocity: Tensor

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """FT: untrained feature augmentation. Positives are drawn apart from each other, past negatives are mixed with each other."""
 
 from dataclasses import replace

@@ -1,22 +1,22 @@
-"""Hallucinator: a generator of positives in feature space, which descends on the regular loss; no look-ahead, no margins."""
+"""Hallucinator: a network makes positives in feature space and descends on the regular loss, without a look-ahead or margins."""
 
 import torch
 from torch import Tensor, nn
 
-from metaug_core.config import ConfigError
 from metaug_core.methods.base import Augment, Composition, Context, Method
+from metaug_core.methods.metaug import require_none_augmented
 from metaug_core.methods.modifiers import Base, extend_context, give, require_one_part, require_pairs
 from metaug_core.networks.second_order import unit
 from metaug_core.objectives.similarity import mean_of_other_views
 
 DIFFERS = (
-    "Hallucinator: q is of unit norm before it is extrapolated, theirs after. Every view asks in turn, by one generator. It has an "
-    "optimiser of its own (mag_lr). Crops are the base's, theirs ContrastiveCrop's for one view."
+    "Hallucinator: q is of unit norm before it is extrapolated, theirs after. Every view asks in turn, through one network. It has "
+    "an optimiser of its own (mag_lr). Crops are the base's, theirs ContrastiveCrop's for one view."
 )
-OF_GENERATOR = {"hallucinator_reach", "mag_optimiser", "mag_lr", "mag_lr_schedule", "mag_weight_decay"}
+OF_NETWORK = {"hallucinator_reach", "mag_optimiser", "mag_lr", "mag_lr_schedule", "mag_weight_decay"}
 
 
-class Generator(nn.Module):
+class Hallucinator(nn.Module):
     """z~ = MLP([q, (1 + r) q - r k]) of two hidden layers of 2 d units, at unit norm (their code). One for all views.
 
     z (W, B, d) -> z~ (W, B, d), row w of view w % V. keys (R, B, d): what features are extrapolated away from, the mean of the
@@ -49,7 +49,7 @@ class Hallucinated(Method):
         return self.base.loss(z, context)
 
     def mag(self) -> nn.Module:
-        return Generator(len(self.config.views), self.config.feature_dim, self.config.hallucinator_reach)
+        return Hallucinator(len(self.config.views), self.config.feature_dim, self.config.hallucinator_reach)
 
     def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
         hallucinated = augment(z, context.positives, context.given["reach"])
@@ -65,8 +65,6 @@ def with_hallucinator(base: Base) -> Composition:
     """
 
     def modify(method: Method) -> Method:
-        if method.mag() is not None:
-            raise ConfigError(f"method {method.config.method!r} has two generators of features: take one of them")
         hallucinated, reach = Hallucinated(method), method.config.hallucinator_reach
         extend_context(hallucinated, lambda context, generator: give(
             context, reach=reach * torch.rand((), generator=generator, device=generator.device)))  # fmt: skip
@@ -74,5 +72,6 @@ def with_hallucinator(base: Base) -> Composition:
 
     require_pairs(base, "hallucinator")
     require_one_part(base, "hallucinator")
+    require_none_augmented(base, "hallucinator")
     return Composition(base, modify, "Hallucinator", "Wu et al. 2023", "L(z, z~), z~ = g(q, (1 + r) q - r k); g descends on it",
-                       differs=DIFFERS, augmentable=False, look_ahead=False, uses=base.description.uses | OF_GENERATOR)  # fmt: skip
+                       differs=DIFFERS, augmented_by="loss", uses=base.description.uses | OF_NETWORK)  # fmt: skip

@@ -20,8 +20,8 @@ from metaug_core.methods.modifiers import Base, extend_context, require_pairs
 from metaug_core.objectives.similarity import similarity
 
 MOCHI = (
-    "MoCHi: no code by the authors. From the first step, theirs after a warm-up. N 256 for a queue of 4096, theirs 1024 for 16384 or "
-    "65536; N of the first kind and N / 8 of the second, as in their best run."
+    "MoCHi: no code by the authors. From the first step, theirs after a warm-up. N 256 for a queue of 4096, theirs 1024 for 16384 "
+    "or 65536; N of the first kind and N / 8 of the second, as in their best run."
 )
 SYNCO = (
     "SynCo: from the first step, theirs from the 11th epoch of 200. N 256 for a queue of 4096, theirs 1024 for 65536, and as many "
@@ -87,7 +87,10 @@ def draw(context: Context, generator: torch.Generator, config: Config, kinds: tu
     known = known if context.drawn is None else context.drawn.shape[1]
     nearest = min(config.hardest_negatives, known)
     counts = [max(1, round(kind.share * nearest)) for kind in kinds]
-    shape, options = (views, 1, len(context.indices), others, sum(counts)), {"generator": generator, "device": generator.device}
+    shape, options = (
+        (views, 1, len(context.indices), others, sum(counts)),
+        {"generator": generator, "device": generator.device},
+    )
     ranks = torch.randint(nearest, (2, *shape), **options)
     uniform, noise = torch.rand(shape, **options), torch.randn(sum(counts), dim, **options)
     return replace(context, synthesise=partial(synthesise, kinds, counts, nearest, ranks, uniform, noise))
