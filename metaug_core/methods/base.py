@@ -213,7 +213,7 @@ class Composition:
         self.description = replace(
             of_base,
             title=f"{of_base.title} + {title}",
-            paper=f"{of_base.paper}; {paper}".removeprefix("; "),
+            paper="; ".join(filter(None, (of_base.paper, paper))),
             objective=f"{of_base.objective}; {objective}".removeprefix("; "),
             differs=f"{of_base.differs} {differs}".strip(),
             defaults={**of_base.defaults, **self.defaults},
