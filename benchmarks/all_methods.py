@@ -1,4 +1,4 @@
-"""Every registered method at one small budget, beside its encoder untrained: on `shapes`, or on an image folder.
+"""Every row of the paper's tables at one small budget, beside its encoder untrained: on `shapes`, or on an image folder.
 
     python benchmarks/all_methods.py RUNS [--folder FOLDER] [--seeds 3] [--methods simclr,cmc] [--images 2200] [--epochs 8]
     python benchmarks/all_methods.py RUNS --protocol own|uniform --folder FOLDER [--seeds 3] ...
@@ -31,6 +31,7 @@ from _results import FOLDER, write
 
 from metaug_core import METHODS, Config, evaluate, preset
 from metaug_core.evaluation.representations import interval
+from metaug_core.methods import LATER
 from metaug_core.runs import files, store
 from metaug_workbook.jobs.runner import make_table
 from metaug_workbook.plots import gallery, paper_figures
@@ -38,6 +39,7 @@ from metaug_workbook.plots.paper_figures import LEARNS
 from metaug_workbook.results import tables
 
 MEASURES = ("probe_plain", "knn")
+ROWS = [name for name in METHODS if name not in LATER]  # those that came later: --methods
 BUDGET: dict[str, Any] = {"feature_dim": 128, "head_hidden": 256, "predictor_hidden": 128, "queue_size": 512, "prototypes": 64,
                           "ema_momentum": 0.97, "dim_units": 256, "monitor_every": 2, "lr": 1e-3}  # fmt: skip
 SHARED: dict[str, Any] = {
@@ -180,7 +182,7 @@ def keep(rows: list[dict[str, Any]], methods: list[str], args: argparse.Namespac
     """Write the rows, and the stored ones of other methods with the commands and machines that made them."""
     kind = kind_of(args)
     file, others = FOLDER / f"all_methods-{kind}.json", []
-    if set(methods) != set(METHODS):
+    if set(methods) != set(ROWS):
         stored = json.loads(file.read_text())
         rows = [row for row in stored["rows"] if row["method"] not in methods] + rows
         others = [{name: stored[name] for name in ("command", "machine")}, *stored.get("others", [])]
@@ -193,7 +195,7 @@ def keep(rows: list[dict[str, Any]], methods: list[str], args: argparse.Namespac
 def publish(rows: pd.DataFrame, runs: pd.DataFrame, methods: list[str], kind: str) -> None:
     """Put the figure of these rows, and of the stored ones of other methods, into figures/. runs: where the rows are from."""
     name, kept = f"09-all-methods-{kind}", None
-    if set(methods) != set(METHODS):
+    if set(methods) != set(ROWS):
         stored = tables.load(gallery.FOLDER / "data" / name)
         rows = pd.concat([stored.query("method not in @methods"), rows])
         kept = files.read_json(gallery.FOLDER / f"{name}.json")["numbers"]
@@ -207,7 +209,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="?", help="folder that keeps the runs")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(ROWS))
     parser.add_argument("--images", type=int, default=2200)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument(
@@ -241,7 +243,7 @@ def main() -> None:
     print(table(pd.DataFrame(rows)))
     small = pd.concat([figure_table(paper_figures.select_measure(runs, name)) for name in MEASURES])
     print(paper_figures.count_learners(small))
-    if args.publish or set(methods) == set(METHODS):
+    if args.publish or set(methods) == set(ROWS):
         keep(rows, methods, args)
     if args.publish:
         publish(small, runs, methods, kind_of(args))

@@ -187,6 +187,22 @@ class SingleSettings(Settings):
     )
     """LooC: augmentations that one head each stays sensitive to."""
 
+    # --- methods after the paper
+    vicreg_weights: tuple[Rate, Rate, Rate] = (25.0, 25.0, 1.0)
+    """VICReg: weights of invariance, variance and covariance."""
+    ft_alphas: tuple[Size, Size] = (2.0, 1.6)
+    """FT: a of Beta(a, a), from which the weights of positives (1 + it) and of past negatives are drawn."""
+    hallucinator_reach: Rate = 0.1
+    """Hallucinator: the largest r of the extrapolation (1 + r) q - r k, which is uniform in [0, this)."""
+    hardest_negatives: Positive = 256
+    """MoCHi, SynCo: synthetic negatives are made of so many past features, those nearest to the query; all if there are fewer."""
+    adversary_lr: Rate = 3.0
+    """AdCo: learning rate of the negatives, by SGD with momentum 0.9."""
+    adversary_temperature: Size = 0.02
+    """AdCo: t of the InfoNCE that the negatives raise."""
+    matched_similarity: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Modifiers noise and dropout: d(z, z~), which a MAG's run logs as augmented_similarity."""
+
 
 PROJECTION, OUCL, BANK, MAG, SINGLE = (
     frozenset(group.model_fields)

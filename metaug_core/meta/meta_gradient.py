@@ -185,6 +185,7 @@ class Regular(NamedTuple):
     gradient: Params  # grad_theta loss(features(theta), omega): saves three encoder passes
     feature_gradient: Tensor | None = None  # dL/dz with its graph to omega: saves loss and MAG one forward and backward
     recorded: Recorder | None = None  # the forward pass: saves the tangent pass its own
+    of_omega: Params | None = None  # grad_omega of the same loss, for what is trained by it and by no look-ahead
 
 
 def gradients(value: Tensor, wrt: Params, **options) -> Params:

@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from metaug_core.extensions import name_failures
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.memory import Bank, copy_module
 from metaug_core.objectives import losses
-from metaug_core.objectives.similarity import Pairs, other_views
+from metaug_core.objectives.similarity import Pairs, Synthesise, other_views
 from metaug_core.recipes import Recipe
 from metaug_core.runtime.device import one_thread
 from metaug_core.settings import OPTIONAL
@@ -49,7 +49,7 @@ TWO_CROPS: dict[str, Any] = {  # two augmented crops of an image through one enc
     "grey": 0.2,
     "negatives": "batch",
 }
-Augment = Callable[[Tensor], Tensor]  # z (V, B, d) -> z~ (V, B, d)
+Augment = Callable[..., Tensor]  # z (V, B, d) -> z~ (V, B, d)
 Contrast = Callable[[Tensor, Tensor], Tensor]  # similarities d of positives (A, P) and negatives (A, N) -> scalar
 
 
@@ -64,10 +64,11 @@ class Context:
     positives: Tensor | None = None  # (V, B, d), stale positives; None: the features themselves
     shared: Pairs | None = None  # similarities shared by several losses of the same features
     given: Mapping[str, Tensor] = field(default_factory=dict)  # what else the method's `context` computed, by name
+    synthesise: Synthesise | None = None  # makes further negatives of past ones
 
     def pairs(self, views: int) -> Pairs:
         """Similarities with these negatives: the shared ones, or new ones."""
-        return self.shared or Pairs(views, self.negatives, self.drawn)
+        return self.shared or Pairs(views, self.negatives, self.drawn, self.synthesise)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Description:
         True  # the first V rows of z are features of unit norm; else they are not described in the metrics
     )
     augmentable: bool = True  # z (parts V, B, d) holds features alone, so that a MAG can augment them
+    # What makes z~: "look-ahead", a MAG that is trained by it; "loss", one that descends on the regular loss; "chance", no network.
+    augmented_by: Literal["", "look-ahead", "loss", "chance"] = ""
     contrasts: bool = (
         False  # the loss calls `contrast`, so that `debiased` and `hard` can change its sum over negatives
     )
@@ -150,7 +153,10 @@ class Method(ABC):
         return Networks(self.config)
 
     def views(self, pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """The networks' inputs, tensors (B, ...), from uint8 images (B, 3, H, W). All randomness comes from generator."""
+        """The networks' inputs, tensors (B, ...), from uint8 images (B, 3, H, W). All randomness comes from generator.
+
+        What `Networks` gets beyond a tensor for each view (partners, mixing weights) it leaves to `context`, of any shape.
+        """
         return make_views(pixels, self.config, generator)
 
     def part(self, z: Tensor, number: int) -> Tensor:
@@ -207,7 +213,7 @@ class Composition:
         self.description = replace(
             of_base,
             title=f"{of_base.title} + {title}",
-            paper=f"{of_base.paper}; {paper}".removeprefix("; "),
+            paper="; ".join(filter(None, (of_base.paper, paper))),
             objective=f"{of_base.objective}; {objective}".removeprefix("; "),
             differs=f"{of_base.differs} {differs}".strip(),
             defaults={**of_base.defaults, **self.defaults},

@@ -55,15 +55,8 @@ class MetAug(Method):
         return terms
 
     def _terms(self, z: Tensor, augmented: Tensor, context: Context, margin: bool) -> dict[str, Tensor]:
-        scale = self.config.loss_scale
-        pairs = context.pairs(len(self.config.views))
-        context = replace(context, shared=pairs)
-        sets = build_augmented_sets(z, augmented, self.config.augmented_sets, pairs)
-        augmented_loss = torch.stack([self.base.loss(features, context) for features in sets]).sum()
-        terms = {
-            "loss_original": scale * self.base.loss(z, context),
-            "loss_augmented": scale * self.config.delta * augmented_loss,
-        }
+        context = replace(context, shared=context.pairs(len(self.config.views)))
+        terms = weigh_terms(self.base, z, augmented, context)
         if margin:
             terms["loss_margin"] = self.config.alpha * self.margin_term(z, augmented, context)
         return terms
@@ -95,6 +88,18 @@ class MetAug(Method):
         similarities = [compare(anchors, config.margin_pairs) for anchors in features]
         terms = [margin_regularisation(*pair, *sigma, config.margin_positive_weight) for pair in similarities]
         return torch.stack(terms).mean()
+
+
+def weigh_terms(base: Method, z: Tensor, augmented: Tensor, context: Context) -> dict[str, Tensor]:
+    """The two weighted terms of eq. 11, of features z and augmented ones (V, B, d)."""
+    config, pairs = base.config, context.pairs(len(base.config.views))
+    context = replace(context, shared=pairs)
+    sets = build_augmented_sets(z, augmented, config.augmented_sets, pairs)
+    augmented_loss = torch.stack([base.loss(features, context) for features in sets]).sum()
+    return {
+        "loss_original": config.loss_scale * base.loss(z, context),
+        "loss_augmented": config.loss_scale * config.delta * augmented_loss,
+    }
 
 
 def compare_views(pairs: Pairs, anchors: Tensor, targets: Tensor, which: str) -> tuple[Tensor, Tensor]:
@@ -129,6 +134,13 @@ def with_mag(base: type[Method] | Composition) -> Composition:
     """Compose a method with the MAG: `mine+mag` by name. Raises MetaugError if its z holds no features that a MAG could augment."""
     if not base.description.augmentable:
         raise MetaugError(f"{base.description.title} has no features that a MAG could augment")
+    require_none_augmented(base, "mag")
     objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"
     return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective,
-                       uses=base.description.uses | settings.MAG)  # fmt: skip
+                       augmented_by="look-ahead", uses=base.description.uses | settings.MAG)  # fmt: skip
+
+
+def require_none_augmented(base: type[Method] | Composition, name: str) -> None:
+    """Raise MetaugError if the method has augmented features already."""
+    if base.description.augmented_by:
+        raise MetaugError(f"modifier {name!r} adds augmented features, and {base.description.title} has some")

@@ -243,6 +243,7 @@ class Networks(nn.Module):
     def forward(self, images: list[Tensor]) -> Tensor:
         """One (B, C_j, H, W) per view -> z (V, B, d), unit norm if `unit`; with predictors (2V, B, d): z, then q of z."""
         names, encoders = self.encoders.views, self.encoders
+        images = images[: len(names)]  # what follows is for the method's `context`
         h = encoders.encode(images) if encoders.own is None else encoders(images)
         with torch.autocast(images[0].device.type, torch.bfloat16, enabled=encoders.bf16):
             z = apply_by_name(dict(self.heads.items()), h, names, self.joint)

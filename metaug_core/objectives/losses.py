@@ -35,6 +35,14 @@ def info_nce(
     return softplus(log_g - positives).mean()
 
 
+def decoupled(positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """DCL (Yeh et al. 2022, eq. 6): mean of -p/t + log sum_k e^{n_k/t}, each positive of an anchor a term of its own.
+
+    positives (A, P) and negatives (A, N) are real numbers.
+    """
+    return (log_sum(negatives / temperature) - positives / temperature).mean()
+
+
 def find_info_nce_floors(
     positives: Tensor, negatives: Tensor, temperature: float, tau_plus: float, hard_beta: float = 0.0
 ) -> Tensor:

@@ -30,6 +30,13 @@ def other_views(x: Tensor) -> Tensor:
     return torch.stack([rows[u] for v in views for u in views if u != v]).unflatten(0, (len(rows), -1))
 
 
+def mean_of_other_views(x: Tensor, like: Tensor, views: int) -> Tensor:
+    """For each row of like (W, B, d) the mean of the rows of x (R, B, d) that are of another view; row w is of view w % V."""
+    each = x.unflatten(0, (-1, views)).mean(0)  # (V, B, d)
+    others = (each.sum(0) - each) / (views - 1)
+    return others.repeat(len(like) // views, 1, 1)
+
+
 def group_pairs(similarities: Tensor, scope: str, batch: int) -> Tensor:
     """The pairs of several anchors side by side, from the similarities (..., B, P) of anchors.
 
@@ -38,6 +45,11 @@ def group_pairs(similarities: Tensor, scope: str, batch: int) -> Tensor:
     if scope == "image":
         return similarities.reshape(-1, batch, similarities.shape[-1]).transpose(0, 1).flatten(1)
     return similarities.reshape(1, -1) if scope == "minibatch" else similarities
+
+
+# Anchors (V, S, B, d), past features (V, T, N, d), which of them each image takes (B, K) or None, and the similarities
+# (V, S, B, T, K) -> similarities (V, S, B, T, any) with negatives made of them.
+Synthesise = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
 class Table(NamedTuple):
@@ -55,10 +67,12 @@ class Pairs:
 
     negatives (V, V - 1, K, d): past features that each view is compared with (`other_views` of (V, K, d)), shared by the
     minibatch; with drawn (B, K) each image takes these of them. None: the targets of the other images of the minibatch.
+    synthesise: makes further negatives of past ones (`Synthesise`).
     """
 
-    def __init__(self, views: int, negatives: Tensor | None = None, drawn: Tensor | None = None):
-        self.views, self.past, self.drawn = views, negatives, drawn
+    def __init__(self, views: int, negatives: Tensor | None = None, drawn: Tensor | None = None,
+                 synthesise: Synthesise | None = None):  # fmt: skip
+        self.views, self.past, self.drawn, self.synthesise = views, negatives, drawn, synthesise
         self.stacks: list[tuple[Tensor, tuple[Tensor, ...]]] = []
         self.tables: list[Table] = []
         self.reduced: list[tuple[tuple, Tensor]] = []
@@ -172,8 +186,12 @@ class Pairs:
             table = _compare(rows, others)  # (V, S, B, T, R, B)
             positives = table.diagonal(dim1=2, dim2=5).movedim(-1, 2)
             return Table(anchors, targets, positives, _take(table, other_images(rows.shape[2], rows.device)))
-        known = next((t.negatives for t in self.tables if t.anchors is anchors), None)  # of other targets
-        past = self._compare_past(rows, self.past)[..., None, :] if known is None else known
+        past = next((t.negatives for t in self.tables if t.anchors is anchors), None)  # of other targets
+        if past is None:
+            table = self._compare_past(rows, self.past)
+            if self.synthesise is not None:
+                table = torch.cat([table, self.synthesise(rows, self.past, self.drawn, table)], -1)
+            past = table[..., None, :]
         return Table(anchors, targets, _same_image(rows, others), past)
 
     def _compare_past(self, anchors: Tensor, past: Tensor) -> Tensor:

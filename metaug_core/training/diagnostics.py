@@ -60,9 +60,10 @@ def describe(s: TrainState, z: Tensor | None, context: Context) -> dict[str, Ten
         "uniformity": uniformity(z[0]),
     }
     if augmented is not None:
+        readings["augmented_similarity"] = similarity((z * augmented).sum(-1)).mean()
+    if augmented is not None and s.method.description.augmented_by != "loss":  # else nothing has margins
         sigma_plus, sigma_minus = margins(positives, negatives, s.config.margin)
         readings |= {"sigma_plus": sigma_plus.mean(), "sigma_minus": sigma_minus.mean()}
-        readings["augmented_similarity"] = similarity((z * augmented).sum(-1)).mean()
     return readings
 
 

@@ -67,8 +67,13 @@ class TrainState:
 
     @property
     def trains_mag(self) -> bool:
-        """Whether there is a MAG that moves."""
-        return self.mag is not None and self.config.mag_lr > 0
+        """Whether there is a MAG that moves by a look-ahead."""
+        return self.mag is not None and self.config.mag_lr > 0 and not self.trains_by_loss
+
+    @property
+    def trains_by_loss(self) -> bool:
+        """Whether what stands in the MAG's place moves in the regular step."""
+        return self.method.description.augmented_by == "loss" and self.config.mag_lr > 0
 
     @property
     def mag_pass(self) -> bool:

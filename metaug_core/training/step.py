@@ -66,6 +66,7 @@ def regular_step(
     more backward. share: keep for the look-ahead what it would otherwise compute again.
     """
     theta, pairs = s.theta, context.pairs(len(s.config.views))
+    omega = s.omega if s.trains_by_loss else {}
     context = replace(context, shared=pairs)
     recorded = Recorder() if share else None
     with distributed.whole_batch(), recorded or nullcontext(), repeat(s, "networks"):
@@ -74,7 +75,9 @@ def regular_step(
     with repeat(s, "loss"):
         terms = s.method.terms(leaf, context, s.mag)
     log = log and "loss_augmented" in terms
-    (pull,) = torch.autograd.grad(sum_terms(terms), leaf, create_graph=share, retain_graph=share or log)
+    pull, *of_omega = torch.autograd.grad(
+        sum_terms(terms), [leaf, *omega.values()], create_graph=share, retain_graph=share or log
+    )
     gradient = vjp(z, theta, pull, retain_graph=log)
     metrics = {name: term.detach() for name, term in terms.items()}
     if log:
@@ -84,7 +87,8 @@ def regular_step(
         part = get_total_norm(augmented.values())
         rest = get_total_norm(gradient[name] - augmented[name] for name in theta)
         metrics["augmented_gradient_share"] = part / (part + rest)
-    return Regular(gradient, pull if share else None, recorded), metrics, leaf.detach()
+    shared = Regular(gradient, pull if share else None, recorded, dict(zip(omega, of_omega, strict=True)))
+    return shared, metrics, leaf.detach()
 
 
 def repeat(s: TrainState, kind: str) -> AbstractContextManager[None]:
@@ -207,6 +211,8 @@ def update(s: TrainState, pixels: Tensor, indices: Tensor, log: bool) -> Update:
     if share:  # before theta moves: the shared results hold at the theta of the gradient
         metrics |= mag_step(s, views, context, log, regular, outer)
     descend(s.optimiser, s.theta, regular.gradient)
+    if regular.of_omega and s.mag_optimiser is not None:
+        descend(s.mag_optimiser, s.omega, regular.of_omega)
     s.method.remember(s.memory, s.networks, z, context)
     if alternate and not share:
         metrics |= mag_step(s, views, context, log, outer=outer)

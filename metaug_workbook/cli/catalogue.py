@@ -44,7 +44,7 @@ def after_base(name: str, sentences: str) -> str:
     """What differs in a composition, with its base's sentences left to the base's own row."""
     base = name.rpartition("+")[0]
     shared = METHODS[base].description.differs if base else ""
-    return f"As `{base}`. {sentences.removeprefix(shared).strip()}" if shared else sentences
+    return f"As `{base}`. {sentences.removeprefix(shared).strip()}".strip() if shared else sentences
 
 
 def describe_recipe(recipe: Recipe) -> str:

@@ -45,6 +45,18 @@ NAMES = {  # a method's name in METHODS -> as the paper prints it
     "metaug": "MetAug",
     "metaug+randaugment": "MetAug + RandAugment",
     "metaug-nnclr": "MetAug*",
+    # Not in the paper; printed as their authors do.
+    "simclr+dcl": "SimCLR + DCL",
+    "cmc+dcl": "CMC + DCL",
+    "ft": "FT",
+    "adco": "AdCo",
+    "hallucinator": "Hallucinator",
+    "mochi": "MoCHi",
+    "synco": "SynCo",
+    "vicreg": "VICReg",
+    "imix": "i-Mix",
+    "cmc+noise": "CMC + noise",
+    "cmc+dropout": "CMC + dropout",
 }
 
 # Table 1's double dagger, "reduced learnable parameters": a split AlexNet for each view (Appendix B.1). The other rows

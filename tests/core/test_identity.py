@@ -149,6 +149,8 @@ OTHER = {
     "projector_norm": True, "queue_size": 4097, "barlow_lambda": 0.01, "prototypes": 513, "sinkhorn_epsilon": 0.1,
     "prototypes_frozen_epochs": 0.5, "sinkhorn_steps": 4, "nat_every": 4, "whitening_size": 8, "dim_units": 2049,
     "dim_bound": "infonce", "cpc_grid": 6, "cpc_skip": 2, "jigsaw_grid": 4, "jigsaw_weight": 0.4, "looc_held": ("crop",),
+    "vicreg_weights": (25.0, 25.0, 2.0), "ft_alphas": (2.0, 1.5), "hallucinator_reach": 0.2, "hardest_negatives": 12,
+    "adversary_lr": 2.0, "adversary_temperature": 0.03, "matched_similarity": 0.9,
 }  # fmt: skip
 NEEDS = {"oucl_lambda": {"oucl": "eq8"}, "phi_dec": {"oucl": "eq9"}, "gamma_detached": {"oucl": "eq9"},
          "attenuate": {"oucl": "eq9"}, "lr_steps": {"lr_schedule": "step"}, "momentum": {"optimiser": "sgd"},

@@ -1,6 +1,7 @@
 """The compared methods: objectives against independent references, what they remember by hand, killed and resumed."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import lightly.loss
@@ -12,16 +13,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaug_core import DATASETS, METHODS, Config, ConfigError, MetaugError, fit, fit_trials
-from metaug_core.methods import build
+from metaug_core.methods import LATER, Composition, build
 from metaug_core.methods.base import Context, Method, initial_networks
+from metaug_core.methods.baselines.adco import Adversaries
 from metaug_core.methods.baselines.swav import sinkhorn
+from metaug_core.methods.feature_transformation import draw_beta
+from metaug_core.methods.hallucinator import Hallucinator
+from metaug_core.methods.untrained import add_noise, drop_units
 from metaug_core.networks.encoders import Networks
-from metaug_core.networks.memory import Averaged, Queue
+from metaug_core.networks.memory import Averaged, Queue, copy_module
 from metaug_core.objectives import losses
 from metaug_core.runs.files import read_tensors
 from metaug_core.training import loop
 from metaug_core.training.cuda_graphs import Stepper
-from metaug_core.training.step import update
+from metaug_core.training.step import draw, update
 from metaug_workbook.cli import catalogue
 
 FILES = sorted((ROOT / "metaug_core" / "methods").rglob("*.py"))
@@ -29,7 +34,8 @@ SMALL: dict[str, Any] = {
     **{name: value for name, value in TINY.items() if name != "views"},
     "head_hidden": 16, "predictor_hidden": 12, "queue_size": 32, "prototypes": 6, "dim_units": 16,
 }  # fmt: skip
-PLAIN = [name for name in METHODS if "+" not in name]
+# Rows that are modifiers on MoCo reach the encoders as it does.
+PLAIN = [name for name in METHODS if "+" not in name and not isinstance(LATER.get(name), Composition)]
 COMPOSED = [
     "cmc+hard+mag",
     "simclr+debiased",
@@ -73,6 +79,26 @@ def test_simclr_is_lightlys_and_metric_learnings():
     torch.testing.assert_close(value, lightly.loss.NTXentLoss(temperature=0.3)(z[0], z[1]))
     labels = torch.arange(BATCH).repeat(2)
     torch.testing.assert_close(value, NTXentLoss(temperature=0.3)(z.flatten(0, 1), labels))
+
+
+def test_dcl_is_lightlys():
+    z = unit(2, BATCH, DIM)
+    torch.testing.assert_close(
+        loss("simclr+dcl", z, temperature=0.3), lightly.loss.DCLLoss(temperature=0.3)(z[0], z[1])
+    )
+
+
+def test_eq_8_is_the_softplus_of_dcl():
+    """Of one anchor, at t = 2 / beta in cosines and over beta: what else OUCL does is beside the temperature."""
+    p, n = torch.rand(1, 1, dtype=torch.float64), torch.rand(1, 9, dtype=torch.float64)
+    decoupled = losses.decoupled(p, n, 1 / 16)
+    torch.testing.assert_close(losses.oucl_plain(p, n, 16, 0), torch.log1p(torch.exp(decoupled)) / 16)
+
+
+def test_vicreg_is_lightlys():
+    z = 0.5 * unit(2, BATCH, DIM)
+    theirs = lightly.loss.VICRegLoss(lambda_param=25, mu_param=10, nu_param=2)(z[0], z[1])
+    torch.testing.assert_close(loss("vicreg", z, vicreg_weights=(25, 10, 2)), theirs)
 
 
 def test_hard_without_beta_is_debiased_and_without_tau_the_plain_sum():
@@ -307,7 +333,8 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["swav+debiased", "infomin", "dim", "nat"])
+@pytest.mark.parametrize("name", ["swav+debiased", "infomin", "dim", "nat", "ft", "adco", "hallucinator", "mochi", "synco", "imix",
+                                  "cmc+noise", "cmc+dropout"])  # fmt: skip
 def test_a_step_waits_for_the_device_only_where_it_says_so(name):
     """NAT is not captured: it assigns its targets on the host. Changes of colour, which a CPU does image by image, are off."""
     views = ("RGB",) if name in ("dim", "nat") else ("RGB", "RGB")
@@ -454,6 +481,129 @@ def test_swavs_memory_has_the_prototypes_of_the_step_to_come(tmp_path):
     assert int(saved["memory.queue.place"]) == 5 * 16 % 32
 
 
+# --- methods after the paper
+
+
+def test_negatives_of_adco_begin_as_keys_and_then_ascend():
+    """Three minibatches of 3 fill 8 places, the first of them twice. Then W <- W - lr v, v <- 0.9 v + 1e-4 W - dL/dW."""
+    negatives = Adversaries(config("adco", queue_size=8, adversary_lr=2.0), torch.Generator().manual_seed(0)).double()
+    queries, keys = unit(4, 2, 3, DIM), unit(4, 2, 3, DIM, seed=1)
+    for step in range(3):
+        negatives.move(queries[step], keys[step])
+    written = torch.cat([*keys[:3]], 1)
+    torch.testing.assert_close(negatives.weights, torch.cat([written[:, 8:], written[:, 1:8]], 1))
+    assert not negatives.velocity.any()
+    weights, velocity = negatives.weights.clone(), torch.zeros(2, 8, DIM, dtype=torch.float64)
+    for _ in range(2):
+        leaf, terms = weights.clone().requires_grad_(), []
+        for v, i in ((v, i) for v in range(2) for i in range(3)):  # a query of the other view against the keys of this
+            scores = torch.exp(torch.cat([keys[3, v], F.normalize(leaf[v], dim=-1)]) @ queries[3, 1 - v, i] / 0.02)
+            terms.append(-torch.log(scores[i] / scores.sum()))
+        (gradient,) = torch.autograd.grad(torch.stack(terms).sum() / 3, leaf)
+        velocity = 0.9 * velocity + 1e-4 * weights - gradient
+        weights = weights - 2 * velocity
+        negatives.move(queries[3], keys[3])
+        torch.testing.assert_close(negatives.weights, weights)
+        torch.testing.assert_close(negatives.velocity, velocity)
+
+
+def test_a_hallucinator_is_an_mlp_of_a_feature_and_its_extrapolation():
+    torch.manual_seed(0)
+    network = Hallucinator(3, DIM, reach=0.1).double()
+    z, keys = unit(6, BATCH, DIM), unit(3, BATCH, DIM, seed=1)
+    first, _, second, _, last = network.layers
+    for found, r, of in ((network(z, keys, torch.tensor(0.07)), 0.07, keys), (network(z), 0.05, z)):
+        for w, row in enumerate(z):
+            others = torch.stack([x for u, x in enumerate(of) if u % 3 != w % 3]).mean(0)
+            x = torch.cat([row, (1 + r) * row - r * others], 1)
+            for layer in (first, second):
+                x = (x @ layer.weight.T + layer.bias).clamp(min=0)
+            torch.testing.assert_close(found[w], F.normalize(x @ last.weight.T + last.bias, dim=1))
+
+
+def test_a_hallucinator_descends_on_the_regular_loss_and_stays_at_rate_0():
+    """One step of Adam from the same state, against the gradient of the loss of z and z~ as one function of all weights."""
+    settings = {**SMALL, "method": "moco+hallucinator", "views": ("L", "ab"), "temperature": 0.2, "ema_momentum": 0.5}
+    s, still = start_state(**settings), start_state(**settings, mag_lr=0)
+    before, rows = {n: p.detach().clone() for n, p in s.omega.items()}, torch.arange(16)
+    networks = copy_module(s.networks)
+    generators = {role: g.get_state() for role, g in s.generators.items()}
+    update(s, s.images.pixels[rows], rows, log=False)
+    update(still, still.images.pixels[rows], rows, log=False)
+    for role, g in still.generators.items():  # draw again what the step drew
+        g.set_state(generators[role])
+    views, what = draw(still, still.images.pixels[rows], rows)
+    keys = Averaged(networks, still.config, 90)(views)
+    hallucinator: Any = still.mag
+    z = networks(views)
+    other = start_state(**settings).memory
+    value = still.method.loss(torch.cat([z, hallucinator(z, keys, what.given["reach"])]),
+                              replace(what, positives=keys, negatives=other["queue"].of_views().flip(0)[:, None]))  # fmt: skip
+    gradient = dict(zip(before, torch.autograd.grad(value, [*hallucinator.parameters()]), strict=True))
+    for name, p in s.omega.items():
+        step = -s.config.mag_lr * gradient[name] / (gradient[name].abs() + 1e-8)  # the first of Adam
+        torch.testing.assert_close(p.detach() - before[name], step, rtol=1e-2, atol=1e-5)
+        assert torch.equal(still.omega[name], before[name])
+
+
+def test_imix_mixes_the_images_that_ask_and_keeps_those_that_answer(monkeypatch):
+    method: Any = build(config("imix", views=("L", "ab")))
+    pixels = torch.randint(256, (BATCH, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    *images, partners, share = method.views(pixels, torch.Generator().manual_seed(0))
+    mixed, plain = images[:2], images[2:]
+    assert share.min() >= 0.5
+    assert share.max() < 1
+    assert partners.sort().values.tolist() == [[*range(BATCH)]] * 2
+    assert not torch.equal(partners[0], partners[1])
+    for v, i in ((v, i) for v in range(2) for i in range(BATCH)):
+        expected = share[v, i] * plain[v][i] + (1 - share[v, i]) * plain[v][partners[v, i]]
+        torch.testing.assert_close(mixed[v][i], expected)
+    plainly = build(config("moco", views=("L", "ab"))).views(pixels, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(plain, plainly, strict=True))
+    networks, _ = initial_networks(method, 4, 0)
+    torch.testing.assert_close(networks([*images, partners, share]), networks(mixed))
+
+
+def test_weights_of_ft_are_of_a_beta_distribution():
+    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1))."""
+    for alpha in (2.0, 1.6):
+        drawn = draw_beta(alpha, (400, 300), torch.Generator().manual_seed(0))
+        assert drawn.mean().item() == pytest.approx(0.5, abs=0.003)
+        assert drawn.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
+    what = build(config("ft", ft_alphas=(2.0, 1.6))).context(
+        start_state(**{**SMALL, "method": "ft"}).memory, [torch.rand(16, 1, 16, 16), torch.rand(16, 2, 16, 16)],
+        torch.arange(16), torch.arange(16), torch.Generator())  # fmt: skip
+    assert what.given["ft_weights"].shape == (16, 8)
+    assert 1 < what.given["ft_weights"].min() < what.given["ft_weights"].max() < 2
+    assert what.given["ft_past_weights"].shape == (32, 8)
+    assert what.given["ft_partners"].sort().values.tolist() == [*range(32)]
+
+
+def test_noise_is_at_the_similarity_and_dropout_at_it_on_the_average():
+    z, noise = (
+        unit(2, 500, 64),
+        torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    )
+    for cosine in (0.9, 0.5):
+        turned, dropped = (perturb(z, noise, cosine) for perturb in (add_noise, drop_units))
+        torch.testing.assert_close((z * turned).sum(-1), torch.full((2, 500), cosine, dtype=torch.float64))
+        assert (z * dropped).sum(-1).square().mean().sqrt().item() == pytest.approx(cosine, abs=0.01)
+        for changed in (turned, dropped):
+            torch.testing.assert_close(changed.norm(dim=-1), torch.ones(2, 500, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("modifier", ["ft", "hallucinator", "mochi", "synco", "noise", "dropout"])
+def test_a_modifier_of_features_leaves_the_draws_before_it_as_they_were(modifier):
+    """So that a run with it is of the same views, order and negatives as one without."""
+    pixels = torch.randint(256, (16, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    drawn = []
+    for name in ("cmc", f"cmc+{modifier}"):
+        s = start_state(**{**SMALL, "method": name})
+        views, what = draw(s, pixels, torch.arange(16))
+        drawn.append([*views, what.negatives])
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
 # --- all methods alike
 
 
@@ -539,6 +689,13 @@ REFUSED = [
     ("swav+oucl", "modifier 'oucl' needs pairs of features, and SwAV has none"),
     ("swav+mag", "SwAV has no features that a MAG could augment"),
     ("supervised+mag", "fully supervised has no features that a MAG could augment"),
+    ("vicreg+mag", "VICReg has no features that a MAG could augment"),
+    ("hallucinator+mag", "modifier 'mag' adds augmented features, and Hallucinator has some"),
+    ("metaug+noise", "modifier 'noise' adds augmented features, and MetAug has some"),
+    ("simclr+dcl+hard", "modifier 'hard' changes a plain InfoNCE, and SimCLR + DCL has none"),
+    ("looc+dcl", "modifier 'dcl' needs pairs of features, and LooC has none"),
+    ("nnclr+ft", "modifier 'ft' needs features alone, and NNCLR has other rows as well"),
+    ("simclr+mochi", "modifier 'mochi' needs negatives of the past, and SimCLR has none"),
 ]
 
 

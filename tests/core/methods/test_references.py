@@ -16,12 +16,18 @@
     +debiased, +hard, +oucl                      another function of the same pairs: CONTRASTS
     +mag, metaug-only-mag, metaug, metaug-nnclr  eq. 11: L(z) + delta L(z, z~)
     +randaugment                                 the same loss
+    +dcl                                         Yeh et al. 2022, eq. 6: another function of the same pairs
+    ft, hallucinator                             on MoCo: Zhu et al. 2021; Wu et al. 2023
+    mochi, synco                                 on MoCo: Kalantidis et al. 2020; Giakoumoglou and Stathaki 2024
+    adco, vicreg, imix                           Hu et al. 2021; Bardes et al. 2022; Lee et al. 2021
+    cmc+noise, cmc+dropout                       eq. 11 with z~ by chance
 
 A contrasting method says which features an anchor attracts and which it repels, and CONTRASTS what their cosines cost.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations, permutations, product
 from typing import Any, NamedTuple
 
@@ -31,8 +37,9 @@ from tiny import ROOT, TINY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaug_core import METHODS, Config
+from metaug_core import METHODS, Config, ConfigError
 from metaug_core.methods import Context, build
+from metaug_core.methods import synthetic_negatives as synthetic
 from metaug_core.methods.baselines.splitbrain import quantise
 from metaug_core.networks.memory import Queue
 
@@ -91,6 +98,7 @@ CONTRASTS: dict[str, Callable[[Tensor, Tensor, Config], Tensor]] = {
     "debiased": lambda p, n, config: info_nce(p, n, config, config.tau_plus),
     "hard": lambda p, n, config: info_nce(p, n, config, config.tau_plus, config.hard_beta),
     "oucl": oucl,
+    "dcl": lambda p, n, config: mean(-p / config.temperature + torch.log(torch.exp(n / config.temperature).sum())),
 }
 
 # --- the formulas: of z, a contrast and the config. With a MAG z holds z~ after the features.
@@ -99,6 +107,17 @@ BANK, STALE = unit(3, PAST, DIM, seed=1), unit(3, IMAGES, DIM, seed=2)
 QUEUE, KEYS = unit(2, PAST, DIM, seed=3), unit(2, IMAGES, DIM, seed=4)
 HEAD_KEYS, HEAD_QUEUE = unit(3, 3, IMAGES, DIM, seed=5), unit(3, PAST, DIM, seed=6)  # of LooC: (key, head), (head)
 NOISE = unit(IMAGES, DIM, seed=7)
+APART, PAST_SHARE = 1 + normal(IMAGES, DIM, seed=11).sigmoid(), normal(PAST, DIM, seed=12).sigmoid()  # of FT
+PAST_PARTNERS = torch.randperm(PAST, generator=torch.Generator().manual_seed(13))
+PARTNERS, SHARE = (
+    torch.tensor([[3, 1, 4, 0, 2], [1, 2, 0, 4, 3]]),
+    0.5 + normal(2, IMAGES, seed=14).sigmoid() / 2,
+)  # of i-Mix
+RANKS = torch.randint(
+    24, (2, 2, 1, IMAGES, 1, 9), generator=torch.Generator().manual_seed(15)
+)  # of synthetic negatives
+UNIFORM, SYNTHETIC_NOISE = normal(2, 1, IMAGES, 1, 9, seed=16).sigmoid(), normal(9, DIM, seed=17)
+OF_Z = normal(3, IMAGES, DIM, seed=18)
 LIGHT, AB = torch.tanh(normal(2, 1, 24, 24, seed=8)), torch.tanh(normal(2, 2, 24, 24, seed=9))
 
 
@@ -222,6 +241,120 @@ def cpc(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
     return mean(of_distances)
 
 
+def vicreg(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+    a, b, c = config.vicreg_weights
+    first, second = z
+    total = a * ((first - second) ** 2).sum() / IMAGES / DIM
+    for view in z:
+        away = view - view.mean(0)
+        covariance = torch.stack([torch.stack([(x * y).sum() / (IMAGES - 1) for y in away.T]) for x in away.T])
+        for i in range(DIM):
+            total = total + b / 2 * (1 - torch.sqrt(covariance[i, i] + 1e-4)).clamp(min=0) / DIM
+            total = total + c * sum(covariance[i, j] ** 2 for j in range(DIM) if j != i) / DIM
+    return total
+
+
+def adco(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+    """Negatives are those of the other view and the keys of the other images."""
+    terms = []
+    for w, i in product(range(len(z)), range(IMAGES)):
+        u = 1 - w % 2
+        others = [KEYS[u, j] for j in range(IMAGES) if j != i]
+        terms.append(contrast(z[w, i], [KEYS[u, i]], [*others, *QUEUE[u]]))
+    return mean(terms)
+
+
+def imix(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+    terms = []
+    for w, i in product(range(len(z)), range(IMAGES)):
+        v, u = w % 2, 1 - w % 2
+        scores = torch.exp(torch.stack([*KEYS[u], *QUEUE[u]]) @ z[w, i] / config.temperature)
+        own, partner = (-torch.log(scores[j] / scores.sum()) for j in (i, PARTNERS[v][i]))
+        terms.append(SHARE[v, i] * own + (1 - SHARE[v, i]) * partner)
+    return mean(terms)
+
+
+def drawn_apart(row: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """m q + (1 - m) k with the mean of several k in the place of one."""
+    return APART * row + (1 - APART) * sum(others) / len(others)
+
+
+def ft(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+    """On MoCo: with a MAG a key has two features of its other view."""
+    past = torch.stack([PAST_SHARE * queue + (1 - PAST_SHARE) * queue[PAST_PARTNERS] for queue in QUEUE])
+    queries = [drawn_apart(row, [KEYS[1 - w % 2]]) for w, row in enumerate(z)]
+    keys = [drawn_apart(key, [row for w, row in enumerate(z) if w % 2 != u]) for u, key in enumerate(KEYS)]
+    return across(contrast, torch.stack(queries), torch.stack(keys), past, 2)
+
+
+def ft_in_batch(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+    """On three views: away from the mean of the other two."""
+    rows = [drawn_apart(row, [x for u, x in enumerate(z) if u % 3 != w % 3]) for w, row in enumerate(z)]
+    return across(contrast, torch.stack(rows), torch.stack(rows), None, 3)
+
+
+def mix_mochi(q: Tensor, c: int, n: Tensor, other: Tensor, u: Tensor) -> Tensor:
+    """Six negatives are nearest: six of the first kind, one of the second."""
+    return u * n + (1 - u) * other if c < 6 else u / 2 * q + (1 - u / 2) * n
+
+
+def mix_synco(q: Tensor, c: int, n: Tensor, other: Tensor, u: Tensor) -> Tensor:
+    """Eight are nearest: two of each of the first three kinds, one of each of the others."""
+    if c < 2:
+        return u / 2 * q + (1 - u / 2) * n
+    if c < 4:
+        return q + (1 + u / 2) * (n - q)
+    if c < 6:
+        return u * n + (1 - u) * other
+    return n + 0.01 * {6: SYNTHETIC_NOISE[c], 7: q, 8: torch.where(q < 0, -1.0, 1.0)}[c]
+
+
+def synthetic_negatives(nearest: int, count: int, mix: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def formula(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+        terms = []
+        for w, i in product(range(len(z)), range(IMAGES)):
+            v, u, q = w % 2, 1 - w % 2, z[w, i].detach()
+            near = sorted(QUEUE[u], key=lambda past: -float(past @ q))[:nearest]
+            made = []
+            for c in range(count):
+                first, second = (near[int(RANKS[which, v, 0, i, 0, c]) % nearest] for which in range(2))
+                made.append(mix(q, c, first, second, UNIFORM[v, 0, i, 0, c]))
+            terms.append(contrast(z[w, i], [KEYS[u, i]], [*QUEUE[u], *(n / n.norm() for n in made)]))
+        return mean(terms)
+
+    return formula
+
+
+def with_synthetic(kinds: tuple[synthetic.Kind, ...], counts: list[int], nearest: int) -> dict[str, Any]:
+    """The context of MoCo with the draws of these synthetic negatives."""
+    count = sum(counts)
+    drawn = (RANKS[..., :count] % nearest, UNIFORM[..., :count], SYNTHETIC_NOISE[:count])
+    return AGAINST_KEYS | {"synthesise": partial(synthetic.synthesise, kinds, counts, nearest, *drawn)}
+
+
+def by_chance(perturb: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    """Eq. 11 on CMC with a bank; perturb changes one feature by its noise, to a cosine of 0.9."""
+
+    def formula(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+        changed = [
+            [perturb(x, e, 0.9) for x, e in zip(row, noise, strict=True)] for row, noise in zip(z, OF_Z, strict=True)
+        ]
+        both = torch.cat([z, torch.stack([torch.stack(row) for row in changed])])
+        return across(contrast, z, z, BANK, 3) + config.delta * across(contrast, both, both, BANK, 3)
+
+    return formula
+
+
+def turn(x: Tensor, noise: Tensor, cosine: float) -> Tensor:
+    aside = noise - (noise @ x) * x
+    return cosine * x + math.sin(math.acos(cosine)) * aside / aside.norm()
+
+
+def drop(x: Tensor, noise: Tensor, cosine: float) -> Tensor:
+    kept = x * ((1 + torch.erf(noise / math.sqrt(2))) / 2 < cosine**2)
+    return kept / kept.norm()
+
+
 class Row(NamedTuple):
     """A method without modifiers: its formula, what it is given, the settings, and how near it comes."""
 
@@ -253,7 +386,19 @@ ROWS = {
     "barlow": Row(barlow, 3 * normal(2, IMAGES, DIM) + 1, settings={"barlow_lambda": 0.02}),
     "wmse": Row(wmse, normal(2, 16, 3), {}, {"whitening_size": 8, "feature_dim": 3}, 1e-4),  # ours has a ridge of 1e-6
     "metaug-only-oucl": Row(lambda z, contrast, _: across(contrast, z, z, BANK, 3, False), THREE, AGAINST_BANK),
-}
+    "vicreg": Row(vicreg, 0.5 * normal(2, IMAGES, DIM), settings={"vicreg_weights": (25.0, 20.0, 3.0)}),
+    "adco": Row(adco, TWO, AGAINST_KEYS),
+    "imix": Row(imix, TWO, {"positives": KEYS, "given": {"partners": PARTNERS, "share": SHARE, "queue": QUEUE}}),
+    "ft": Row(ft, TWO, AGAINST_KEYS | {"given": {"ft_weights": APART, "ft_past_weights": PAST_SHARE,
+                                                  "ft_partners": PAST_PARTNERS}}),
+    "hallucinator": Row(lambda z, contrast, _: across(contrast, torch.cat([z, augment(z)]), KEYS, QUEUE, 2), TWO,
+                        AGAINST_KEYS | {"given": {"reach": torch.tensor(0.07)}}),
+    "mochi": Row(synthetic_negatives(6, 7, mix_mochi), TWO,
+                 with_synthetic((synthetic.MIXED, synthetic.TOWARDS_QUERY), [6, 1], 6)),
+    "synco": Row(synthetic_negatives(8, 9, mix_synco), TWO, with_synthetic(synthetic.SIX, [2, 2, 2, 1, 1, 1], 8)),
+    "cmc+noise": Row(by_chance(turn), THREE, AGAINST_BANK | {"given": {"noise": OF_Z}}, {"matched_similarity": 0.95}),
+    "cmc+dropout": Row(by_chance(drop), THREE, AGAINST_BANK | {"given": {"noise": OF_Z}}, {"matched_similarity": 0.95}),
+}  # fmt: skip
 COMPOSED_OF = {  # rows that have a name of their own
     "metaug-only-oucl": "metaug-only-oucl+oucl",
     "metaug-only-mag": "cmc+mag",
@@ -261,22 +406,26 @@ COMPOSED_OF = {  # rows that have a name of their own
     "metaug-nnclr": "nnclr+oucl+mag",
     "metaug+randaugment": "metaug-only-oucl+oucl+mag+randaugment",
 }
-BESIDE_THE_TABLES = [f"{name}+{modifier}" for name in ROWS for modifier in ("debiased", "hard", "oucl", "mag")]
+BESIDE_THE_TABLES = [f"{name}+{modifier}" for name in ROWS for modifier in ("debiased", "hard", "oucl", "dcl", "mag")]
+
+
+def augment(features: Tensor, *more: Tensor) -> Tensor:
+    """What stands in the place of a MAG; a hallucinator's gets keys and reach as well."""
+    return F.normalize(features @ normal(DIM, DIM, seed=10), dim=-1)
 
 
 def check(name: str, row: Row | None = None, **changes: Any) -> None:
     """Value and gradient of the method's training loss are the formula's."""
-    base, *modifiers = COMPOSED_OF.get(name, name).split("+")
-    formula, what, context, settings, tolerance = row or ROWS[base]
+    words = COMPOSED_OF.get(name, name).split("+")
+    prefixes = ["+".join(words[:count]) for count in range(len(words), 0, -1)]
+    modifiers = words[1:]
+    formula, what, context, settings, tolerance = row or next(ROWS[prefix] for prefix in prefixes if prefix in ROWS)
     config = Config(**{**SETTINGS, **settings, **changes, "method": name})
     method, z, images = build(config), what.clone().requires_grad_(), torch.arange(what.shape[1])
     cost = CONTRASTS["".join(modifier for modifier in modifiers if modifier in CONTRASTS)]
 
     def contrast(anchor: Tensor, attracted: Sequence[Tensor], repelled: Sequence[Tensor]) -> Tensor:
         return cost(torch.stack([*attracted]) @ anchor, torch.stack([*repelled]) @ anchor, config)
-
-    def augment(features: Tensor) -> Tensor:
-        return F.normalize(features @ normal(DIM, DIM, seed=10), dim=-1)
 
     terms = method.terms(z, Context(images, images % 4, **context), augment)
     value, expected = torch.stack([*terms.values()]).sum(), formula(z, contrast, config)
@@ -337,3 +486,32 @@ def test_queries_meet_the_queue_of_the_other_view(name):
 def test_nat_keeps_its_targets_between_assignments():
     given = {"due": torch.tensor(False), "targets": NOISE}
     check("nat", Row(lambda z, *_: ((z[0] - NOISE) ** 2).sum() / IMAGES, THREE[:1], {"given": given}))
+
+
+def test_ft_of_views_without_keys_draws_each_from_the_mean_of_the_others():
+    check("cmc+ft", Row(ft_in_batch, THREE, {"given": {"ft_weights": APART}}), negatives="batch")
+
+
+def test_synthetic_negatives_of_a_bank_that_is_drawn_for_each_image():
+    """Each image takes its own columns of the bank: what is nearest among them, by the same draws as if they were all."""
+    columns = torch.stack([torch.randperm(PAST, generator=torch.Generator().manual_seed(i))[:8] for i in range(IMAGES)])
+    kinds = (synthetic.MIXED, synthetic.TOWARDS_QUERY)
+    draws = (kinds, [4, 1], 4, RANKS[..., :5] % 4, UNIFORM[..., :5], SYNTHETIC_NOISE[:5])
+    anchors, past = TWO[:, None], torch.stack([QUEUE[[1]], QUEUE[[0]]])
+    table = torch.einsum("vsbd,vtkd->vsbtk", anchors, past)
+    made = synthetic.make_negatives(
+        *draws, anchors, past, columns, table.gather(-1, columns.expand(2, 1, 1, -1, -1).movedim(3, 2))
+    )
+    for i in range(IMAGES):
+        alone = past[:, :, columns[i]]
+        of_image = (x if x.dim() < 5 else x[..., [i], :, :] for x in draws[3:5])
+        expected = synthetic.make_negatives(*draws[:3], *of_image, draws[5], anchors[:, :, [i]], alone, None,
+                                            torch.einsum("vsbd,vtkd->vsbtk", anchors[:, :, [i]], alone))  # fmt: skip
+        torch.testing.assert_close(made[:, :, [i]], expected)
+
+
+def test_synthetic_negatives_need_past_ones():
+    method = build(Config(**{**SETTINGS, "method": "cmc+mochi", "negatives": "batch"}))
+    images = torch.arange(IMAGES)
+    with pytest.raises(ConfigError, match="method 'cmc\\+mochi' makes negatives of past ones, and has none"):
+        method.context(None, [], images, images, torch.Generator())

@@ -1,0 +1,77 @@
+"""Hallucinator: a network makes positives in feature space and descends on the regular loss, without a look-ahead or margins."""
+
+import torch
+from torch import Tensor, nn
+
+from metaug_core.methods.base import Augment, Composition, Context, Method
+from metaug_core.methods.metaug import require_none_augmented
+from metaug_core.methods.modifiers import Base, extend_context, give, require_one_part, require_pairs
+from metaug_core.networks.second_order import unit
+from metaug_core.objectives.similarity import mean_of_other_views
+
+DIFFERS = (
+    "Hallucinator: q is of unit norm before it is extrapolated, theirs after. Every view asks in turn, through one network. It has "
+    "an optimiser of its own (mag_lr). Crops are the base's, theirs ContrastiveCrop's for one view."
+)
+OF_NETWORK = {"hallucinator_reach", "mag_optimiser", "mag_lr", "mag_lr_schedule", "mag_weight_decay"}
+
+
+class Hallucinator(nn.Module):
+    """z~ = MLP([q, (1 + r) q - r k]) of two hidden layers of 2 d units, at unit norm (their code). One for all views.
+
+    z (W, B, d) -> z~ (W, B, d), row w of view w % V. keys (R, B, d): what features are extrapolated away from, the mean of the
+    other views' if there are several; None: the features themselves. r: None is half of reach.
+    """
+
+    def __init__(self, views: int, dim: int, reach: float):
+        super().__init__()
+        self.views, self.reach = views, reach
+        self.layers = nn.Sequential(
+            nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, z: Tensor, keys: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        others = mean_of_other_views(z if keys is None else keys, z, self.views)
+        away = z + (self.reach / 2 if r is None else r) * (z - others)
+        return unit(self.layers(torch.cat([z, away], -1)))
+
+
+class Hallucinated(Method):
+    """`base` on hallucinated features as well: its loss over z and z~ together."""
+
+    def __init__(self, base: Method):
+        super().__init__(base.config)
+        self.base = base
+        self.views, self.networks, self.memory = base.views, base.networks, base.memory
+        self.context, self.remember, self.description = base.context, base.remember, base.description
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        return self.base.loss(z, context)
+
+    def mag(self) -> nn.Module:
+        return Hallucinator(len(self.config.views), self.config.feature_dim, self.config.hallucinator_reach)
+
+    def terms(self, z: Tensor, context: Context, augment: Augment) -> dict[str, Tensor]:
+        hallucinated = augment(z, context.positives, context.given["reach"])
+        return {"loss_original": self.config.loss_scale * self.loss(torch.cat([z, hallucinated]), context)}
+
+
+def with_hallucinator(base: Base) -> Composition:
+    """Hallucinator (Wu et al. 2023, section 3): L of features z and of z~ = g(q, (1 + r) q - r k), r uniform in [0, reach) for the
+    minibatch. g is a small MLP that descends on the same loss, so that z~ comes near to k. On MoCo L is the mean over z and z~
+    against the same keys, as in their code.
+
+    The settings of the MAG's optimiser are those of g.
+    """
+
+    def modify(method: Method) -> Method:
+        hallucinated, reach = Hallucinated(method), method.config.hallucinator_reach
+        extend_context(hallucinated, lambda context, generator: give(
+            context, reach=reach * torch.rand((), generator=generator, device=generator.device)))  # fmt: skip
+        return hallucinated
+
+    require_pairs(base, "hallucinator")
+    require_one_part(base, "hallucinator")
+    require_none_augmented(base, "hallucinator")
+    return Composition(base, modify, "Hallucinator", "Wu et al. 2023", "L(z, z~), z~ = g(q, (1 + r) q - r k); g descends on it",
+                       differs=DIFFERS, augmented_by="loss", uses=base.description.uses | OF_NETWORK)  # fmt: skip
