@@ -43,6 +43,7 @@ from metaug_workbook.plots.style import (
     verbatim,
 )
 from metaug_workbook.results import evidence_tables, experiments, paper_values
+from metaug_workbook.results.evidence import RATIOS
 from metaug_workbook.results.tables import compare_paired, read_table, summarize
 
 Table = Any  # a DataFrame: the type stubs of pandas take a column for anything but a Series
@@ -195,6 +196,47 @@ def describe_margin_change(table: Table) -> str:
     return f"{means[ends[0]] - means[ends[1]]:+.3f}" if all(end in means for end in ends) else "an unknown amount"
 
 
+@register_evidence(
+    "03-margin-weights",
+    "Figure 2 as numbers, over the weight of R_sigma: how like z and its z~ are, and what R_sigma changes in the encoders' gap "
+    "between the same and different images and in accuracy, on the same seeds, with 95 % intervals. The paper's picture is a line "
+    "that falls on the left and one above 0 in the middle.",
+)
+def draw_margin_weights(table: Table) -> Figure:
+    """Figure 2 by weights. table: delta, alpha, margin (none, large), seed, augmented_similarity, positive_similarity,
+    negative_similarity, accuracy."""
+    figure, axes = make_panels(3, 3.9, 3.5)
+    ratio = (table["alpha"] / table["delta"]).where(table["margin"] != "none", 0.0).round(6)
+    names = dict(enumerate(["no $R_\\sigma$", *(f"{ratio:g}" for ratio in RATIOS)]))
+    table = table.assign(
+        place=ratio.map({ratio: place for place, ratio in enumerate((0.0, *RATIOS))}),
+        gap=table["positive_similarity"] - table["negative_similarity"],
+        points=100 * table["accuracy"],
+    )
+    for (delta, rows), color, marker in zip(table.groupby("delta"), (GREEN, BLUE, ORANGE), MARKERS, strict=False):
+        look = {"color": color, "marker": marker, "label": rf"$\delta$ = {delta:g}"}
+        draw_means(rows, "place", "augmented_similarity", axes[0], **look)
+        for ax, column in ((axes[1], "gap"), (axes[2], "points")):
+            by_place = rows.pivot(index="seed", columns="place", values=column)
+            changes = by_place.sub(by_place[0], axis=0).stack().rename("change").reset_index()
+            draw_means(changes, "place", "change", ax, **look)
+    titles = (
+        "$d(z, \\tilde z)$ of the same view",
+        "Change of the originals' gap",
+        "Change of the linear probe (points)",
+    )
+    for ax, title in zip(axes, titles, strict=True):
+        label(ax, title, r"$\alpha / \delta$")
+        ax.set_xticks(list(names), list(names.values()))
+    label(
+        axes[0], titles[0], r"$\alpha / \delta$", caption=f"n = {count_seeds(table.groupby(['delta', 'place']).size())}"
+    )
+    axes[0].legend(**SMALL)
+    for ax in axes[1:]:
+        ax.axhline(0, color="0.3", linewidth=1)
+    return figure
+
+
 # --- Figure 3
 @register_evidence(
     "04-gamma-attenuation",
@@ -209,7 +251,7 @@ def draw_accuracy_over_attenuation(table: Table) -> Figure:
     both = table.assign(attenuation=table["phi_dec"].where(table["oucl"] == "eq9", 0))
     gains = compare_to(both, "attenuation", 0)
     papers = {6: paper_values.FIGURE_3[6] - paper_values.FIGURE_3["without"]}
-    draw_differences(gains, right, "attenuation", papers, "With Γ less without, same seeds", r"$\phi_{dec}$",
+    draw_differences(gains, right, "attenuation", papers, "With Γ minus without, same seeds", r"$\phi_{dec}$",
                      papers_label="paper, Tiny ImageNet")  # fmt: skip
     return figure
 
@@ -241,7 +283,10 @@ def draw_margins(table: Table) -> Figure:
     by_method = table.groupby("method", sort=False)
     gains: Table = pd.concat([compare_to(rows, "margin", "none").assign(method=method) for method, rows in by_method])
     gains = gains.assign(place=gains["margin"].map({name: place for place, name in margins.items()}))
-    draw_differences(gains, right, "place", title="Less no margin, same seeds", x="margin", names=margins)
+    draw_differences(gains, right, "place", title="Minus no margin, same seeds", x="margin", names=margins)
+    loss_of = dict(zip(table["method"], losses, strict=True))
+    handles, _ = right.get_legend_handles_labels()
+    right.legend(handles, [loss_of[method].replace("\n", " ") for method in gains["method"].unique()], **SMALL)
     return figure
 
 
@@ -287,8 +332,8 @@ def draw_augmentation_sets(table: Table) -> Figure:
 # --- the claims
 @register_evidence(
     "09-claims",
-    "What each part of MetAug adds: accuracy less that of OUCL alone on the same seeds, with 95 % intervals, and the paper's "
-    "differences (Table 1, CIFAR-10, conv).",
+    "What each part of MetAug adds: accuracy minus that of only OUCL on the same seeds, with 95 % intervals, and the paper's "
+    "differences (Table 1, CIFAR-10, conv). An arrow: below the scale.",
 )
 def draw_claims(table: Table) -> Figure:
     """What each part adds. table: arm, seed, accuracy, untrained, knn."""
@@ -301,36 +346,45 @@ def draw_claims(table: Table) -> Figure:
     for ax, (column, title) in zip(axes, (("accuracy", "linear probe"), ("knn", "kNN")), strict=True):
         floor = "untrained" if column == "accuracy" else f"untrained_{column}"
         rows = table.assign(accuracy=table[column])
-        draw_forest(compare_to(rows, "arm", "only OUCL"), ax, arms, papers if column == "accuracy" else {})
+        draw_forest(compare_to(rows, "arm", "only OUCL"), ax, arms, papers if column == "accuracy" else {}, -6)
         level, gain = 100 * reference[column].mean(), 100 * (reference[column] - reference[floor]).mean()
         caption = (
             f"only OUCL: {level:.1f} %, {gain:+.1f} over untrained; n = {count_seeds(table.groupby('arm').size())}"
         )
-        label(ax, f"{title}, less only OUCL", "points", "", caption)
+        label(ax, f"{title}, minus only OUCL", "points", "", caption)
         ax.yaxis.set_tick_params(labelleft=ax is axes[0])
     return figure
 
 
 @use_style()
-def draw_forest(differences: Table, ax: Axes, order: Sequence[str], papers: Mapping[str, float]) -> None:
+def draw_forest(differences: Table, ax: Axes, order: Sequence[str], papers: Mapping[str, float], low: float) -> None:
     """A row for each arm in order from above: its difference in [0, 1] (`compare_paired`) in points with the 95 % interval, dark
-    where that excludes 0; papers: the paper's own, in points."""
+    where that excludes 0; below low an arrow with the numbers. papers: the paper's own, in points."""
     for row in differences.itertuples():
         place, mean, half = order.index(row.arm), 100 * row.mean, 100 * row.half_width
         color = BLUE if abs(mean) > half else "0.6"
-        ax.errorbar(mean, place, xerr=None if np.isnan(half) else half, fmt="o", color=color, capsize=4)
+        if mean < low:
+            interval = "" if np.isnan(half) else f" ± {half:.1f}"
+            ax.plot(low, place, marker="<", color=color, clip_on=False)
+            ax.annotate(
+                f"{mean:+.1f}{interval}", (low, place), (8, 0), textcoords="offset points", va="center", **SMALL
+            )
+        else:
+            ax.errorbar(mean, place, xerr=None if np.isnan(half) else half, fmt="o", color=color, capsize=4)
     if papers:
         look = {"marker": "D", "markerfacecolor": "white", "color": "0.2", "linestyle": "none", "markersize": 7}
-        ax.plot([*papers.values()], [order.index(arm) for arm in papers], label="paper", **look)
-        ax.legend(**SMALL, loc="lower right")
+        ax.plot([*papers.values()], [order.index(arm) for arm in papers], **look)
+        for arm, value in papers.items():
+            ax.annotate("paper", (value, order.index(arm)), (0, 7), textcoords="offset points", ha="center", **SMALL)
     ax.axvline(0, color="0.3", linewidth=1)
+    ax.set_xlim(left=low)
     ax.set_yticks(range(len(order)), [verbatim(arm) for arm in order])
-    ax.set_ylim(len(order) - 0.5, -0.5)
+    ax.set_ylim(len(order) - 0.5, -0.7)
 
 
 @register(
     "09-claims-epochs",
-    "The same while training goes on: kNN on validation images less that of OUCL alone, mean over seeds with 95 % band.",
+    "The same while training goes on: kNN on validation images minus that of only OUCL, mean over seeds with 95 % band.",
     "metaug evidence 09-claims",
 )
 def draw_differences_over_epochs(table: Table) -> Figure:
@@ -354,7 +408,7 @@ def draw_differences_over_epochs(table: Table) -> Figure:
             ax,
             title,
             "epoch",
-            "kNN less only OUCL (points)",
+            "kNN minus only OUCL (points)",
             f"n = {count_seeds(table.groupby(['arm', 'epoch']).size())}",
         )
     return figure
@@ -592,8 +646,8 @@ def count_rounds(table: Table) -> str:
 )
 @register_evidence(
     "11-delta",
-    "The delta question: share of the encoders' gradient that augmented features supply, and MetAug less MetAug (only OUCL) on the "
-    "same seeds, beside a control that changes the learning rate by a millionth.",
+    "The delta question: share of the encoders' gradient that augmented features supply, and MetAug minus MetAug (only OUCL) on "
+    "the same seeds, beside a control that changes the learning rate by a millionth.",
 )
 def draw_delta_question(table: Table) -> Figure:
     """What delta can do. table: weight (delta of MetAug; CONTROL: only OUCL with its rate changed by a millionth; REFERENCE: only
@@ -603,7 +657,7 @@ def draw_delta_question(table: Table) -> Figure:
     draw_share_over_delta(table[table["weight"] > 0], left)
     only_oucl = paper_values.read_accuracy("metaug-only-oucl", "cifar10", "conv")
     papers = (paper_values.TABLE_5["without"] - only_oucl).to_dict()
-    title = "MetAug less MetAug (only OUCL), same seeds"
+    title = "MetAug minus MetAug (only OUCL), same seeds"
     draw_differences(compare_to(table, "weight", REFERENCE), right, "weight", papers, title, r"$\delta$",
                      {CONTROL: "control"}, "paper, CIFAR-10")  # fmt: skip
     return figure

@@ -7,22 +7,22 @@ hold where one of them is, with its whole interval, below what would matter (`MA
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from metaug_workbook.results import evidence_tables
-from metaug_workbook.results.evidence import DELTAS, KINDS, PHI_DECS
+from metaug_workbook.results.evidence import DELTAS, EXPERIMENTS, KINDS, PHI_DECS
 from metaug_workbook.results.evidence_tables import Cell, Difference, Table
 
 MATTERS = 0.5  # points: about the least gain that the literature of feature augmentation reports
-HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "open", "no runs yet"
+HOLDS, FAILS, OPEN, MISSING, SHOWN = "holds", "does not hold", "open", "no runs yet", "not part of the verdict"
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference that a claim is about. needs: more (above 0), less (below 0), or same (within `within` points of 0)."""
+    """A difference that a claim is about. needs: more (above 0), less (below 0), same (within `within` points of 0), or nothing: it
+    is shown and decides nothing."""
 
     name: str
     plus: tuple[Cell, ...]
@@ -32,6 +32,8 @@ class Contrast:
 
     def judge(self, difference: Difference) -> str:
         low, high = difference.ends
+        if self.needs == "nothing":
+            return SHOWN
         if np.isnan(low):
             return OPEN if difference.n else MISSING
         if self.needs == "less":
@@ -54,68 +56,79 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tables say of a claim. differences and words: of each contrast, by its name. regime: `describe_regime`."""
+    """What the tables say of a claim. differences and words: of each contrast, by its name. regime and spread: `describe_regime`,
+    `describe_spread`."""
 
     claim: Claim
     word: str
     differences: Mapping[str, Difference]
     words: Mapping[str, str]
     regime: str
+    spread: str
 
 
-def less(arm: str, reference: str, needs: str = "more", name: str = "", **options: Any) -> Contrast:
-    """The accuracy of an arm less that of another on the same seeds."""
-    return Contrast(
-        name or f"{arm} less {reference}", ((arm, "accuracy"),), ((reference, "accuracy"),), needs, **options
-    )
+def minus(arm: str, reference: str, needs: str = "more") -> Contrast:
+    """The accuracy of an arm minus that of another on the same seeds."""
+    return Contrast(f"{arm} minus {reference}", ((arm, "accuracy"),), ((reference, "accuracy"),), needs)
+
+
+def knn_minus(arm: str, reference: str) -> Contrast:
+    """The same by kNN, which the paper does not use."""
+    return Contrast(f"kNN: {arm} minus {reference}", ((arm, "knn"),), ((reference, "knn"),), "nothing")
 
 
 def with_augmented(arm: str) -> Contrast:
-    """A classifier of z and z~ less one of h, of the same encoder."""
-    return Contrast(f"{arm}: z and z~ less h", ((arm, "augmented_accuracy"),), ((arm, "accuracy"),), "less")
+    """A classifier of z and z~ minus one of h, of the same encoder."""
+    return Contrast(f"{arm}: z and z~ minus h", ((arm, "augmented_accuracy"),), ((arm, "accuracy"),), "less")
 
 
 def drop(method: str, other: str, weak: int, strong: int) -> Contrast:
-    """What a method keeps of its accuracy with a weaker augmentation set, less what another keeps."""
+    """What a method keeps of its accuracy with a weaker augmentation set, minus what another keeps."""
     cells = [(f"{name}, set {number}", "accuracy") for name, number in
              ((method, weak), (other, strong), (method, strong), (other, weak))]  # fmt: skip
-    name = f"set {weak} less set {strong}: {method} less {other}"
+    name = f"set {weak} minus set {strong}: {method} minus {other}"
     return Contrast(name, tuple(cells[:2]), tuple(cells[2:]))
 
 
 CLAIMS = (
     Claim(
         "a", "OUCL beats the contrastive loss.", "85.98 against CMC's 81.31: +4.67 (Table 1, CIFAR-10, conv)", "09-claims",
-        (less("only OUCL", "CMC"), less("only OUCL", "CMC at t = 2/beta")),
+        (
+            minus("only OUCL", "CMC"),
+            minus("only OUCL", "CMC at t = 2/beta"),
+            knn_minus("only OUCL", "CMC"),
+            knn_minus("only OUCL", "CMC at t = 2/beta"),
+        ),
     ),
     Claim(
         "b", "Meta feature augmentation adds to OUCL.", "87.87 against 85.98: +1.89 (Table 1, CIFAR-10, conv)", "09-claims",
-        (less("MetAug, literal", "only OUCL"), less("MetAug", "only OUCL"), less("MetAug", "frozen MAG")),
+        (minus("MetAug, literal", "only OUCL"), minus("MetAug", "only OUCL"), minus("MetAug", "frozen MAG"),
+         knn_minus("MetAug", "only OUCL")),
     ),
     Claim(
         "c", "R_sigma keeps augmented features from copying the originals, and the encoders are better for it.",
         "a picture (Figure 2), no numbers", "09-claims",
         (
-            Contrast("100 d(z, z~): MetAug less no R_sigma", (("MetAug", "augmented_similarity"),),
+            Contrast("100 d(z, z~): MetAug minus no R_sigma", (("MetAug", "augmented_similarity"),),
                      (("no R_sigma", "augmented_similarity"),), "less"),
-            less("MetAug", "no R_sigma"),
+            minus("MetAug", "no R_sigma"),
         ),
     ),
     Claim(
         "d", "Attenuating Gamma helps, and most at 6.", "42.02 at 6, 41.16 without Gamma: +0.86 (Figure 3, Tiny ImageNet, conv)",
         "04-gamma-attenuation",
         (
-            less("phi_dec 6", "without Gamma"),
-            *(less("phi_dec 6", f"phi_dec {phi}") for phi in PHI_DECS if phi != 6),
+            minus("phi_dec 6", "without Gamma"),
+            *(minus("phi_dec 6", f"phi_dec {phi}") for phi in PHI_DECS if phi != 6),
         ),
     ),
     Claim(
         "e", "The Large margin is best, with either loss.", "a picture (Figure 5), no numbers", "06-margins",
-        tuple(less(f"{loss}, large", f"{loss}, {kind}") for loss in ("OUCL", "contrastive") for kind in KINDS[:3]),
+        tuple(minus(f"{loss}, large", f"{loss}, {kind}") for loss in ("OUCL", "contrastive") for kind in KINDS[:3]),
     ),
     Claim(
         "f", "gamma matters little.", "a picture (Figure 7), no numbers", "07-gamma",
-        tuple(less(f"gamma {gamma:g}", "gamma 0.4", "same") for gamma in (0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.8)),
+        tuple(minus(f"gamma {gamma:g}", "gamma 0.4", "same") for gamma in (0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.8)),
     ),
     Claim(
         "g", "Augmented features in the test hurt a little.", "-0.15 at delta 1e-5, -0.29 to +0.37 at others (Table 5, CIFAR-10)",
@@ -135,7 +148,8 @@ def judge(claim: Claim, folder: Path = evidence_tables.FOLDER) -> Verdict:
     differences = {c.name: evidence_tables.compare(table, c.plus, c.minus, bits) for c in claim.contrasts}
     words = {c.name: c.judge(differences[c.name]) for c in claim.contrasts}
     word = next(word for word in (FAILS, MISSING, OPEN, HOLDS) if word in words.values())
-    return Verdict(claim, word, differences, words, describe_regime(table))
+    spread = describe_spread(table, EXPERIMENTS[claim.experiment].reference, bits)
+    return Verdict(claim, word, differences, words, describe_regime(table), spread)
 
 
 def judge_all(folder: Path = evidence_tables.FOLDER) -> list[Verdict]:
@@ -154,6 +168,17 @@ def describe_regime(table: Table) -> str:
     return (
         f"{names.get(first['dataset'], first['dataset'])}, {images} at {int(first['image_size'])} px, {first['encoder']} of width "
         f"{first['width']:g}, {int(first['epochs'])} epochs, {int(first['n_eval']):,} test images; {machines}"
+    )
+
+
+def describe_spread(table: Table, arm: str, bits: Mapping[str, np.ndarray]) -> str:
+    """How much an arm differs between seeds, and how much of that the size of the test set explains."""
+    deviation, sampling = evidence_tables.split_spread(table, arm, bits)
+    if np.isnan(sampling):
+        return ""
+    return (
+        f"Between seeds the accuracy of {arm} has a standard deviation of {deviation:.2f} points. If each test image were right by "
+        f"chance alone, it would be {sampling:.2f}"
     )
 
 
@@ -212,8 +237,8 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
     lines = [BEGIN, "", to_table(verdicts)]
     for v in verdicts:
         lines += ["", f"## ({v.claim.letter}) {v.claim.sentence}", "", f"The paper: {v.claim.paper}."]
+        lines += [f"Here: {v.regime or 'no runs yet'}.", *([f"{v.spread}."] if v.spread else [])]
         lines += [
-            f"Here: {v.regime or 'no runs yet'}.",
             "",
             "| difference, in points | mean ± 95 % over seeds | |",
             "|---|---|---|",

@@ -111,6 +111,7 @@ KINDS = ("none", "small", "medium", "large")
 DELTAS = tuple(10.0**-n for n in range(1, 9))
 POWERS = tuple(2.0**n for n in range(1, 9))
 ALPHAS = tuple(10.0**-n for n in range(3, 18, 2))
+RATIOS = (0.1, 1.0, 10.0)  # alpha / delta: all that counts of both where eq. 6 is divided by delta
 SHAPES = {"dataset": "shapes", "protocol": None}
 RATES = (1e-3, 3e-3, 1e-2)  # of which each method's is chosen
 FIGURE_4 = ("simclr", "dacl", "looc", "cmc+hard", "metaug-only-oucl", "metaug")
@@ -160,6 +161,18 @@ EXPERIMENTS |= {
             **{f"delta {delta:g}": {**METAUG, "delta": delta, "alpha": delta} for delta in DELTAS},
         },
         "only OUCL", 5, augmented=True,
+    ),
+    "03-margin-weights": Experiment(
+        "At which weights does R_sigma do what Figure 2 shows?",
+        {
+            f"delta {delta:g}, {name}": {**METAUG, "delta": delta, **changes}
+            for delta in (0.01, 0.1, 1.0)
+            for name, changes in (
+                ("no R_sigma", {"alpha": delta, "margin": "none"}),
+                *((f"alpha/delta {ratio:g}", {"alpha": delta * ratio}) for ratio in RATIOS),
+            )
+        },
+        "delta 0.1, no R_sigma", 5,
     ),
     "11-search-1": Experiment(
         "Is there a MAG that helps? First round: every variant of it, on validation images.",
