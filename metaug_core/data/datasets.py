@@ -295,6 +295,13 @@ def locate(name: str, data_dir: Path) -> Path:
     return data_dir
 
 
+def read_own_folder(root: Path) -> tuple:
+    """`read_folder` of the user's images. Raises DataError."""
+    if not os.path.lexists(root):
+        raise DataError(f"{root} is missing: data_dir names the folder of your images")
+    return readers.read_folder(root)
+
+
 def _shapes(config: Config) -> RawSplits:
     size = config.stored_size or config.image_size
     return RawSplits(*shapes.make(*SHAPES_TRAIN, size), *shapes.make(*SHAPES_TEST, size), shapes.CLASSES)
@@ -308,7 +315,7 @@ DATASETS.register_own(
         "stl10": lambda config: readers.read_stl10(locate("stl10", config.data_dir)),
         "tiny-imagenet": lambda config: readers.read_tiny_imagenet(locate("tiny-imagenet", config.data_dir)),
         "imagenet": lambda config: readers.read_folder(locate("imagenet", config.data_dir) / "imagenet"),
-        "folder": lambda config: readers.read_folder(config.data_dir),
+        "folder": lambda config: read_own_folder(config.data_dir),
     }
 )
 

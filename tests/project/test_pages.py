@@ -145,3 +145,22 @@ def test_minimal_prints_the_numbers_of_its_page_and_of_its_docstring():
     named = [float(number) for number in re.findall(r"0\.\d\d", docstring)]
     of_output = [round(float(number), 2) for number in (untrained, *probes[1::2])]
     assert named[:5] == pytest.approx(of_output, abs=0.006)
+
+
+def test_troubleshooting_quotes_what_is_said():
+    """A message in bold is one that the code has, up to its dots and the names in it."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("metaug_core", "metaug_workbook")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    code += (ROOT / "Makefile").read_text(encoding="utf-8")
+    known = [
+        part
+        for quote in re.findall(r"^\*\*`([^`]+)`", page, re.MULTILINE)
+        for part in re.findall(r"(?<!\w)[a-z][a-z ]{8,}[a-z]", quote)
+    ]
+    of_others = {"command not found", "module named"}
+    assert len(known) > 4
+    assert [part for part in known if part not in code and part not in of_others] == []
