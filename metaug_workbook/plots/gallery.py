@@ -207,4 +207,11 @@ def describe_runs(numbers: dict[str, Any] | None) -> str:
         return ""
     commits = f", of {len(numbers['commits'])} commits" if len(numbers["commits"]) > 1 else ""
     changed = ", numbers of a tree with uncommitted changes" if numbers["uncommitted_changes"] else ""
-    return f"{numbers['n']} runs, seeds {', '.join(map(str, numbers['seeds']))}{commits}{changed}"
+    return f"{numbers['n']} runs, {list_seeds(numbers['seeds'])}{commits}{changed}"
+
+
+def list_seeds(seeds: Sequence[int]) -> str:
+    """`seeds 0 to 4`, or each where one is left out. seeds: ascending."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"

@@ -205,10 +205,14 @@ def describe_needs(verdict: Verdict) -> str:
 
 def to_answer(verdict: Verdict) -> str:
     """A verdict as the first sentences of a notebook: the claim, the word, and the differences that there are."""
-    claim, found = verdict.claim, [(name, one) for name, one in verdict.differences.items() if one.n]
-    differences = "; ".join(f"{name} {format_difference(one)}" for name, one in found)
-    here = f" In points: {differences}. Here: {verdict.regime}." if found else f" To be run: {describe_needs(verdict)}."
-    return f"**Claim ({claim.letter}): {claim.sentence[:-1]} – {verdict.word}.** The paper: {claim.paper}.{here}"
+    claim, found = verdict.claim, {name: one for name, one in verdict.differences.items() if one.n}
+    first = f"**Claim ({claim.letter}): {claim.sentence[:-1]} – {verdict.word}.** The paper: {claim.paper}."
+    if not found:
+        return f"{first} To be run: {describe_needs(verdict)}."
+    listed = "; ".join(f"{name}: {one.mean:+.1f} ± {one.half:.1f}".replace(" ± nan", "") for name, one in found.items())
+    low, high = min(one.n for one in found.values()), max(one.n for one in found.values())
+    seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
+    return f"{first} Here, in points, with 95 % intervals over {seeds}: {listed}. {verdict.regime[:1].upper()}{verdict.regime[1:]}."
 
 
 def to_text(verdicts: Sequence[Verdict]) -> str:
