@@ -21,6 +21,7 @@ from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import suggestion
 from metaug_core.evaluation import representations
+from metaug_core.evaluation.probes import MEASURES
 from metaug_core.runs.environment import environment
 from metaug_core.runs.store import Run, list_runs, request
 from metaug_core.training import loop
@@ -147,10 +148,8 @@ def find_seeds(run: Run) -> list[Run]:
 
 def format_percent(table: pd.DataFrame) -> pd.DataFrame:
     """The accuracies of an `evaluate` table in percent, as one shows them."""
-    names = {"probe_paper": "linear probe (random crops)", "probe_plain": "linear probe (plain images)",
-             "probe_fast": "linear probe (fast)", "knn": "kNN"}  # fmt: skip
-    measured = [name for name in names if name in table]
-    return pd.DataFrame(table, columns=measured).rename(columns=names).mul(100).round(1)
+    measured = [name for name in MEASURES if name in table]
+    return pd.DataFrame(table, columns=measured).rename(columns=tables.LABELS).mul(100).round(1)
 
 
 def last_value(metrics: pd.DataFrame, column: str) -> float:
@@ -254,11 +253,11 @@ def describe_this_machine() -> pd.DataFrame:
 
 
 def summarise_percent(table: Table, by: Sequence[str]) -> pd.DataFrame:
-    """Mean accuracy in percent, 95 % half-width, the untrained encoder's and n, by settings."""
-    grouped = table.groupby(list(by), sort=False, dropna=False)
+    """Accuracy in percent by settings, as `38.5 ± 1.2 (n = 3)`, and the mean of the untrained encoder's."""
     rows: Table = tables.summarize(table, by, "accuracy").set_index(list(by))
-    rows = pd.DataFrame({"accuracy": 100 * rows["mean"], "±": 100 * rows["half_width"], "n": rows["n"]})
-    return rows.assign(untrained=100 * grouped["untrained"].mean()).round(1)
+    texts = [tables.format_estimate(row.mean, row.half_width, row.n) for row in rows.itertuples()]
+    untrained = table.groupby(list(by), sort=False, dropna=False)["untrained"].mean()
+    return pd.DataFrame({"accuracy": texts, "untrained": (100 * untrained).round(1)}, rows.index)
 
 
 def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFrame:
@@ -291,12 +290,18 @@ def judge_deltas(table: Table) -> pd.DataFrame:
     """The stored table of `paper_figures.draw_delta_question` as paired differences from MetAug (only OUCL), in points, with a
     verdict: higher or lower where the 95 % interval excludes zero, else open. No rows if no pair is finished."""
     differences: Table = paper_figures.compare_to(table, "weight", paper_figures.REFERENCE).set_index("weight")
-    differences = differences[["mean", "half_width"]].mul(100).assign(n=differences["n"])
     clear = differences["mean"].abs() > differences["half_width"]
-    verdict = differences["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open")
-    share = table.groupby("weight")["augmented_gradient_share"].mean().reindex(differences.index)
-    differences = differences.round(2).assign(verdict=verdict, share=share.map("{:.1e}".format))
-    differences.index = pd.Index(
-        ["control" if w == paper_figures.CONTROL else f"{w:g}" for w in differences.index], name="delta"
+    shown = pd.DataFrame(
+        {
+            "minus only OUCL": [
+                tables.format_estimate(row.mean, row.half_width, row.n, places=2, sign="+")
+                for row in differences.itertuples()
+            ],
+            "verdict": differences["mean"].gt(0).map({True: "higher", False: "lower"}).where(clear, "open"),
+            "share of the gradient": table.groupby("weight")["augmented_gradient_share"]
+            .mean()
+            .reindex(differences.index),
+        }
     )
-    return differences.rename(columns={"half_width": "±"})
+    shown.index = pd.Index(["control" if w == paper_figures.CONTROL else f"{w:g}" for w in shown.index], name="delta")
+    return tables.format_table(shown, digits=2)

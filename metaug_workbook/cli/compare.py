@@ -40,7 +40,7 @@ def compare(a: str, b: str, runs_dir: Path) -> None:
     table["side"] = [side for side, group in zip("AB", groups, strict=True) for _ in group]
     if numbers := list_numbers(table):
         click.echo("\n" + format_table([("final number", "A", "B", "B - A"), *numbers]))
-        click.echo("\nmean +- half of the 95 % t-interval over n seeds; B - A: over the seeds that both have")
+        click.echo("\nmean ± half of the 95 % t-interval over n seeds; B - A: over the seeds that both have")
     else:
         click.echo("\nno finished run, so there are no final numbers")
 

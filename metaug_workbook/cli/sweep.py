@@ -140,7 +140,7 @@ def format_summary(summary: Any) -> str:
     """What a sweep measured, as text."""
     heads = [MEASURES.get(name, name) for name in map(str, summary.columns)]
     table = format_table([heads, *summary.values.tolist()])
-    return f"{table}\ntest accuracy in %: mean +- half of the 95 % t-interval over n seeds\n"
+    return f"{table}\ntest accuracy in %: mean ± half of the 95 % t-interval over n seeds\n"
 
 
 def refuse_ignored(asked: dict[str, Any]) -> None:

@@ -192,7 +192,7 @@ def format_difference(difference: Difference) -> str:
 
 
 def describe_needs(verdict: Verdict) -> str:
-    """What would decide what is open: the seeds for an interval of +- `MATTERS`, and the command."""
+    """What would decide what is open: the seeds for an interval of ± `MATTERS`, and the command."""
     command = f"`metaug evidence {verdict.claim.experiment}`"
     if verdict.word == MISSING:
         return command

@@ -280,7 +280,7 @@ class Difference:
         return self.mean - self.half, self.mean + self.half
 
     def count_seeds(self, half: float) -> int | None:
-        """How many seeds would give +- half at this spread, at least the present ones; None for n < 2."""
+        """How many seeds would give ± half at this spread, at least the present ones; None for n < 2."""
         from scipy.special import stdtrit  # slow to import, and only this needs it
 
         if self.n < 2:

@@ -7,6 +7,7 @@ compare_paired(rows, "delta", 1e-5, "knn")      # differences over shared seeds
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from metaug_core.evaluation.representations import AUGMENTED, REPRESENTATIONS, i
 from metaug_core.runs import files, store
 from metaug_core.runs.files import StoreError
 from metaug_core.runs.store import Run
+from metaug_workbook.results import paper_values
 
 Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
@@ -200,12 +202,63 @@ def summarize(table: pd.DataFrame, by: str | Sequence[str], measure: str) -> pd.
 def format_estimate(
     mean: float, half_width: float, n: float, scale: float = 100, places: int = 1, sign: str = ""
 ) -> str:
-    """A row of `summarize` as one writes it: `38.5 +- 1.2 (n = 3)`, without the interval for n = 1, `-` for none. scale: 100 for
+    """A row of `summarize` as one writes it: `38.5 ± 1.2 (n = 3)`, without the interval for n = 1, `–` for none. scale: 100 for
     shares in percent; sign: `+` for differences."""
     if not n:
-        return "-"
-    half = "" if math.isnan(half_width) else f" +- {scale * half_width:.{places}f}"
+        return "–"
+    half = "" if math.isnan(half_width) else f" ± {scale * half_width:.{places}f}"
     return f"{round(scale * mean, places) + 0.0:{sign}.{places}f}{half} (n = {n:.0f})"  # + 0.0: no -0.0
+
+
+def format_number(value: Any, digits: int = 4) -> str:
+    """A cell of a table as one writes it: `0.573`, `1e-13`, `1,998`, parts of a tuple with commas, `–` for what is missing."""
+    if isinstance(value, tuple):
+        return ", ".join(format_number(part, digits) for part in value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", f"{value:,.{digits}g}")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def format_column(column: pd.Series, digits: int = 4) -> list[str]:
+    """The cells of a column (`format_number`), with as many places after the point in each as the numbers need, if that is four at
+    most."""
+    numbers = [value for value in column.tolist() if isinstance(value, float) and math.isfinite(value)]
+    for places in range(5):
+        if all(round(value, places) == value for value in numbers):
+            form = f"{{:,.{places}f}}"
+            return [
+                form.format(v) if v in numbers and isinstance(v, float) else format_number(v, digits)
+                for v in column.tolist()
+            ]
+    return [format_number(value, digits) for value in column.tolist()]
+
+
+LABELS = {  # of columns that are not settings, for a reader
+    "accuracy": "accuracy (%)", "untrained": "untrained (%)", "augmented_similarity": "d(z, z~)", "half_width": "±",
+    "probe_paper": "linear probe (random crops)", "probe_plain": "linear probe (plain images)",
+    "probe_fast": "linear probe (fast)", "knn": "kNN", "milliseconds": "ms", "times_plain": "times plain",
+    "gflop": "GFLOP", "batch_size": "batch size",
+}  # fmt: skip
+
+
+def format_table(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
+    """A table for a reader: text in every cell (`format_number`), columns by `LABELS`, methods as the paper prints them."""
+
+    def name(label: Any, level: Any) -> str:
+        text = format_number(label, digits)
+        return paper_values.print_name(text) if level == "method" else LABELS.get(text, text)
+
+    def name_all(index: Any) -> Any:
+        levels = [LABELS.get(level, level) for level in index.names]
+        labels = [tuple(map(name, key if index.nlevels > 1 else (key,), index.names)) for key in index]
+        return pd.MultiIndex.from_tuples(labels, names=levels) if index.nlevels > 1 else pd.Index(
+            [label for (label,) in labels], name=levels[0])  # fmt: skip
+
+    cells = {number: format_column(table.iloc[:, number], digits) for number in range(table.shape[1])}
+    shown = pd.DataFrame(cells, table.index, dtype=object)
+    return shown.set_axis(name_all(table.index)).set_axis(name_all(table.columns), axis=1)
 
 
 def compare_paired(

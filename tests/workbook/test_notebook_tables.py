@@ -220,9 +220,9 @@ def test_tables_have_their_columns_before_any_run_is_finished_and_verdicts_wait(
     configs = [tiny(method="metaug-only-oucl"), tiny(method="metaug")]
     table = notebook.select_measure(tables.read_table(configs), "knn")
     assert table[["augmented_knn", "augmented_similarity", "augmented_gradient_share"]].isna().all(axis=None)
-    assert notebook.summarise_percent(table, ["method"])["n"].tolist() == [0, 0]
+    assert notebook.summarise_percent(table, ["method"])["accuracy"].tolist() == ["–", "–"]
     verdicts = notebook.judge_deltas(table.assign(weight=[paper_figures.REFERENCE, 1e-5]))
-    assert (len(verdicts), list(verdicts)) == (0, ["mean", "±", "n", "verdict", "share"])
+    assert (len(verdicts), list(verdicts)) == (0, ["minus only OUCL", "verdict", "share of the gradient"])
 
 
 def test_figure_2_of_no_run_says_so(tiny):
@@ -267,7 +267,7 @@ def test_verdicts_follow_from_intervals():
     table = pd.DataFrame(rows, columns=["weight", "seed", "accuracy"]).assign(augmented_gradient_share=1e-3)
     found = notebook.judge_deltas(table)
     assert found["verdict"].to_dict() == {"control": "open", "1e-07": "open", "1": "lower"}
-    assert found.loc["1", "mean"] == -10
+    assert found.loc["1"].tolist() == ["-10.00 ± 0.00 (n = 2)", "lower", "0.001"]
 
 
 def test_the_papers_tables_stand_with_blanks_where_no_run_is_and_commands_that_fill_them():

@@ -636,12 +636,12 @@ def test_compare_pairs_runs_by_their_seeds(tmp_path):
     assert lines[1] == ["B", simclr[0].path.name, "seeds 0, 1, 2, 3"]
     assert ["method", "cmc", "simclr"] in lines
     assert not any(line[0] in ("seed", "bank_negatives") for line in lines)
-    mean = "61.3 +- 30.6 (n = 4)"
-    assert ["trained, kNN (%)", "42.0 +- 5.0 (n = 3)", mean, "+9.7 +- 1.4 (n = 3)"] in lines
+    mean = "61.3 ± 30.6 (n = 4)"
+    assert ["trained, kNN (%)", "42.0 ± 5.0 (n = 3)", mean, "+9.7 ± 1.4 (n = 3)"] in lines
     told = metaug("compare", cmc[0].path.name, cmc[2].path.name, *place).output
     lines = [re.split(r"  +", line) for line in told.splitlines()]
     assert ["seed", "0", "2"] in lines
-    assert ["trained, kNN (%)", "40.0 (n = 1)", "44.0 (n = 1)", "-"] in lines
+    assert ["trained, kNN (%)", "40.0 (n = 1)", "44.0 (n = 1)", "–"] in lines
     unfinished = [write_run(tmp_path / "other", method="cmc", seed=seed) for seed in range(2)]
     told = metaug("compare", *(run.path.name for run in unfinished), "--runs-dir", str(tmp_path / "other")).output
     assert told.splitlines()[0] == f"A  {unfinished[0].path.name}  not finished"

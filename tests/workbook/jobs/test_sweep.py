@@ -134,8 +134,8 @@ def test_a_sweep_ends_with_what_varied_by_measure(tmp_path):
         "method": ["cmc", "cmc", "metaug", "metaug", "metaug", "metaug"],
         "delta": ["-", "-", "0.1", "0.1", "0.2", "0.2"],
         "features": ["untrained", "trained"] * 3,
-        "knn": ["20.0 +- 24.8 (n = 3)"] * 4 + ["10.0 (n = 1)"] * 2,
-        "probe_fast": ["50.0 +- 0.0 (n = 3)", "25.0 +- 0.0 (n = 3)"] * 2 + ["50.0 (n = 1)", "25.0 (n = 1)"],
+        "knn": ["20.0 ± 24.8 (n = 3)"] * 4 + ["10.0 (n = 1)"] * 2,
+        "probe_fast": ["50.0 ± 0.0 (n = 3)", "25.0 ± 0.0 (n = 3)"] * 2 + ["50.0 (n = 1)", "25.0 (n = 1)"],
     }
     first = (plan.folder / "table.csv").read_text().splitlines()[0].split(",")[:9]
     assert first == [*plan.varying, "untrained_knn", "untrained_probe_fast", "knn", "probe_fast", "run", "state"]

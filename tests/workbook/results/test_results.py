@@ -245,3 +245,18 @@ def test_the_validation_split_may_be_asked_instead(tiny):
     assert table["knn"].notna().all()
     assert tables.list_missing([tiny(epochs=1)], ("knn",), ("trained",))  # on the test split
     assert tables.read_table([tiny(epochs=1)])["knn"].isna().all()
+
+
+# --- for a reader
+def test_a_table_for_a_reader_has_numbers_as_one_writes_them():
+    index = pd.MultiIndex.from_tuples([("metaug", 1e-13), ("mine", math.nan)], names=["method", "alpha"])
+    columns = {"accuracy": [46.0, 25.5], "gap": [1e-16, math.nan], "n": [1998, 3], "crop": [(0.2, 1.0), ("flip",)]}
+    shown = tables.format_table(pd.DataFrame(columns, index))
+    assert shown.index.tolist() == [("MetAug", "1e-13"), ("mine", "–")]
+    assert shown.to_dict("list") == {
+        "accuracy (%)": ["46.0", "25.5"], "gap": ["1e-16", "–"], "n": ["1,998", "3"], "crop": ["0.2, 1", "flip"],
+    }  # fmt: skip
+
+
+def test_a_table_for_a_reader_may_be_empty():
+    assert tables.format_table(pd.DataFrame({"accuracy": []})).empty
