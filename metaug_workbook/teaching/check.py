@@ -51,15 +51,14 @@ class Exercise:
             return Result(False, f"✗ {self.name} raised {type(error).__name__}: {error}. The arguments were {shapes}.")
         if any(answer is None or answer is ... for answer in answers):
             return Result(False, f"… {self.name} is not written yet: it returns nothing. The page goes on without it.")
-        right = [self.reference(*case.values()) for case in cases]
-        if agree(answers, right):
+        wrong = find_difference(cases, answers, self.reference)
+        if wrong is None:
             return Result(True, f"✓ {self.name} agrees with {self.agrees_with} in {CASES} random cases.")
         for hint, mistaken in self.mistakes.items():
-            if agree(answers, [mistaken(*case.values()) for case in cases]):
+            if find_difference(cases, answers, mistaken) is None:
                 return Result(False, f"✗ {self.name}: {hint}")
-        case, answer, expected = next(
-            each for each in zip(cases, answers, right, strict=True) if not agree([each[1]], [each[2]])
-        )
+        case, answer = cases[wrong], answers[wrong]
+        expected = self.reference(*case.values())
         numbers = ", ".join(f"{key} = {x:.3g}" for key, x in case.items() if isinstance(x, float))
         given = f" with {numbers}" if numbers else ""
         return Result(False, f"✗ {self.name}{given} should give {describe(expected)}, but gives {describe(answer)}.")
@@ -71,18 +70,21 @@ def list_tensors(answer: Any) -> list[Tensor]:
     return [torch.as_tensor(part).detach().double() for part in parts]
 
 
-def agree(answers: list[Any], expected: list[Any]) -> bool:
-    """Whether all answers have the expected shapes and, to six digits, values."""
-    for answer, right in zip(answers, expected, strict=True):
-        try:
-            mine, theirs = list_tensors(answer), list_tensors(right)
-        except (TypeError, ValueError, RuntimeError):
-            return False
-        if [x.shape for x in mine] != [x.shape for x in theirs]:
-            return False
-        if not all(torch.allclose(x, y, rtol=1e-6, atol=1e-7) for x, y in zip(mine, theirs, strict=True)):
-            return False
-    return True
+def find_difference(cases: list[dict[str, Any]], answers: list[Any], function: Function) -> int | None:
+    """The number of the first case whose answer is not, to six digits, what the function gives; None if there is none."""
+    each = enumerate(zip(cases, answers, strict=True))
+    return next((k for k, (case, answer) in each if not agree(answer, function(*case.values()))), None)
+
+
+def agree(answer: Any, expected: Any) -> bool:
+    """Whether an answer has the expected shapes and, to six digits, values."""
+    try:
+        mine, theirs = list_tensors(answer), list_tensors(expected)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    if [x.shape for x in mine] != [x.shape for x in theirs]:
+        return False
+    return all(torch.allclose(x, y, rtol=1e-6, atol=1e-7) for x, y in zip(mine, theirs, strict=True))
 
 
 def describe(answer: Any) -> str:
