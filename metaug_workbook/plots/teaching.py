@@ -38,10 +38,8 @@ def draw_success(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_yticks([0, -1, -2], list(looks.values()))
     ax.grid(False, axis="y")
     seeds = measured.loc[measured["representation"] == "trained", "seed"].nunique()
-    title = f"Nearest neighbours of the same class: {means['untrained']:.0f} % before training, {means['trained']:.0f} % after"
-    return label(
-        ax, title, "kNN accuracy on test images (%); dots are seeds, chance is 10", caption=f"n = {seeds} runs"
-    )
+    title = f"kNN on test images: {means['untrained']:.0f} % before training, {means['trained']:.0f} % after"
+    return label(ax, f"{title} (dots: {seeds} seeds; chance: 10 %)")
 
 
 # --- what a pair weighs
