@@ -1,10 +1,11 @@
-"""What the walkthrough says is so: its solutions run, its sections each have an exercise, its figures show the right numbers."""
+"""What the walkthrough says is so: its solutions pass their checks, its answers hold, its figures show the right numbers."""
 
 import re
 
 import matplotlib
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,12 +15,15 @@ from matplotlib import pyplot as plt
 from tiny import ROOT
 
 from metaug_workbook.plots import style, teaching
-from metaug_workbook.teaching import toys
+from metaug_workbook.teaching import check, toys
 
 CELLS = nbformat.read(ROOT / "notebooks" / "00_walkthrough.ipynb", 4).cells
 TEXT = "\n\n".join(cell.source for cell in CELLS if cell.cell_type == "markdown")
-SOLUTIONS = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", TEXT, re.DOTALL)
-CODE = [re.search(r"```python\n(.*?)```", solution, re.DOTALL) for solution in SOLUTIONS]
+FOLDED = re.compile(r"<details><summary>(\w+)</summary>(.*?)</details>", re.DOTALL)
+CODE = {"Solution": [], "Answer": []}  # what stands folded: of the exercises, of the questions
+for kind, folded in FOLDED.findall(TEXT):
+    CODE[kind] += re.findall(r"```python\n(.*?)```", folded, re.DOTALL)
+EXERCISES = [name for cell in CELLS for name in re.findall(r"^check\.(\w+)\(", cell.source, re.MULTILINE)]
 
 
 @pytest.fixture
@@ -29,17 +33,64 @@ def ax():
     plt.close(figure)
 
 
-def test_every_exercise_has_a_solution_in_code():
-    assert len(SOLUTIONS) == TEXT.count("**Exercise.**") >= 8
-    assert all(CODE)
+def test_every_exercise_has_a_stub_minutes_and_a_folded_solution():
+    assert 4 <= len(EXERCISES) <= 6
+    assert len(re.findall(r"\*\*Exercise \d \(\d+ minutes\)\.\*\*", TEXT)) == len(EXERCISES) == len(CODE["Solution"])
+    assert set(EXERCISES) == {name for name, value in vars(check).items() if isinstance(value, check.Exercise)}
 
 
-@pytest.mark.parametrize("number", range(len(SOLUTIONS)))
-def test_a_solution_holds(number):
+@pytest.mark.parametrize(("name", "source"), list(zip(EXERCISES, CODE["Solution"], strict=True)), ids=EXERCISES)
+def test_a_solution_passes_its_check(name, source):
+    names = {}
+    exec(compile(source, f"solution of {name}", "exec"), names)
+    result = getattr(check, name)(names[name])
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_saved_stub_says_what_is_missing_and_goes_on(name):
+    (cell,) = [cell for cell in CELLS if f"\ncheck.{name}(" in cell.source]
+    assert "not written yet" in cell.outputs[0].data["text/plain"]
+
+
+@pytest.mark.parametrize("number", range(len(CODE["Answer"])))
+def test_an_answer_holds(number):
     torch.manual_seed(number)
-    source = CODE[number].group(1)
+    source = CODE["Answer"][number]
     assert "assert " in source
-    exec(compile(source, f"solution {number}", "exec"), {})
+    exec(compile(source, f"answer {number}", "exec"), {})
+
+
+def test_every_question_has_an_answer_or_a_cell_that_gives_it():
+    assert TEXT.count("**Predict first:**") >= 8
+    assert len(CODE["Answer"]) >= 7
+
+
+def test_lines_of_code_fit_a_narrow_screen():
+    for cell in CELLS:
+        if cell.cell_type == "code":
+            assert max(map(len, cell.source.splitlines())) <= 95, cell.source
+
+
+def test_the_glossary_and_the_references_can_be_reached():
+    assert "\n## Glossary\n" in TEXT
+    page = (ROOT / "docs" / "references.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"https://(?:arxiv|doi)\.org/[^)]+", TEXT))
+    assert len(links) >= 6
+    assert all(link in page for link in links)
+
+
+def test_the_success_shows_the_means_of_the_table(ax):
+    rows = [
+        ("raw pixels", 0, 0.2),
+        ("untrained", 0, 0.3),
+        ("untrained", 1, 0.4),
+        ("trained", 0, 0.7),
+        ("trained", 1, 0.9),
+    ]
+    teaching.draw_success(pd.DataFrame(rows, columns=["representation", "seed", "knn"]), ax)
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([20, 35, 80])
+    assert "35 % before training, 80 % after" in ax.get_title(loc="left")
 
 
 def test_the_checks_of_the_notebook_are_many():
