@@ -239,7 +239,7 @@ LABELS = {  # of columns that are not settings, for a reader
     "accuracy": "accuracy (%)", "untrained": "untrained (%)", "augmented_similarity": "d(z, z~)", "half_width": "±",
     "probe_paper": "linear probe (random crops)", "probe_plain": "linear probe (plain images)",
     "probe_fast": "linear probe (fast)", "knn": "kNN", "milliseconds": "ms", "times_plain": "times plain",
-    "gflop": "GFLOP", "batch_size": "batch size",
+    "gflop": "GFLOP", "flops_plain": "FLOP, times plain", "batch_size": "batch size",
 }  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def format_table(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     """A table for a reader: text in every cell (`format_number`), columns by `LABELS`, methods as the paper prints them."""
 
     def name(label: Any, level: Any) -> str:
-        text = format_number(label, digits)
+        text = format_number(label, digits).replace("\n", " ")
         return paper_values.print_name(text) if level == "method" else LABELS.get(text, text)
 
     def name_all(index: Any) -> Any:
