@@ -196,6 +196,19 @@ class Method(ABC):
         return self.terms(z, context, augment)
 
 
+class OnBase(Method):
+    """A method that adds features or terms to another's loss. Everything but `terms` is the base's."""
+
+    def __init__(self, base: Method):
+        super().__init__(base.config)
+        self.base = base
+        self.views, self.networks, self.memory = base.views, base.networks, base.memory
+        self.context, self.remember, self.description = base.context, base.remember, base.description
+
+    def loss(self, z: Tensor, context: Context) -> Tensor:
+        return self.base.loss(z, context)
+
+
 class Composition:
     """A method and a modifier on it. It can be used wherever a method class can: METHODS["cmc+hard"] = with_hard(CMC).
 

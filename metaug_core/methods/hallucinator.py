@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from metaug_core.methods.base import Augment, Composition, Context, Method
+from metaug_core.methods.base import Augment, Composition, Context, Method, OnBase
 from metaug_core.methods.metaug import require_none_augmented
 from metaug_core.methods.modifiers import Base, extend_context, give, require_one_part, require_pairs
 from metaug_core.networks.second_order import unit
@@ -36,17 +36,8 @@ class Hallucinator(nn.Module):
         return unit(self.layers(torch.cat([z, away], -1)))
 
 
-class Hallucinated(Method):
+class Hallucinated(OnBase):
     """`base` on hallucinated features as well: its loss over z and z~ together."""
-
-    def __init__(self, base: Method):
-        super().__init__(base.config)
-        self.base = base
-        self.views, self.networks, self.memory = base.views, base.networks, base.memory
-        self.context, self.remember, self.description = base.context, base.remember, base.description
-
-    def loss(self, z: Tensor, context: Context) -> Tensor:
-        return self.base.loss(z, context)
 
     def mag(self) -> nn.Module:
         return Hallucinator(len(self.config.views), self.config.feature_dim, self.config.hallucinator_reach)

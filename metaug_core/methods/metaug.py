@@ -16,27 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metaug_core import settings
-from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.methods.base import Augment, Composition, Context, Method
+from metaug_core.methods.base import Augment, Composition, Context, Method, OnBase
 from metaug_core.networks.mag import MAG
 from metaug_core.objectives.losses import margin_regularisation
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import Pairs, group_pairs
 
 
-class MetAug(Method):
+class MetAug(OnBase):
     """`base` with a MAG: L_MetAug = L_ori + delta L_aug, where L_aug is base's own loss over features that include z~."""
-
-    def __init__(self, config: Config, base: Method):
-        super().__init__(config)
-        self.base = base
-        # Everything but the loss is the base method's.
-        self.views, self.networks, self.memory = base.views, base.networks, base.memory
-        self.context, self.remember, self.description = base.context, base.remember, base.description
-
-    def loss(self, z: Tensor, context: Context) -> Tensor:
-        return self.base.loss(z, context)
 
     def mag(self) -> nn.Module:
         config = self.config
@@ -136,7 +125,7 @@ def with_mag(base: type[Method] | Composition) -> Composition:
         raise MetaugError(f"{base.description.title} has no features that a MAG could augment")
     require_none_augmented(base, "mag")
     objective = "L(z) + delta L(z, z~), z~ = MAG(z); the MAG takes alpha R_sigma and the look-ahead"
-    return Composition(base, lambda method: MetAug(method.config, method), "MAG", "Li et al. 2022", objective,
+    return Composition(base, MetAug, "MAG", "Li et al. 2022", objective,
                        augmented_by="look-ahead", uses=base.description.uses | settings.MAG)  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaug_core.methods.base import Augment, Composition, Context, Method
+from metaug_core.methods.base import Augment, Composition, Context, Method, OnBase
 from metaug_core.methods.metaug import require_none_augmented, weigh_terms
 from metaug_core.methods.modifiers import Base, extend_context, give, require_pairs
 from metaug_core.networks.second_order import unit
@@ -15,17 +15,12 @@ from metaug_core.networks.second_order import unit
 Perturb = Callable[[Tensor, Tensor, float], Tensor]  # z (W, B, d), the draws, the cosine of z and z~ -> z~
 
 
-class Perturbed(Method):
+class Perturbed(OnBase):
     """`base` on randomly changed features as well: L(z) + delta L(z, z~), as eq. 11, without a MAG."""
 
     def __init__(self, base: Method, perturb: Perturb):
-        super().__init__(base.config)
-        self.base, self.perturb = base, perturb
-        self.views, self.networks, self.memory = base.views, base.networks, base.memory
-        self.context, self.remember, self.description = base.context, base.remember, base.description
-
-    def loss(self, z: Tensor, context: Context) -> Tensor:
-        return self.base.loss(z, context)
+        super().__init__(base)
+        self.perturb = perturb
 
     def terms(self, z: Tensor, context: Context, augment: Augment | None) -> dict[str, Tensor]:
         del augment
