@@ -16,11 +16,12 @@ from metaug_core.methods.modifiers import (
     require_one_part,
     require_pairs,
 )
-from metaug_core.objectives.similarity import mean_of_other_views, other_images, other_views
+from metaug_core.objectives.similarity import mean_of_other_views
 
 DIFFERS = (
     "FT: the two directions of a pair share their weights, and so do all views' negatives. With more than two views a feature is "
-    "drawn away from the mean of the others. Negatives of the minibatch are the other images' features as they were."
+    "drawn away from the mean of the others. Negatives of the minibatch are not mixed with each other, being features that are "
+    "drawn apart already."
 )
 
 
@@ -30,8 +31,7 @@ def with_ft(base: Base) -> Composition:
         q' = m q + (1 - m) k,  k' = m k + (1 - m) q,   m = 1 + Beta(a, a) for each unit and image: harder positives
         n' = m' n + (1 - m') n_partner,                m' = Beta(a', a') for each unit and past feature: other negatives
 
-    with ft_alphas = (a, a'). q' meets its negatives, of the past or of the minibatch, at unit norm as they were written: were they
-    drawn apart as well, a view would be rewarded for mapping all images to one place. k is what the method compares q with, a key or the feature of another view.
+    with ft_alphas = (a, a'). k is what the method compares q with, a key or the feature of another view.
     """
 
     def modify(method: Method) -> Method:
@@ -68,17 +68,11 @@ def draw_beta(alpha: float, shape: tuple[int, ...], generator: torch.Generator) 
 
 
 def transform(z: Tensor, context: Context, views: int) -> tuple[Tensor, Context]:
-    """Features z (W, B, d), row w of view w % V, drawn apart, and the context with what they are compared with: keys drawn apart,
-    and negatives that are not: past ones are mixed, those of the minibatch as they were."""
-    given, keys, past, drawn = context.given, context.positives, context.negatives, context.drawn
-    further, targets = given["ft_weights"] - 1, z if keys is None else keys
+    """Features z (W, B, d), row w of view w % V, and what they are compared with, drawn apart and mixed."""
+    given, keys, past = context.given, context.positives, context.negatives
+    further = given["ft_weights"] - 1
     positives = None if keys is None else torch.addcmul(keys, further, keys - mean_of_other_views(z, keys, views))
-    if past is None:
-        sets, batch = len(targets) // views, targets.shape[1]
-        past = other_views(targets.unflatten(0, (sets, views)).transpose(0, 1).flatten(1, 2))
-        drawn = torch.cat([other_images(batch, z.device) + batch * number for number in range(sets)], 1)
-    else:
+    if past is not None:
         past = torch.lerp(past[..., given["ft_partners"], :], past, given["ft_past_weights"])
-    given = {**given, "unmixed": z}
-    z = torch.addcmul(z, further, z - mean_of_other_views(targets, z, views))
-    return z, replace(context, negatives=past, drawn=drawn, positives=positives, shared=None, given=given)
+    z = torch.addcmul(z, further, z - mean_of_other_views(z if keys is None else keys, z, views))
+    return z, replace(context, negatives=past, positives=positives, shared=None)

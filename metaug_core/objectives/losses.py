@@ -103,22 +103,17 @@ def _debiased_share(positives: Tensor, rest: Tensor, count: int, tau_plus: float
     return log_share, nothing_left | (log_share <= math.log(count) - rest)
 
 
-def compare_in_batch(z: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def compare_in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities d of unit features z (W, B, d) with all others of the minibatch: (WB, W - 1) with those of the same image and
-    (WB, W (B - 1)) with those of other images. others (W, B, d): what stands for z where it is of another image."""
+    (WB, W (B - 1)) with those of other images."""
     count, batch, _ = z.shape
     flat = z.flatten(0, 1)  # (WB, d)
-
-    def compare(targets: Tensor) -> Tensor:
-        return ((1 + flat @ targets.T) / 2).view(count, batch, count, batch).transpose(1, 2)  # (W, W, B, B)
-
-    table = compare(flat)
+    table = ((1 + flat @ flat.T) / 2).view(count, batch, count, batch).transpose(1, 2)  # (W, W, B, B)
     same = table.diagonal(dim1=2, dim2=3)  # (W, W, B)
     positives = torch.stack([torch.stack([same[w, u] for u in range(count) if u != w], -1) for w in range(count)])
     # Without its first entry, a square in rows of B + 1 has its diagonal in the last column.
-    table = table if others is None else compare(others.flatten(0, 1))
-    apart = table.flatten(2)[..., 1:].reshape(count, count, batch - 1, batch + 1)[..., :-1]
-    negatives = apart.reshape(count, count, batch, batch - 1).transpose(1, 2)
+    others = table.flatten(2)[..., 1:].reshape(count, count, batch - 1, batch + 1)[..., :-1]
+    negatives = others.reshape(count, count, batch, batch - 1).transpose(1, 2)
     return positives.flatten(0, 1), negatives.reshape(count * batch, -1)
 
 

@@ -77,7 +77,7 @@ def of_method(method: str, arms: Mapping[str, Settings], prefix: str = "") -> di
 
 def augment_features(title: str, method: str) -> dict[str, dict[str, Any]]:
     """The method and, as arms in the order of their worth, what augments its features."""
-    modifiers = {"MAG": "mag", "DCL": "dcl", "noise": "noise", "FT": "ft", "Hallucinator": "hallucinator", "dropout": "dropout"}
+    modifiers = {"MAG": "mag", "DCL": "dcl", "noise": "noise", "Hallucinator": "hallucinator", "dropout": "dropout"}
     return {title: {"method": method}} | {name: {"method": f"{method}+{short}"} for name, short in modifiers.items()}
 
 
