@@ -1,7 +1,7 @@
 """What features still know of an augmentation: how well its drawn parameter can be read from them, linearly.
 
-An encoder that is invariant to an augmentation has nothing to read. What is read is the change of the features, those of the augmented
-image less those of the image as it is, so that what differs between images does not hide it.
+An encoder that is invariant to an augmentation has nothing to read. What is read is the change of the features, those of the
+augmented image less those of the image as it is, so that what differs between images does not hide it.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,10 @@ def jitter_only(place: int, limit: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One augmentation: the settings that switch it on alone, and the name of the number that is drawn for it. chance: it happens with
-    this probability, 0: the number is its strength."""
+    """One augmentation: the settings that switch it on alone, and the name of the number that is drawn for it.
+
+    chance: it happens with this probability; 0: the number is its strength.
+    """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
