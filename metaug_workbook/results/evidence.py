@@ -75,6 +75,12 @@ def of_method(method: str, arms: Mapping[str, Settings], prefix: str = "") -> di
     return {f"{prefix}{name}": {"method": method, **changes} for name, changes in arms.items()}
 
 
+def augment_features(title: str, method: str) -> dict[str, dict[str, Any]]:
+    """The method and, as arms in the order of their worth, what augments its features."""
+    modifiers = {"MAG": "mag", "DCL": "dcl", "noise": "noise", "Hallucinator": "hallucinator", "dropout": "dropout"}
+    return {title: {"method": method}} | {name: {"method": f"{method}+{short}"} for name, short in modifiers.items()}
+
+
 BASES = {"metaug": "metaug-only-oucl", "metaug-only-mag": "cmc"}  # what each method with a MAG is without it
 
 
@@ -247,5 +253,15 @@ EXPERIMENTS |= {
         "How do all methods do at one budget, each at its own best of three rates (Table 1, CIFAR-10)?",
         {}, "metaug-only-oucl", 5, settings={"protocol": "uniform"}, own_floors=True,
         chosen_from="09-rates", choose=keep_best_of_each_method,
+    ),
+    # All that have a delta take the preset's 0.1, which was chosen for the MAG: noise and dropout are its floors.
+    "12-feature-augmentation": Experiment(
+        "What does each way of augmenting features add to CMC, and what does it cost?",
+        augment_features("CMC", "cmc") | {"MAG": {"method": "metaug-only-mag"}},
+        "CMC", 5,
+    ),
+    "12-feature-augmentation-simclr": Experiment(
+        "What does each way of augmenting features add to SimCLR, and what does it cost?",
+        augment_features("SimCLR", "simclr"), "SimCLR", 5,
     ),
 }  # fmt: skip
