@@ -34,7 +34,7 @@ def draw_gain_beside_cost(table: Table, reference: str) -> Figure:
             draw_empty(ax, f"Gain on {reference}, {title}", "no finished run yet")
             continue
         gains = compare_to(table.assign(accuracy=table[column]), "arm", reference)
-        draw_forest(gains, ax, arms, {})
+        draw_forest(gains, ax, arms, {}, -3)
         label(ax, f"Gain on {reference}, {title}", "difference (points), same seeds", "", describe_seeds(gains["n"]))
     methods = table.drop_duplicates("arm").set_index("arm")["method"]
     costs = [
