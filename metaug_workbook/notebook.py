@@ -20,7 +20,7 @@ from metaug_core import extensions, methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import suggestion
-from metaug_core.evaluation import representations
+from metaug_core.evaluation import invariances, representations
 from metaug_core.evaluation.probes import MEASURES
 from metaug_core.runs.environment import environment
 from metaug_core.runs.store import Run, list_runs, request
@@ -216,16 +216,14 @@ def show_evidence(letters: str, *figures: str) -> None:
     """Show the first of these figures that is committed, with its runs and its command, and what the evidence says of the paper's
     claims of these letters. Nothing is trained."""
     verdicts = [claims.judge(claim) for claim in claims.CLAIMS if claim.letter in letters]
-    if len(verdicts) <= 2:
-        display(
-            Markdown(
-                "\n\n".join(map(claims.to_answer, verdicts)) or "No claim of the paper's is decided by this alone."
-            )
-        )
-    for name in filter(gallery.is_shown, figures):
-        display(Image(gallery.FOLDER / f"{name}.png", width=860))
-        display(Markdown(f"{gallery.FIGURES[name].sentence} {gallery.write_caption(name)}."))
-        break
+    if verdicts and len(verdicts) <= 2:
+        display(Markdown("\n\n".join(map(claims.to_answer, verdicts))))
+    shown = next(filter(gallery.is_shown, figures), None)
+    if shown is not None:
+        display(Image(gallery.FOLDER / f"{shown}.png", width=860))
+        display(Markdown(f"{gallery.FIGURES[shown].sentence} {gallery.write_caption(shown)}."))
+    elif not verdicts:
+        display(Markdown(f"There are no runs of it yet: `{gallery.FIGURES[figures[0]].command}`."))
     if len(verdicts) > 2:
         display(Markdown(claims.to_table(verdicts)))
 
@@ -284,6 +282,24 @@ def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFram
         for features, pairs in (("augmented", compare_pairs(z, augmented)), ("original", compare_pairs(z))):
             histograms.append(bin_similarities(*pairs).assign(features=features, **labels))
     return pd.concat(histograms) if histograms else pd.DataFrame(columns=pd.Index(columns))
+
+
+def tabulate_invariances(runs: Sequence[Run], images: int) -> pd.DataFrame:
+    """`invariances.measure_invariances` of each of these runs on so many test images, and of the first one untrained, with a column
+    `encoder`: a method, or untrained."""
+    splits, measured = load_images(runs[0].config), []
+    for run, trained in [(runs[0], False), *((run, True) for run in runs)]:
+        file = run.encoder_files()[-1] if trained else None
+        networks, mag = representations.load_networks(run.config, len(splits.train.classes), file)
+        networks, mag = networks.to(splits.train.labels.device), mag if trained else None
+        if not trained:
+            representations.estimate_bn_stats(networks, splits.train, run.config)
+        if mag is not None:
+            mag = mag.to(splits.train.labels.device)
+            representations.estimate_mag_bn_stats(networks, mag, splits.train, run.config)
+        table = invariances.measure_invariances(networks, sample(splits.test, images), run.config, mag)
+        measured.append(table.assign(encoder=run.config.method if trained else "untrained"))
+    return pd.concat(measured, ignore_index=True)
 
 
 def judge_deltas(table: Table) -> pd.DataFrame:

@@ -22,7 +22,8 @@ from metaug_core.config import HOME, as_file_name
 from metaug_core.errors import MetaugError
 from metaug_core.runs import environment, files
 from metaug_core.runs.store import Run
-from metaug_workbook.plots import feature_augmentation as feature_augmentation  # it registers its figures
+from metaug_workbook.plots import feature_augmentation as feature_augmentation  # these register their figures
+from metaug_workbook.plots import invariances as invariances
 from metaug_workbook.plots.paper_figures import FIGURES
 from metaug_workbook.plots.style import save_figure, use_style
 from metaug_workbook.results import evidence_tables, tables
