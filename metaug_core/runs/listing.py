@@ -22,7 +22,7 @@ STATE, ENGINE = "state", "engine"  # what else than settings runs are chosen by
 FIRST, LAST = ("method", "dataset", "encoder", "protocol"), ("engine", "seed")  # of the settings in which runs differ
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are the same if they are one: their dicts have no hash
 class Listed:
     """A run's folder at a glance. None: not there, or damaged (then `state` says so)."""
 

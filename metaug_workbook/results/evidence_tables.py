@@ -170,6 +170,8 @@ def describe_run(arm: str, run: Run, experiment: Experiment) -> dict[str, Any]:
     for name, measure in (("accuracy", ""), ("untrained", "untrained_"), ("augmented_accuracy", "augmented_")):
         row[name] = row.get(f"{measure}{MEASURE}")
     row |= {} if run.finished else describe_machine(run.config)
+    if run.failure:
+        row["failure"] = run.failure.partition(";")[0]  # what follows depends on when the run was stopped before
     text = json.dumps([str(row[name]) for name in ("arm", "seed", "settings", *MACHINE)])
     row["row"] = sha256(text.encode()).hexdigest()[:10]
     return {name: row.get(name) for name in list_columns(experiment)}

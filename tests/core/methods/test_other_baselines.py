@@ -471,7 +471,7 @@ def test_adam_has_the_betas_of_the_method(tmp_path):
         assert state.create(config, datasets.load(config, "cpu"), "cpu").optimiser.param_groups[0]["betas"] == betas
     base = build(settings("simclr"))
     base.description = replace(base.description, betas=(0.5, 0.9))
-    assert MetAug(base.config, base).description.betas == (0.5, 0.9)
+    assert MetAug(base).description.betas == (0.5, 0.9)
 
 
 # --- InfoMin Aug.

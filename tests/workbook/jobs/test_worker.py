@@ -91,7 +91,7 @@ def test_two_workers_do_a_sweep_once_though_one_of_them_is_killed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the script is one of bash")
 def test_the_script_hands_slurms_warning_on_so_that_the_run_is_saved(tmp_path):
-    runs = write_sweep(tmp_path, "--set", "epochs=5000", "--name", "mine")
+    runs = write_sweep(tmp_path, "--set", "epochs=5000", "--seeds", "1", "--name", "mine")
     (folder,) = [run.path for job in worker.read_jobs(runs) for run in job.runs]
     script = subprocess.Popen(["bash", runs / "sweeps" / "mine" / "submit.sh"], stderr=subprocess.PIPE, text=True)
     until((folder / "timing.jsonl").exists, script, DEADLINE)
