@@ -214,7 +214,7 @@ def draw_margin_weights(table: Table) -> Figure:
         points=100 * table["accuracy"],
     )
     for (delta, rows), color, marker in zip(table.groupby("delta"), (GREEN, BLUE, ORANGE), MARKERS, strict=False):
-        look = {"color": color, "marker": marker, "label": rf"$\delta$ = {delta:g}"}
+        look: dict[str, Any] = {"color": color, "marker": marker, "label": rf"$\delta$ = {delta:g}"}
         draw_means(rows, "place", "augmented_similarity", axes[0], **look)
         for ax, column in ((axes[1], "gap"), (axes[2], "points")):
             by_place = rows.pivot(index="seed", columns="place", values=column)
