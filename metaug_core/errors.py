@@ -27,8 +27,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+LISTED = 24  # names in a sentence: the methods alone are forty
+
+
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """`; did you mean 'gamma'?` for a near miss among `known`, else the list of what is known."""
+    """`; did you mean 'gamma'?` for a near miss among `known`, else what is known: of a long list the first `LISTED`."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names[:LISTED]) or 'none'}{more}"

@@ -23,7 +23,7 @@ from metaug_core.errors import suggestion
 from metaug_core.evaluation import invariances, representations
 from metaug_core.evaluation.probes import MEASURES
 from metaug_core.runs.environment import environment
-from metaug_core.runs.store import Run, list_runs, request
+from metaug_core.runs.store import Run, request
 from metaug_core.training import loop
 from metaug_workbook.jobs import estimate, grid, parameters, runner
 from metaug_workbook.jobs.estimate import format_duration
@@ -116,6 +116,7 @@ def train(config: Config, splits: datasets.Splits | None = None) -> Run:
 
 # `runner.make_table` with its progress in one line of the cell's output.
 make_table = partial(runner.make_table, view=LiveRuns)
+find_seeds = tables.find_seeds
 
 
 def load_networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module:
@@ -137,13 +138,6 @@ def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = Fals
     """`evaluate` on the test split, on the device of the images. augmented: also z and z~, where the method has a MAG."""
     augmented = augmented and methods.build(run.config).mag() is not None
     return representations.evaluate(run, augmented=augmented, splits=splits, device=str(splits.train.labels.device))
-
-
-def find_seeds(run: Run) -> list[Run]:
-    """This run and the finished ones beside it that differ from it by their seed only."""
-    wanted = run.config.identity() | {"seed": None}
-    finished = [other for other in list_runs(run.config.runs_dir) if other.finished and other.current]
-    return [other for other in finished if other.config.identity() | {"seed": None} == wanted]
 
 
 def format_percent(table: pd.DataFrame) -> pd.DataFrame:

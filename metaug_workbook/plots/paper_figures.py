@@ -225,12 +225,10 @@ def draw_margin_weights(table: Table) -> Figure:
         "Change of the originals' gap",
         "Change of the linear probe (points)",
     )
+    caption = f"n = {count_seeds(table.groupby(['delta', 'place']).size())}"
     for ax, title in zip(axes, titles, strict=True):
-        label(ax, title, r"$\alpha / \delta$")
+        label(ax, title, r"$\alpha / \delta$", caption=caption if ax is axes[0] else "")
         ax.set_xticks(list(names), list(names.values()))
-    label(
-        axes[0], titles[0], r"$\alpha / \delta$", caption=f"n = {count_seeds(table.groupby(['delta', 'place']).size())}"
-    )
     axes[0].legend(**SMALL)
     for ax in axes[1:]:
         ax.axhline(0, color="0.3", linewidth=1)

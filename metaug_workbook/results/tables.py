@@ -225,14 +225,14 @@ def format_column(column: pd.Series, digits: int = 4) -> list[str]:
     """The cells of a column (`format_number`), with as many places after the point in each as the numbers need, if that is four at
     most."""
     numbers = [value for value in column.tolist() if isinstance(value, float) and math.isfinite(value)]
-    for places in range(5):
-        if all(round(value, places) == value for value in numbers):
-            form = f"{{:,.{places}f}}"
-            return [
-                form.format(v) if v in numbers and isinstance(v, float) else format_number(v, digits)
-                for v in column.tolist()
-            ]
-    return [format_number(value, digits) for value in column.tolist()]
+    places = next((n for n in range(5) if all(round(value, n) == value for value in numbers)), None)
+
+    def write(value: Any) -> str:
+        if places is None or not isinstance(value, float) or not math.isfinite(value):
+            return format_number(value, digits)
+        return f"{value:,.{places}f}"
+
+    return [write(value) for value in column.tolist()]
 
 
 LABELS = {  # of columns that are not settings, for a reader
