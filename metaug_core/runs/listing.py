@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,20 +22,19 @@ STATE, ENGINE = "state", "engine"  # what else than settings runs are chosen by
 FIRST, LAST = ("method", "dataset", "encoder", "protocol"), ("engine", "seed")  # of the settings in which runs differ
 
 
-@dataclass(frozen=True, eq=False)  # two are the same if they are one: their dicts have no hash
+@dataclass(frozen=True)
 class Listed:
     """A run's folder at a glance. None: not there, or damaged (then `state` says so)."""
 
     path: Path
-    settings: dict[
-        str, Any
-    ]  # config.json, with its default for a setting that is newer, and `engine`; {} if it is damaged
+    # config.json, with its default for a setting that is newer, and `engine`; {} if it is damaged
+    settings: dict[str, Any] = field(hash=False)  # a dict has no hash
     method: str | None
     dataset: str | None
     epochs: int | None
     epochs_done: int | None
     state: str  # finished, failed, training, unfinished or damaged
-    evaluation: dict[str, dict[str, Any]]  # accuracies in [0, 1], as `Run.evaluation`
+    evaluation: dict[str, dict[str, Any]] = field(hash=False)  # accuracies in [0, 1], as `Run.evaluation`
     evaluated: float  # when it was evaluated, in seconds since the epoch; 0: it is not
     touched: float  # seconds since the epoch
     needs: str  # what of the user's own code must be there to open it, in brackets; empty: nothing
