@@ -167,12 +167,17 @@ def notebook(path, *sources):
     nbformat.write(found, path)
 
 
-def run_all(page, lab, name):
-    """Open a notebook and run it; nothing may be written to stderr."""
+def start_all(page, lab, name):
+    """Open a notebook and begin to run it."""
     page.goto(f"{lab.url}/lab/tree/{name}?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.evaluate(READY)  # before that, Run All would ask for a kernel in a dialog
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+
+
+def run_all(page, lab, name):
+    """Open a notebook and run it; nothing may be written to stderr."""
+    start_all(page, lab, name)
     page.wait_for_function(RAN)
     warnings = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
     assert warnings.count() == 0, warnings.all_inner_texts()
@@ -380,3 +385,31 @@ def test_a_run_is_started_watched_paused_resumed_outlives_its_kernel_and_is_stop
     wait(lambda: steps(run) > stopped_at, "another kernel cannot go on with the run")
     logged = [row["step"] for row in rows(run.path / "metrics.jsonl") if "lr" in row]
     assert logged == [2 * k + 2 for k in range(len(logged))]  # no step twice, none left out
+
+
+@pytest.mark.slow
+def test_the_cell_that_trains_is_steered_by_its_monitor_and_interrupted_without_a_traceback(
+    page, lab, config, place, screenshots
+):
+    config = config.replace(seed=1)
+    run = request(config)
+    made, *_ = monitors(config)
+    train = "from metaug_workbook import notebook\nrun = await notebook.train_watched(config)"
+    notebook(place / "train.ipynb", made, train, "print('the next cell')")
+    start_all(page, lab, "train.ipynb")
+    where = box(page, "Run monitor")
+    wait(lambda: "training: step" in where.inner_text(), "the run does not start")
+    click(where, "Pause")
+    wait(lambda: "paused: everything is saved" in where.inner_text(), "a button is not heard", 40)
+    paused_at = steps(run)
+    click(where, "Resume")
+    wait(lambda: steps(run) > paused_at, "the run does not resume")
+    page.screenshot(path=screenshots / "train.png")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:interrupt-kernel') }")
+    error = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
+    error.wait_for()
+    assert error.inner_text().strip() == f"{run.path.name}: saved; run the cell again to go on"
+    assert not background.is_alive(run)
+    assert run.checkpoints
+    assert "the next cell" not in page.locator(".jp-OutputArea-output").all_inner_texts()
+    page.screenshot(path=screenshots / "train-stopped.png")
