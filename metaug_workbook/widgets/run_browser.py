@@ -17,12 +17,11 @@ from metaug_core.runs.listing import Listed, list_folders, read_folder
 from metaug_core.runs.store import Run
 from metaug_workbook.plots.style import draw_empty, label, pick_color, use_style, verbatim
 from metaug_workbook.plots.training import Metrics, draw_curve
-from metaug_workbook.widgets.base import LiveFigure, make_figure, menu, write_html
+from metaug_workbook.widgets.base import WHOLE_ROW, LiveFigure, make_figure, menu, write_html
 
 MOST = 8  # curves that can still be told apart
 LINES = ("-", "--", ":", "-.")
 ALL, UNKNOWN = "all", "-"
-WHOLE_ROW = "auto / 1 / auto / -1"  # not grid_column, which ipywidgets takes away again when there is no grid_area
 COLUMNS = {
     "kNN on validation images (share)": "knn_val",
     "loss, original features": "loss_original",

@@ -189,7 +189,9 @@ class RunMonitor(LiveFigure):
             self.canvas.draw()
             self.refresh()
         if self.handle is not None:
-            self.handle.update(bundle(self.png, self.text), raw=True)  # what stays in the saved notebook
+            self.handle.update(
+                bundle(self.png, self.text), raw=True, metadata=self.metadata
+            )  # what stays in the saved notebook
         self.drawn = written
 
     # --- the thread

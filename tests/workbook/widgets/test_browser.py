@@ -193,7 +193,7 @@ CALLS = {
 }
 MOVES = {  # which control by its label, the keys that move it, and what it then holds
     "OUCL explorer": ("β, temperature", ["ArrowRight"] * 2, {"beta": 64}),
-    "Margin explorer": ("margins", ["ArrowRight"] * 2, {"margin": "small"}),
+    "Margin explorer": ("margins", ["Small"], {"margin": "small"}),
     "Augmentation viewer": ("seed", ["ArrowRight"] * 3, {"seed": 3}),
     "Meta-step stepper": ("R_σ", ["Space"], {"margin": False}),
 }
@@ -224,9 +224,9 @@ def box(page, title, number=0):
 
 
 def control(where, label):
-    """What the keyboard moves: the element with the focus inside a control of this label."""
+    """What is moved: the handle, box or list inside a control of this label."""
     row = where.locator(".widget-inline-hbox, .widget-checkbox", has_text=label).first
-    return row.locator(".noUi-handle, input[type=checkbox]").first
+    return row.locator(".noUi-handle, input[type=checkbox], select").first
 
 
 def press(where, label, keys):
@@ -234,7 +234,10 @@ def press(where, label, keys):
     element.scroll_into_view_if_needed()
     element.focus()
     for key in keys:
-        element.press(key)
+        if element.evaluate("element => element.tagName") == "SELECT":
+            element.select_option(key)
+        else:
+            element.press(key)
 
 
 def shows(where, png, text, seconds=60):
@@ -272,6 +275,20 @@ def test_the_stepper_steps_by_its_buttons(explorers):
     button = where.get_by_role("button", name="Forward")
     button.focus()
     button.press("Space")
+    shows(where, wanted.png, wanted.text)
+
+
+def test_the_stepper_plays(explorers):
+    where = box(explorers, "Meta-step stepper")
+    where.locator(".widget-play button").first.click()
+    wait(lambda: "Update: the encoder steps" not in where.inner_text(), "it does not play")
+    where.locator(".widget-play button").first.click()
+
+
+def test_a_button_of_the_oucl_explorer_sets_its_preset(explorers):
+    where = box(explorers, "OUCL explorer")
+    wanted = widgets.oucl_explorer(beta=64, positive=0.6, negative=0.95)
+    where.get_by_role("button", name="Hardest negative").click()
     shows(where, wanted.png, wanted.text)
 
 
