@@ -12,7 +12,6 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.special  # noqa: F401  its import adds a filter of warnings, which a test would take for the widget's
 import torch
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
