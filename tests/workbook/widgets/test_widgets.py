@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
 from PIL import Image
@@ -20,11 +22,13 @@ from torch.nn import functional as F
 from workbooks import write_noise_images
 
 from metaug_core import Config, MetaugError, preset
+from metaug_core.config import EVALUATION_VERSION
 from metaug_core.data import shapes
 from metaug_core.meta.meta_gradient import look_ahead_reference
 from metaug_core.objectives import losses
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import Pairs
+from metaug_core.runs import lock
 from metaug_core.runs.files import append, read_json, read_tensors, rows, write, write_json
 from metaug_core.runs.store import request
 from metaug_core.views import augmentation
@@ -420,6 +424,61 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     assert isinstance(browser.links, ipywidgets.Output)
 
 
+def test_run_browser_tabulates_what_tells_the_listed_runs_apart(tmp_path):
+    runs = [written(tmp_path, "cmc", seed, finished=True) for seed in (0, 1)]
+    accuracies = {"trained": {"knn": 0.8125, "evaluation_version": EVALUATION_VERSION}}
+    write_json(runs[1].path / "evaluation-test.json", accuracies)
+    browser = widgets.run_browser(tmp_path)
+
+    def read():
+        rows = BeautifulSoup(browser.links.outputs[0]["data"]["text/html"], "html.parser").find_all("tr")
+        return [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in rows]
+
+    head, *table = read()
+    assert head == ["run", "seed", "epochs", "state", "kNN %", "notebooks"]
+    assert [runs[1].path.name, "1", "3/4", "finished", "81.2", "01_pretrain"] in table
+    assert [runs[0].path.name, "0", "3/4", "finished", "-", "01_pretrain"] in table
+    written(tmp_path, "simclr", 0, finished=False)
+    browser = widgets.run_browser(tmp_path)
+    assert "method" in read()[0]
+    browser.filters["method"].value = "simclr"
+    assert len(read()) == 2
+    assert "method" not in read()[0]
+
+
+def test_run_browser_deletes_what_is_ticked_when_it_is_confirmed_and_nothing_of_a_run_in_use(tmp_path):
+    runs = [written(tmp_path, "cmc", seed, finished=True) for seed in range(3)]
+    browser = widgets.run_browser(tmp_path)
+    browser.choose([runs[0].path.name, runs[1].path.name])
+    browser.buttons["Delete ticked"].click()
+    assert all(run.path.exists() for run in runs)
+    assert runs[0].path.name in browser.text
+    browser.buttons["Keep"].click()
+    browser.buttons["Delete for good"].click()  # nothing is asked
+    assert all(run.path.exists() for run in runs)
+    browser.buttons["Delete ticked"].click()
+    holding = threading.Event(), threading.Event()
+
+    def hold():
+        with lock.hold(runs[1].path):
+            holding[0].set()
+            holding[1].wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding[0].wait()
+    browser.buttons["Delete for good"].click()
+    holding[1].set()
+    holder.join()
+    assert "in use" in browser.text
+    assert all(run.path.exists() for run in runs)
+    browser.buttons["Delete ticked"].click()
+    browser.buttons["Delete for good"].click()
+    assert [run.path.exists() for run in runs] == [False, False, True]
+    assert browser.listed == [runs[2].path.name]
+    assert [tick.description for tick in browser.list.children] == browser.listed
+
+
 def test_run_browser_lists_what_cannot_be_opened(tmp_path):
     other, damaged = (written(tmp_path, "cmc", seed, finished=True) for seed in (0, 1))
     write_json(other.path / "config.json", read_json(other.path / "config.json") | {"method": "of-another-notebook"})
@@ -429,7 +488,9 @@ def test_run_browser_lists_what_cannot_be_opened(tmp_path):
     assert browser.filters["method"].options == ("all", "cmc", "of-another-notebook")
     assert browser.filters["state"].options == ("all", "damaged", "finished")
     assert len(browser.figure.axes[0].lines) == 1
-    assert f"{damaged.path.name}, damaged</span>: " in browser.links.outputs[0]["data"]["text/html"]
+    cells = browser.links.outputs[0]["data"]["text/html"].split("<tr")
+    (row,) = (row for row in cells if damaged.path.name in row)
+    assert write_html("damaged") in row
 
 
 def test_a_finished_run_is_shown_whose_metrics_are_lost(tmp_path, monkeypatch):
