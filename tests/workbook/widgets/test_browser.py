@@ -310,6 +310,20 @@ def test_the_run_browser_overlays_what_is_chosen_and_opens_its_notebook(explorer
     box(explorers, "OUCL explorer")
 
 
+def test_the_run_browser_filters_and_deletes_after_a_question(explorers, place):
+    where = box(explorers, "Run browser")
+    doomed = widgets.run_browser(place / "runs").runs
+    name = next(name for name, run in doomed.items() if run.method == "cmc")
+    control(where, "method").select_option("cmc")
+    wait(lambda: "1 of 2 runs pass" in where.inner_text(), "it does not filter")
+    where.get_by_role("button", name="Delete ticked").click()
+    wait(lambda: f"Delete {name} for good" in where.inner_text(), "it does not ask")
+    assert (place / "runs" / name).exists()
+    where.get_by_role("button", name="Delete for good").click()
+    wait(lambda: not (place / "runs" / name).exists(), "the run is not deleted")
+    wait(lambda: "0 of 1 runs pass" in where.inner_text(), "it still lists the run")
+
+
 def test_nothing_is_shown_twice_nor_wider_than_the_page(explorers):
     live = explorers.locator(".metaug-live")
     assert live.count() == 2 * (len(CALLS) + 1)
