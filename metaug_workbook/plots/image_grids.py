@@ -72,7 +72,7 @@ def draw_neighbours(
     training image). titles: of the two panels. A neighbour of the query's class has a solid blue frame and a check mark,
     another one a dashed orange frame and a cross. size: side of the pictures in pixels.
     """
-    queries, most = list(dict.fromkeys(table["query"])), int(table["rank"].max())
+    queries, most = list(dict.fromkeys(table["query"])), max(table["rank"].tolist())
     left = {"query": 0.0, "before": 1 + GAP, "after": 1 + most + 2 * GAP}
     look: dict[str, Any] = {"interpolation": "nearest", "aspect": "equal"}
     for row, picture in enumerate(take_pixels(test, queries, size)):
