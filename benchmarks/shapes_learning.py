@@ -3,7 +3,7 @@
     python benchmarks/shapes_learning.py [--seeds 3] [--method metaug] [--publish]
 
 The seed decides weights, order and augmentation; the images are the same. Runs go to a folder that is thrown away. --publish puts
-the figure first-run, with a map of the first seed's features, into figures/.
+the figure first-run, with nearest neighbours of the first seed's features, into figures/.
 """
 
 import argparse
@@ -15,26 +15,10 @@ import pandas as pd
 from _results import write
 
 from metaug_core import evaluate, fit, preset
-from metaug_core.evaluation import representations
 from metaug_core.evaluation.probes import DEFAULT_MEASURES
 from metaug_core.evaluation.representations import over_seeds
-from metaug_core.runs.store import Run
 from metaug_workbook import notebook
-from metaug_workbook.plots import features, gallery
-
-IMAGES = 1000  # of the map
-
-
-def points(run: Run) -> pd.DataFrame:
-    """Test images in the plane by t-SNE, before and after training: panel, label, name of the class, x, y."""
-    splits, found = notebook.load_images(run.config), []
-    images = notebook.sample(splits.test, IMAGES)
-    labels = images.labels.tolist()
-    for panel, trained in (("before", False), ("after", True)):
-        h = representations.features(notebook.load_networks(run, splits, trained), images, run.config)
-        plane = pd.DataFrame(features.project(h), columns=["x", "y"]).round(2)
-        found.append(plane.assign(panel=panel, label=labels, name=[images.classes[label] for label in labels]))
-    return pd.concat(found)
+from metaug_workbook.plots import gallery
 
 
 def main() -> None:
@@ -60,7 +44,8 @@ def main() -> None:
             bars = (
                 pd.concat(tables).reset_index()[["representation", "seed", *DEFAULT_MEASURES]].assign(panel="accuracy")
             )
-            gallery.publish("first-run", pd.concat([bars, points(runs[0])]), runs)
+            neighbours = notebook.find_neighbours(runs[0], notebook.load_images(runs[0].config))
+            gallery.publish("first-run", pd.concat([bars, neighbours]), runs)
     print(
         f"{args.method}, n = {args.seeds} seeds, 95 % t-intervals; training took {', '.join(f'{s:.0f}' for s in seconds)} s"
     )

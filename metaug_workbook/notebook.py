@@ -15,6 +15,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from torch import nn
+from torch.nn import functional
 
 from metaug_core import extensions, methods
 from metaug_core.config import Config, ConfigError
@@ -33,6 +34,7 @@ from metaug_workbook.plots.paper_figures import Table, select_measure
 from metaug_workbook.plots.style import use_style
 from metaug_workbook.results import claims, experiments, tables
 from metaug_workbook.widgets.live import LiveRuns, LiveView
+from metaug_workbook.widgets.run_monitor import RunStopped, run_monitor
 
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill injects
 
@@ -106,12 +108,41 @@ def load_images(config: Config) -> datasets.Splits:
 
 
 def train(config: Config, splits: datasets.Splits | None = None) -> Run:
-    """The finished run of config: found if there is one, else trained here in a live view. If another process trains it, this
-    one waits; if that one is stopped, this one goes on from its checkpoint."""
-    view = LiveView(config)
-    run = runner.wait_while_busy(lambda: loop.fit(config, view, splits), lambda: view.wait(request(config)))
+    """The finished run of config: found if there is one, else trained. If another process trains it, this one waits; if that one
+    is stopped, this one goes on from its checkpoint.
+
+    An interrupt saves the run; a reader in JupyterLab then sees RunStopped, one sentence. KeyboardInterrupt elsewhere.
+    """
+    run, view = request(config), LiveView(config)
+    try:
+        run = runner.wait_while_busy(lambda: loop.fit(config, view, splits), lambda: view.wait(request(config)))
+    except KeyboardInterrupt:
+        if has_reader():
+            raise RunStopped(run.path.name) from None
+        raise
     view.finish(run)
     return run
+
+
+async def train_watched(config: Config, splits: datasets.Splits | None = None) -> Run:
+    """As `train`. Where a browser listens, an unfinished run trains in a process of its own, and a `run_monitor` steers it while
+    the cell waits. One that needs code of the user's own trains here, since another process does not know it.
+
+    Raises RunStopped where the reader stops the run, MetaugError if it fails.
+    """
+    run = request(config)
+    if not has_reader() or run.finished or config.own_entries():
+        return train(config, splits)
+    monitor = run_monitor(config, start=True)
+    display(monitor)
+    await monitor.wait()
+    return run
+
+
+def has_reader() -> bool:
+    """Whether the cell that runs was sent by somebody who can answer, as JupyterLab says; papermill, nbconvert and nbval say no."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
 # `runner.make_table` with its progress in one line of the cell's output.
@@ -132,6 +163,26 @@ def load_networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module
 def sample(images: datasets.Images | datasets.StreamedImages, count: int) -> Any:
     """Up to so many images, evenly spaced (image folders are sorted by class)."""
     return images.take(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
+
+
+def find_neighbours(run: Run, splits: datasets.Splits, queries: int = 6, count: int = 5) -> pd.DataFrame:
+    """The nearest training images, by the cosine of h as kNN takes it, of the first test image of each of the first classes.
+
+    queries: how many classes. Rows: panel (before, after: training), query, rank (from 1) and neighbour, as
+    `image_grids.draw_neighbours` has them.
+    """
+    labels = splits.test.labels.tolist()
+    first = [labels.index(number) for number in sorted(set(labels))[:queries]]
+    asked = splits.test.take(torch.tensor(first, device=splits.test.labels.device))
+    tables = []
+    for panel, trained in (("before", False), ("after", True)):
+        networks = load_networks(run, splits, trained)
+        h, known = (representations.features(networks, images, run.config) for images in (asked, splits.train))
+        cosines = functional.normalize(h, dim=1) @ functional.normalize(known, dim=1).T
+        for query, nearest in zip(first, cosines.topk(count, dim=1).indices.tolist(), strict=True):
+            ranks = range(1, count + 1)
+            tables.append(pd.DataFrame({"panel": panel, "query": query, "rank": ranks, "neighbour": nearest}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = False) -> pd.DataFrame:

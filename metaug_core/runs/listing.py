@@ -124,6 +124,25 @@ def list_differing(runs: Sequence[Listed]) -> tuple[list[str], list[str]]:
     return own, [name for name in names if name not in own]
 
 
+def tabulate(
+    runs: Sequence[Listed], measures: Mapping[str, str], most: int
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Runs side by side: names of the columns; a row of texts for each run with the settings in which the runs differ, its epochs,
+    state and test accuracies in percent; the settings that had no place. measures: titles by name; most: columns of settings."""
+    own, with_method = ([name for name in names if name != "epochs"] for names in list_differing(runs))
+    names = own + with_method if len(own + with_method) <= most else own[:most]
+    measured = [name for name in measures if any(name in run.evaluation.get("trained", {}) for run in runs)]
+    rows = []
+    for run in runs:
+        settings = [format_setting(name, run.settings[name]) if name in run.settings else "-" for name in names]
+        epochs = "/".join("-" if count is None else str(count) for count in (run.epochs_done, run.epochs))
+        values = [run.evaluation.get("trained", {}).get(name) for name in measured]
+        accuracies = ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        rows.append([run.name, *settings, epochs, run.state + run.needs, *accuracies])
+    head = ["run", *names, "epochs", "state", *(f"{measures[name]} %" for name in measured)]
+    return head, rows, (own + with_method)[len(names) :]
+
+
 def select(runs: Sequence[Listed], wanted: Mapping[str, str]) -> list[Listed]:
     """The runs whose settings, `state` and `engine` are as these texts say: {"method": "cmc", "lr": "1e-3", "views": "L,ab"}.
     MetaugError for a name that no run and no version of the engine has."""

@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,19 +54,10 @@ def format_runs(listed: Sequence[Any]) -> str:
     """The table of `metaug runs`, and which settings had no place in it."""
     from metaug_core.runs import listing
 
-    own, with_method = ([name for name in names if name != "epochs"] for names in listing.list_differing(listed))
-    names = own + with_method if len(own + with_method) <= MOST else own[:MOST]
-    measures = [name for name in MEASURES if any(name in run.evaluation.get("trained", {}) for run in listed)]
-    rows = [["run", *names, "epochs", "state", *(f"{MEASURES[name]} %" for name in measures), "age"]]
-    for run in listed:
-        settings = [listing.format_setting(name, run.settings[name]) if name in run.settings else "-" for name in names]
-        epochs = "/".join("-" if count is None else str(count) for count in (run.epochs_done, run.epochs))
-        measured = run.evaluation.get("trained", {})
-        accuracies = [f"{100 * measured[name]:.1f}" if name in measured else "-" for name in measures]
-        age = format_age(time.time() - run.touched)
-        rows.append([run.name, *settings, epochs, run.state + run.needs, *accuracies, age])
-    more = (own + with_method)[len(names) :]
-    return format_table(rows) + (f"\nthey also differ in {', '.join(more)}: see --csv" if more else "")
+    head, rows, more = listing.tabulate(listed, MEASURES, MOST)
+    ages = [format_age(time.time() - run.touched) for run in listed]
+    table = [[*head, "age"], *([*row, age] for row, age in zip(rows, ages, strict=True))]
+    return format_table(table) + (f"\nthey also differ in {', '.join(more)}: see --csv" if more else "")
 
 
 def describe(run: Any) -> dict[str, Any]:
@@ -176,23 +165,14 @@ def rm(name: tuple[str, ...], yes: bool, runs_dir: Path) -> None:
     first. If one of the runs is being trained or
     evaluated, none is removed. Tables of sweeps stay as they are.
     """
-    from metaug_core.runs import lock
+    from metaug_core.runs import removal
 
     folders = list({folder: None for one in name for folder in [find_removable(one, runs_dir)]})
-    for folder in folders:
-        if lock.is_held(folder):
-            raise MetaugError(
-                f"{folder.name} is in use (`metaug stop {folder.name}` stops training): nothing was removed"
-            )
+    removal.refuse_used(folders)
     if not yes:
         confirm_removal(folders)
-    with ExitStack() as stack:
-        for folder in folders:  # all before any: else some could be removed and some not
-            stack.enter_context(lock.hold(folder))
-        for folder in folders:
-            empty_folder(folder)
+    removal.remove(folders)
     for folder in folders:
-        shutil.rmtree(folder)
         click.echo(f"removed: {format_path(folder)}")
 
 
@@ -208,27 +188,13 @@ def find_removable(name: str, runs_dir: Path) -> Path:
 
 def confirm_removal(folders: Sequence[Path]) -> None:
     """Ask whether to remove these runs. MetaugError unless the answer is yes."""
-    from metaug_core.runs import listing
+    from metaug_core.runs import listing, removal
 
     for folder in folders:
-        size = sum(file.lstat().st_size for file in folder.rglob("*")) / 1e6
-        click.echo(f"{folder.name}  {listing.read_folder(folder).state}  {size:.1f} MB")
+        click.echo(f"{folder.name}  {listing.read_folder(folder).state}  {removal.measure_size(folder):.1f} MB")
     try:
         agreed = click.confirm(f"remove {'this run' if len(folders) == 1 else f'these {len(folders)} runs'} for good?")
     except click.Abort:  # there is nobody to answer
         agreed = False
     if not agreed:
         raise MetaugError("nothing was removed; --yes removes without asking")
-
-
-def empty_folder(folder: Path) -> None:
-    """Remove what is in a run's folder but the files of its lock, which is held."""
-    from metaug_core.runs import lock
-
-    for path in folder.iterdir():
-        if path.name in (lock.LOCK, lock.OWNER):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -1,4 +1,4 @@
-"""What features are like: histograms of similarities, accuracies read from them, and maps of them in the plane."""
+"""What features are like: histograms of similarities, and accuracies read from them."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -9,22 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.patheffects import withStroke
 from torch import Tensor
-from torch.nn import functional as F
 
 from metaug_core.objectives.similarity import similarity
 from metaug_workbook.plots.style import (
     BLUE,
     FLOOR_COLORS,
-    METHOD_COLORS,
-    OTHER_COLORS,
     RED,
     draw_empty,
     find_ends,
-    hide_axes,
     label,
     pick_color,
     use_style,
-    verbatim,
 )
 from metaug_workbook.plots.training import list_tables
 
@@ -123,35 +118,3 @@ def draw_accuracy_bars(
     ax.legend(ncols=3, loc="upper left")
     spread = "1 run, so no interval" if len(runs) == 1 else f"{len(runs)} runs, mean and 95 % interval"
     return label(ax, "How well a simple classifier reads the features", "", "test accuracy (%)", "\n\nn = " + spread)
-
-
-# --- maps
-def project(features: Tensor, seed: int = 0) -> np.ndarray:
-    """t-SNE of features (N, D) to the plane, (N, 2); the same for a seed. About three seconds for 1,000."""
-    from sklearn.manifold import TSNE  # slow to import, and only this needs it
-
-    x = F.normalize(features - features.mean(0), dim=1).cpu().numpy()  # as kNN compares them: by angle
-    return TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
-
-
-@use_style()
-def draw_feature_map(
-    points: np.ndarray, labels: Tensor, classes: Sequence[str], ax: Axes, title: str = "", legend: bool = True
-) -> Axes:
-    """Points (N, 2) of `project`, colored by class, at most the first ten; a class that stands apart is named in place."""
-    y, colors = labels.cpu().numpy(), [*METHOD_COLORS.values(), *OTHER_COLORS]
-    named: list[np.ndarray] = []  # centers of the classes that are named in place
-    for number, name in enumerate(map(verbatim, classes[:10])):
-        own, color = points[y == number], colors[number]
-        ax.scatter(own[:, 0], own[:, 1], s=7, color=color, linewidths=0, alpha=0.8, label=name)
-        if not len(own):
-            continue
-        center = np.median(own, axis=0)
-        if all(np.abs((center - other) / np.ptp(points, axis=0)).max() > 0.08 for other in named):
-            named.append(center)
-            outline = [withStroke(linewidth=3, foreground="white")]
-            ax.text(center[0], center[1], name, color=color, ha="center", weight="bold", path_effects=outline)
-    hide_axes(ax)
-    if legend:
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, fontsize=8)
-    return label(ax, title, "", "", f"t-SNE (axes without unit), n = {int((y < 10).sum()):,} test images")

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metaug_core.config import Config
+from metaug_core.data import datasets
 from metaug_core.evaluation.representations import interval
+from metaug_core.presets import preset
 from metaug_core.registry import Registry
 from metaug_core.runs.store import request
 from metaug_core.runtime.device import computed_in, unit_roundoff
-from metaug_workbook.plots import diagram
-from metaug_workbook.plots.features import draw_accuracy_bars, draw_feature_map, draw_pair_histograms
+from metaug_workbook.plots import diagram, image_grids
+from metaug_workbook.plots.features import draw_accuracy_bars, draw_pair_histograms
 from metaug_workbook.plots.style import (
     BLUE,
     FLOOR_COLORS,
@@ -107,23 +108,23 @@ def register_evidence(name: str, sentence: str) -> Callable:
 # --- what the default run learns
 @register(
     "first-run",
-    "What the default run learns: accuracies on raw pixels, the untrained and the trained encoder (`shapes`, three seeds), and a "
-    "t-SNE map of the test features before and after training (the first seed).",
+    "What the default run learns: test images and their five nearest training images before and after training (`shapes`, the "
+    "first seed), and accuracies on raw pixels, the untrained and the trained encoder (three seeds).",
     "python benchmarks/shapes_learning.py --publish",
 )
 def draw_first_run(table: Table) -> Figure:
-    """Accuracies above, maps of the features below. table: rows with `panel` accuracy: of each seed, as `evaluate` has them; with
-    `before` or `after`: a test image of one run in the plane (x, y), its label and the name of its class."""
-    points, seeds = table[table["panel"] != "accuracy"], table[table["panel"] == "accuracy"].groupby("seed")
-    classes = points.drop_duplicates("label").sort_values("label")["name"].tolist()
-    figure = make_figure(9.2, 6.9)
-    axes = figure.subplot_mosaic([["accuracy", "accuracy"], ["before", "after"]])
+    """Neighbours above, accuracies below. table: rows with `panel` accuracy: of each seed, as `evaluate` has them; with `before` or
+    `after`: a neighbour, as `image_grids.draw_neighbours` has them, of the first of these seeds."""
+    seeds = table[table["panel"] == "accuracy"].groupby("seed")
     runs = [rows.set_index("representation") for _, rows in seeds]
-    draw_accuracy_bars(runs, axes["accuracy"], chance=1 / len(classes))
-    for panel, title in (("before", "Before training"), ("after", "After training")):
-        rows = points[points["panel"] == panel]
-        places, labels = rows[["x", "y"]].to_numpy(float), torch.tensor(rows["label"].to_numpy(int))
-        draw_feature_map(places, labels, classes, axes[panel], title, legend=panel == "after")
+    splits = datasets.load(preset("quick"))
+    near = table[table["panel"] != "accuracy"].astype({"query": int, "rank": int, "neighbour": int})
+    names = {"before": ("Before training", "untrained"), "after": ("After training", "trained")}
+    titles = {panel: f"{name}: kNN {100 * runs[0].loc[row, 'knn']:.1f} %" for panel, (name, row) in names.items()}
+    figure = make_figure(9.2, 8.0)
+    above, below = figure.subplots(2, 1, height_ratios=(2.1, 1))
+    image_grids.draw_neighbours(near, splits.test, splits.train, preset("quick").image_size, titles, above)
+    draw_accuracy_bars(runs, below, chance=1 / len(splits.test.classes))
     return figure
 
 

@@ -133,9 +133,10 @@ def draw_knn(runs: Mapping[str, Metrics], ax: Axes) -> Axes:
 
 
 @use_style()
-def draw_progress(method: str, metrics: pd.DataFrame, loss: Axes, similarities: Axes, knn: Axes) -> None:
-    """A run as one watches it: its loss, similarities and kNN accuracy so far, each on its axes."""
+def draw_progress(method: str, metrics: pd.DataFrame, loss: Axes, mag: Axes, similarities: Axes, knn: Axes) -> None:
+    """A run as one watches it: its loss, what the MAG does, similarities and kNN accuracy so far, each on its axes."""
     draw_metrics("loss", metrics, loss)
+    draw_metrics("gradient shares", metrics, mag)
     draw_metrics("similarities", metrics, similarities)
     draw_knn({method: metrics}, knn)
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from html import escape
+from types import MappingProxyType
 from typing import Any, ParamSpec
 
 import ipywidgets
@@ -23,11 +24,13 @@ from PIL import Image
 from metaug_workbook.plots.style import StyledFigure, replace_surrogates, use_style
 
 ELSEWHERE = "Controls: run this cell in JupyterLab."
+WHOLE_ROW = "auto / 1 / auto / -1"  # not grid_column, which ipywidgets takes away again when there is no grid_area
 LIVE = "metaug-live"  # class of a box that is alive; the output just above it is its static figure
 HIDE = (
     f"<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .{LIVE}) {{ display: none; }} "
     f".{LIVE} .widget-readout {{ min-width: fit-content; flex-shrink: 0; }}</style>"  # what a menu says is never cut off
 )
+DPI = 200  # of a live picture, which is shown at half its size: sharp on a screen of double resolution
 P = ParamSpec("P")
 
 
@@ -62,9 +65,11 @@ class LiveFigure:
     """A figure that is seen and changed in a notebook: `figure`, the sentence `text` beside it, and `png`, as it was drawn last."""
 
     def __init__(self, figure: Figure):
+        figure.set_dpi(DPI)
         self.canvas = FigureCanvasAgg(figure)
-        # Never wider than the notebook, the picture's margins of 2 px included.
-        layout = {"max_width": "calc(100% - 4px)", "align_self": "flex-start"}
+        # As wide as the cell, the picture's margins of 2 px included, as long as a pixel of the picture is none of the screen's.
+        widest = f"{figure.get_figwidth() * 1.4 * 100:.0f}px"
+        layout = {"width": "calc(100% - 4px)", "max_width": widest, "align_self": "flex-start"}
         self.image, self.sentence = ipywidgets.Image(format="png", layout=layout), ipywidgets.HTML()
         self.text = ""
 
@@ -72,13 +77,18 @@ class LiveFigure:
     def figure(self) -> Figure:
         return self.canvas.figure
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of a static picture: how many pixels wide a notebook shows it."""
+        return {"image/png": {"width": round(100 * self.figure.get_figwidth())}}
+
     def arrange(self, title: str, controls: Sequence[Any], below: Sequence[Any]) -> None:
         """Make the live box: title, controls in as many columns as fit, and what stands below them; never wider than the
         notebook."""
         columns = {"grid_template_columns": "repeat(auto-fit, minmax(320px, 1fr))", "grid_gap": "2px 18px"}
         grid = ipywidgets.GridBox(list(controls), layout={"width": "auto", **columns})
         heading = ipywidgets.HTML(f"{HIDE}<b>{write_html(title)}</b>")
-        layout = {"width": "100%", "max_width": "900px", "overflow": "hidden"}
+        layout = {"width": "100%", "max_width": "1240px", "overflow": "hidden"}
         self.box = ipywidgets.VBox([heading, grid, *below], layout=layout)
         self.box.add_class(LIVE)
 
@@ -93,7 +103,9 @@ class LiveFigure:
 
     def show(self) -> DisplayHandle | None:
         """Display a static picture and below it the live box that hides it; the handle changes the static one."""
-        handle = display(bundle(encode(self.canvas, effort=9), self.text), raw=True, display_id=True)
+        handle = display(
+            bundle(encode(self.canvas, effort=9), self.text), raw=True, metadata=self.metadata, display_id=True
+        )
         data: Any = self.box._repr_mimebundle_() or {}
         display({**data, "text/plain": ELSEWHERE}, raw=True)
         return handle
@@ -105,14 +117,19 @@ class LiveFigure:
 class Explorer(LiveFigure):
     """A plot whose values are set by controls. `controls` by the name of their value, `extras` beside them (buttons).
 
-    `set(**values)` moves controls from code; `values`, `figure`, `text` and `png` say what is seen. What does not move is drawn
+    presets: values of the controls by the name of a button; another one sets all as they were in the beginning. `set(**values)`
+    moves controls from code; `values`, `figure`, `text` and `png` say what is seen. What does not move is drawn
     once and kept, so a change costs the moving artists and the encoding.
     """
 
     @use_style()
-    def __init__(self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = ()):
+    def __init__(
+        self, plot: Plot, controls: Mapping[str, Any], title: str, extras: Sequence[ipywidgets.Widget] = (),
+        presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ):  # fmt: skip
         super().__init__(plot.figure)
         self.plot, self.controls = plot, dict(controls)
+        self.held: list[Any] | None = None  # changes that wait for one drawing
         for artist in plot.moving:
             artist.set_animated(True)  # left out of the background, not of a saved file
         plot.update(**self.values)
@@ -122,21 +139,34 @@ class Explorer(LiveFigure):
         self.redraw()
         for control in self.controls.values():
             control.observe(self.redraw, "value")
-        self.arrange(title, [*self.controls.values(), *extras], [self.image, self.sentence])
+        self.presets = {name: ipywidgets.Button(description=name) for name in (*presets, "Reset")}
+        for (name, button), values in zip(self.presets.items(), (*presets.values(), self.values), strict=True):
+            button.tooltip = f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items())
+            button.on_click(lambda _, values=values: self.set(**values))
+        row = ipywidgets.HBox(list(self.presets.values()), layout={"flex_flow": "row wrap", "grid_area": WHOLE_ROW})
+        self.arrange(title, [*self.controls.values(), *extras, row], [self.image, self.sentence])
 
     @property
     def values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.controls.items()}
 
     def set(self, **values: Any) -> None:
-        """Move controls, as a hand would. KeyError for an unknown name."""
-        for name, value in values.items():
-            self.controls[name].value = value
+        """Move controls, as a hand would, and draw once. KeyError for an unknown name."""
+        self.held = held = []
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self.held = None
+        if held:
+            self.redraw()
 
     @use_style()
     def redraw(self, change: Any = None) -> None:
-        """Draw the figure for the values of the controls. change: of a control, not read."""
-        del change
+        """Draw the figure for the values of the controls. change: of a control, None where there is none."""
+        if self.held is not None:
+            self.held.append(change)
+            return
         self.say(self.plot.update(**self.values))
         self.canvas.restore_region(self.background)
         for artist in self.plot.moving:
@@ -149,7 +179,9 @@ def without_controls(explorer: Callable[P, Explorer]) -> Callable[P, Figure]:
 
     @wraps(explorer)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        return explorer(*args, **kwargs).figure
+        figure = explorer(*args, **kwargs).figure
+        figure.set_dpi(100)
+        return figure
 
     draw.__doc__ = f"The figure of `{explorer.__name__}`, for the same arguments."
     return draw
@@ -196,7 +228,8 @@ def slider(label: str, value: float, low: float, high: float, step: float, tip: 
 
 def choice(label: str, value: Any, options: Sequence[Any], tip: str = "") -> Any:
     """One of a few numbers on a slider, such as powers of two; a value that is not among them is added in its order."""
-    return menu(label, value, [(f"{number:g}", number) for number in sorted({*options, value})], tip)
+    pairs = [(f"{number:g}", number) for number in sorted({*options, value})]
+    return ipywidgets.SelectionSlider(options=pairs, value=value, **_describe(label, tip))
 
 
 def switch(label: str, value: bool, tip: str = "") -> Any:
@@ -205,6 +238,7 @@ def switch(label: str, value: bool, tip: str = "") -> Any:
 
 
 def menu(label: str, value: Any, options: Sequence[Any], tip: str = "") -> Any:
-    """One of several names, on a slider too: of a focused drop-down list JupyterLab takes the arrow keys to move between cells.
-    options are names, or pairs of what is shown and what is meant."""
-    return ipywidgets.SelectionSlider(options=list(options), value=value, **_describe(label, tip))
+    """One of several names in a drop-down list. options are names, or pairs of what is shown and what is meant.
+
+    By keyboard: Alt and the down arrow open the list; JupyterLab takes the arrows alone to move between cells."""
+    return ipywidgets.Dropdown(options=list(options), value=value, **_describe(label, tip))

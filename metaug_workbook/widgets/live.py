@@ -25,11 +25,11 @@ def format_line(text: str, done: float | None = None) -> str:
 
 
 def draw_curves(run: Run) -> bytes:
-    """The curves of a run so far, as PNG: loss, similarities, kNN."""
+    """The curves of a run so far, as PNG: loss, what the MAG does, similarities, kNN."""
     with use_style(), io.BytesIO() as buffer:
-        figure = StyledFigure(figsize=(11, 2.9), layout="constrained")
-        draw_progress(run.config.method, run.metrics, *figure.subplots(1, 3))
-        figure.savefig(buffer, format="png", dpi=72)
+        figure = StyledFigure(figsize=(8.8, 5.6), layout="constrained")
+        draw_progress(run.config.method, run.metrics, *figure.subplots(2, 2).flat)
+        figure.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
 
 
@@ -120,4 +120,4 @@ class LiveView(Output):
         """Show the curves of the run so far; nothing before its first row of metrics."""
         if not run.metrics.empty:
             with UNSEEN, self.pace:
-                self.show("curves", bundle(draw_curves(run), "loss, similarities and kNN so far"))
+                self.show("curves", bundle(draw_curves(run), "loss, gradients of the MAG, similarities and kNN so far"))

@@ -18,6 +18,7 @@ from metaug_workbook.widgets.base import Explorer, Plot, choice, slider, switch,
 INNER = (0.0, 0.25, 0.5, 1.0)  # l of eq. 3: precomputed for each
 OUTER = 1.3  # radius at which z~ is drawn: it lies on the unit circle as well, and would hide z
 COLORS, MARKERS = (BLUE, RED, GREEN), ("o", "s")
+PLAY_MS = 1500  # of a stage, when they are played
 STAGES = {
     "features": "Features z (inner circle) and augmented features z̃ = MAG(z) (outer ring).",
     "look-ahead": "Look-ahead: a step of size l along the encoder's gradient would move z to the crosses (θ', eq. 3).",
@@ -54,6 +55,7 @@ class Circle:
                 self.ahead += ax.plot([], [], color=color, **cross)
             ax.plot([], [], linestyle="", marker=marker, color="0.3", label=f"$z$ of view {view}")
             ax.plot([], [], marker=marker, color="0.3", label=r"its $\tilde z$", **hollow)
+        ax.plot([], [], color="0.3", label=r"$z$ at $\theta'$", **cross)
         at, arrow = np.zeros(2 * IMAGES), {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.011}
         self.direct = ax.quiver(at, at, at, at, color=ORANGE, label="direct part", **arrow)
         self.mixed = ax.quiver(at, at, at, at, color=PURPLE, label="mixed part", **arrow)
@@ -93,7 +95,7 @@ class Course:
             ax.plot(x, 0 * x, color=color, linestyle=style, marker="o", markersize=4, label=name)[0]
             for name, (color, style) in looks.items()
         ]
-        self.here = ax.axvline(1, color="0.4", linestyle=":", linewidth=1)
+        self.here = ax.axvline(1, color="0.4", linestyle=":", linewidth=1, label="this step")
         ax.set(xlim=(0.7, STEPS + 0.3), ylim=limits, xticks=x)
         if len(looks) > 1:
             ax.legend(fontsize=8.5, loc="upper right")
@@ -156,11 +158,13 @@ def meta_step_stepper(stage: int = 2, inner_lr: float = 1.0, margin: bool = True
     for _, rate in controls["inner_lr"].options:
         for alpha in (0.0, 1.0):
             run_algorithm(rate, alpha, seed)  # kept, so that a moved slider has it at once
+    play = ipywidgets.Play(stage, min=0, max=last, interval=PLAY_MS, tooltip="a stage every second and a half")
+    ipywidgets.jslink((play, "value"), (controls["stage"], "value"))
     buttons = [ipywidgets.Button(description=text, tooltip=text) for text in ("◀ Back", "Forward ▶")]
     for button, by in zip(buttons, (-1, 1), strict=True):
         button.on_click(lambda _, by=by: move(controls["stage"], by))
     title = "Meta-step stepper: what the MAG's gradient is made of"
-    return Explorer(MetaPlot(seed), controls, title, [ipywidgets.HBox(buttons)])
+    return Explorer(MetaPlot(seed), controls, title, [ipywidgets.HBox([play, *buttons])])
 
 
 def move(control: Any, by: int) -> None:

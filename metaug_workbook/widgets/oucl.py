@@ -11,9 +11,11 @@ from contourpy import contour_generator
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from metaug_core.objectives import losses
+from metaug_core.presets import preset
 from metaug_workbook.plots.style import BLUE, ORANGE, PURPLE, RED, label
 from metaug_workbook.widgets.base import Explorer, Plot, choice, slider, switch, without_controls
 
@@ -83,9 +85,9 @@ class Map:
         x, y = np.meshgrid(AXIS[self.at], AXIS[self.at])
         look: dict[str, Any] = {"units": "xy", "scale": 9.5, "width": 0.011, "color": "0.15", "pivot": "tail"}
         self.arrows = ax.quiver(x, y, np.zeros_like(x), np.zeros_like(x), **look)
-        (self.line,) = ax.plot([], [], color=ORANGE, linewidth=2, linestyle="--")
+        (self.line,) = ax.plot([], [], color=ORANGE, linewidth=2, linestyle="--", label="halfway to satisfied")
         edge = {"markerfacecolor": "white", "markeredgecolor": RED, "markeredgewidth": 2.5}
-        (self.dot,) = ax.plot([], [], "o", markersize=10, **edge)
+        (self.dot,) = ax.plot([], [], "o", markersize=10, label="the pair", **edge)
         ax.grid(False)
         ax.set(ylim=(0, 1), **UNIT)
         label(ax, title, "$d^+$, similarity of a positive", NEGATIVE)
@@ -106,7 +108,7 @@ class Map:
 class OuclPlot(Plot):
     """OUCL and InfoNCE as maps over (d+, d-), and their gradient weights over d- at one d+."""
 
-    size = (8.8, 3.1)
+    size = (8.8, 3.5)
 
     def draw(self) -> Sequence[Artist]:
         left, middle, right = self.figure.subplots(1, 3, width_ratios=(1, 1, 1.05))
@@ -118,6 +120,11 @@ class OuclPlot(Plot):
         right.set_box_aspect(1)
         right.legend(loc="upper left", fontsize=8.5)
         label(right, "Gradient weight at this $d^+$", NEGATIVE, "share of the loss's largest")
+        arrow = Line2D([], [], color="0.15", linestyle="", marker=r"$\rightarrow$", markersize=13)
+        arrow.set_label("where a step of descent moves a pair")
+        one = self.maps[0]
+        here = Line2D([], [], color="0.4", linewidth=1, linestyle=":", label="$d^-$ of the pair")
+        self.figure.legend(handles=[one.dot, one.line, arrow, here], loc="outside lower center", ncols=4)
         return [*self.maps[0].moving, *self.maps[1].moving, *self.lines, self.here]
 
     def update(self, beta: float, gamma: float, weights: bool, phi_dec: float, temperature: float, positive: float,
@@ -141,7 +148,7 @@ class OuclPlot(Plot):
             f"The pair d⁺ = {positive:.2f}, d⁻ = {negative:.2f}. OUCL ({form}): loss {float(own.loss):.3f}, gradient "
             f"{float(own.positive):+.3f} on d⁺ and {float(own.negative):+.3f} on d⁻, each by its own distance. "
             f"InfoNCE: loss {float(other.loss):.3f}, gradient {float(other.positive):+.2f} and {float(other.negative):+.2f}, "
-            "always alike. Arrows: where a step of descent moves the pair. Dashed: halfway to satisfied."
+            "always alike."
         )
 
 
@@ -164,7 +171,19 @@ def oucl_explorer(beta: float = 16, gamma: float = 0.4, weights: bool = True, ph
     }
     controls["phi_dec"].disabled = not weights
     controls["weights"].observe(lambda change: setattr(controls["phi_dec"], "disabled", not change["new"]), "value")
-    return Explorer(OuclPlot(), controls, "OUCL explorer: what a loss asks of a pair, and how hard it pushes")
+    title = "OUCL explorer: what a loss asks of a pair, and how hard it pushes"
+    return Explorer(OuclPlot(), controls, title, presets=make_presets())
+
+
+def make_presets() -> dict[str, dict[str, float | bool]]:
+    """What the buttons set: OUCL as the presets `paper` and `authors` have it, and a negative that is more alike than the
+    positive, the hardest that there is."""
+    named = {name.capitalize(): preset(name) for name in ("paper", "authors")}
+    buttons: dict[str, dict[str, float | bool]] = {
+        name: {"beta": config.beta, "gamma": config.gamma, "phi_dec": config.phi_dec, "weights": True}
+        for name, config in named.items()
+    }
+    return buttons | {"Hardest negative": {"positive": 0.6, "negative": 0.95}}
 
 
 oucl_figure = without_controls(oucl_explorer)

@@ -1,4 +1,5 @@
-"""The runs of a folder: filtered by what they are, their curves laid over each other, their executed notebooks a click away."""
+"""The runs of a folder: filtered by what they are, in a table of what tells them apart, their curves laid over each other, their
+executed notebooks a click away; those that are ticked can be deleted."""
 
 import os
 from collections.abc import Sequence
@@ -13,16 +14,18 @@ from matplotlib.ticker import MaxNLocator
 
 from metaug_core.config import Config
 from metaug_core.errors import MetaugError
-from metaug_core.runs.listing import Listed, list_folders, read_folder
+from metaug_core.runs import removal
+from metaug_core.runs.listing import Listed, list_folders, read_folder, tabulate
 from metaug_core.runs.store import Run
 from metaug_workbook.plots.style import draw_empty, label, pick_color, use_style, verbatim
 from metaug_workbook.plots.training import Metrics, draw_curve
-from metaug_workbook.widgets.base import LiveFigure, make_figure, menu, write_html
+from metaug_workbook.widgets.base import WHOLE_ROW, LiveFigure, make_figure, menu, write_html
 
 MOST = 8  # curves that can still be told apart
+SETTINGS = 6  # columns of settings in the table
+MEASURES = {"probe_paper": "probe (crops)", "probe_plain": "probe", "probe_fast": "probe (fast)", "knn": "kNN"}
 LINES = ("-", "--", ":", "-.")
 ALL, UNKNOWN = "all", "-"
-WHOLE_ROW = "auto / 1 / auto / -1"  # not grid_column, which ipywidgets takes away again when there is no grid_area
 COLUMNS = {
     "kNN on validation images (share)": "knn_val",
     "loss, original features": "loss_original",
@@ -70,7 +73,20 @@ def link_notebooks(run: Listed) -> str:
     for path in sorted(run.path.glob("*.ipynb")):
         where = quote(os.path.relpath(path.resolve(), Path.cwd()).replace(os.sep, "/"), errors="surrogateescape")
         links.append(f'<a href="{where}">{write_html(path.stem)}</a>')
-    return ", ".join(links) or "no executed notebook"
+    return ", ".join(links) or "none"
+
+
+def write_table(runs: Sequence[Listed], drawn: Sequence[Listed]) -> str:
+    """Runs as rows of a table in HTML: settings that differ, final numbers, links; those that are drawn in bold."""
+    head, rows, more = tabulate(runs, MEASURES, SETTINGS)
+    names = {run.name for run in drawn}
+    lines = []
+    for run, row in zip(runs, rows, strict=True):
+        cells = "".join(f"<td>{write_html(cell)}</td>" for cell in row) + f"<td>{link_notebooks(run)}</td>"
+        lines.append(f'<tr style="font-weight: {"bold" if run.name in names else "normal"}">{cells}</tr>')
+    title = "".join(f"<th>{write_html(name)}</th>" for name in [*head, "notebooks"])
+    note = f"<p>They also differ in {write_html(', '.join(more))}.</p>" if more else ""
+    return f'<div style="max-height: 320px; overflow: auto"><table><tr>{title}</tr>{"".join(lines)}</table></div>{note}'
 
 
 def describe(run: Listed) -> dict[str, str]:
@@ -103,7 +119,16 @@ class RunBrowser(LiveFigure):
             control.observe(self.filter, "value")
         for control in (self.column, *self.ticks.values()):
             control.observe(self.redraw, "value")
-        controls = [*self.filters.values(), self.column, self.list]
+        self.buttons = {
+            name: ipywidgets.Button(description=name) for name in ("Delete ticked", "Delete for good", "Keep")
+        }
+        actions = (self.ask, self.delete, self.keep)
+        for button, action in zip(self.buttons.values(), actions, strict=True):
+            button.on_click(lambda _, action=action: action())
+        self.buttons["Delete for good"].button_style = "danger"
+        self.keep()
+        row = ipywidgets.HBox(list(self.buttons.values()), layout={"grid_area": WHOLE_ROW})
+        controls = [*self.filters.values(), self.column, self.list, row]
         title = f"Run browser: {len(self.runs)} runs, newest first (up to {MOST} curves)"
         self.arrange(title, controls, [self.image, self.sentence, self.links])
 
@@ -136,8 +161,44 @@ class RunBrowser(LiveFigure):
         self.choosing = False
         self.redraw()
 
+    # --- deleting
+    def ask(self) -> None:
+        """Say which runs would be deleted, and offer to do it."""
+        self.doomed = [self.runs[name] for name in self.chosen]
+        if not self.doomed:
+            self.say("No run is ticked.")
+            return
+        size = sum(removal.measure_size(run.path) for run in self.doomed)
+        self.say(f"Delete {', '.join(run.name for run in self.doomed)} for good ({size:.1f} MB)?")
+        self.offer(True)
+
+    def delete(self) -> None:
+        """Delete the runs that `ask` named; or say why none could be."""
+        self.offer(False)
+        try:
+            removal.remove([run.path for run in self.doomed])
+        except (MetaugError, OSError) as error:
+            self.say(str(error))
+            return
+        for run in self.doomed:
+            del self.runs[run.name], self.ticks[run.name]
+        self.list.children = list(self.ticks.values())
+        self.doomed = []
+        self.filter()
+
+    def keep(self) -> None:
+        """Delete nothing."""
+        self.doomed: list[Listed] = []
+        self.offer(False)
+        self.redraw()
+
+    def offer(self, yes: bool) -> None:
+        """Show the buttons that answer, or the one that asks."""
+        for name, button in self.buttons.items():
+            button.layout.display = None if (name != "Delete ticked") == yes else "none"
+
     def redraw(self, change: Any = None) -> None:
-        """Draw the curves of the chosen runs, and list their notebooks. change: of a control, not read."""
+        """Draw the curves of the chosen runs, and list what passes the filters. change: of a control, not read."""
         del change
         if self.choosing:
             return
@@ -146,12 +207,12 @@ class RunBrowser(LiveFigure):
             draw_overlay(self.shown, [self.read_metrics(run) for run in self.shown], self.column.value, self.figure)
             self.canvas.draw()
         self.refresh()
-        self.say(f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn.")
-        items = "".join(
-            f"<li>{write_html(f'{run.name}, {run.state}{run.needs}')}: {link_notebooks(run)}</li>" for run in self.shown
-        )
+        ticks = ""
+        if not self.shown:
+            ticks = " Tick runs above: Tab moves, the space bar ticks."
+        self.say(f"{len(self.listed)} of {len(self.runs)} runs pass the filters, {len(self.shown)} are drawn.{ticks}")
         # In an output of its own: there JupyterLab opens a relative link as a tab.
-        html = f"<ul>{items}</ul>" if items else "<p>Tick runs above: Tab moves, the space bar ticks.</p>"
+        html = write_table([self.runs[name] for name in self.listed], self.shown)
         self.links.outputs = ({"output_type": "display_data", "data": {"text/html": html}, "metadata": {}},)
 
     def read_metrics(self, run: Listed) -> Metrics:
@@ -168,7 +229,8 @@ class RunBrowser(LiveFigure):
 
 
 def run_browser(runs_dir: Path | str | None = None) -> RunBrowser:
-    """Filter the runs of a folder (None: that of Config), lay their curves over each other, open their executed notebooks.
+    """Filter the runs of a folder (None: that of Config), compare their settings and numbers, lay their curves over each other,
+    open their executed notebooks, delete those that are ticked.
 
     A link opens in JupyterLab if the notebook lies under the folder that JupyterLab was started in.
     """

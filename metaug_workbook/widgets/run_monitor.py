@@ -4,6 +4,7 @@ The run is a process of its own (`background`) and everything shown comes from i
 with it. A thread looks into the folder; the kernel stays free.
 """
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ TIPS = {
 }
 
 
+class RunStopped(MetaugError):
+    """The reader stopped a run, which is saved. Ends the cell, and those after it, with a sentence in place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{self}: saved; run the cell again to go on"]
+
+
 def draw_last_similarities(run: Run, ax: Axes) -> Axes:
     """Histograms of the similarities of the last minibatch that was logged."""
     title = "Similarities of a minibatch"
@@ -61,16 +69,16 @@ def draw_last_similarities(run: Run, ax: Axes) -> Axes:
 
 @use_style()
 def draw_state(run: Run, figure: Figure) -> None:
-    """The state of a run into a figure, anew: loss, similarities over time and now, kNN."""
+    """The state of a run into a figure, anew: loss, what the MAG does, kNN, similarities over time and now."""
     figure.clear()
-    (loss, similarities), (last, knn) = figure.subplots(2, 2)
-    draw_progress(run.config.method, run.metrics, loss, similarities, knn)
-    draw_last_similarities(run, last)
+    axes = figure.subplot_mosaic([["loss", "mag", "knn"], ["similarities", "similarities", "last"]])
+    draw_progress(run.config.method, run.metrics, *(axes[name] for name in ("loss", "mag", "similarities", "knn")))
+    draw_last_similarities(run, axes["last"])
 
 
 def monitor_figure(run: Run) -> Figure:
     """The figure of `run_monitor` without controls: a run as its folder has it now."""
-    figure = make_figure(8.8, 5.0)
+    figure = make_figure(10.5, 6.0)
     draw_state(run, figure)
     return figure
 
@@ -120,6 +128,21 @@ class RunMonitor(LiveFigure):
         self.stopping = True
         self.pause()
 
+    async def wait(self) -> None:
+        """Watch until the run is finished; a paused one is waited for, since Resume goes on with it. The buttons work meanwhile,
+        which they would not be if the cell slept. Raises RunStopped after Stop or an interrupt, when the run is saved, and
+        MetaugError if it failed."""
+        try:
+            while not self.run.finished and not self.over.is_set() and self.state != "failed":
+                await asyncio.sleep(LOOK_SECONDS)
+        except (asyncio.CancelledError, KeyboardInterrupt):  # the first is what the kernel makes of an interrupt
+            self.stop()
+            while background.is_alive(self.run):
+                await asyncio.sleep(LOOK_SECONDS)
+        self.look()
+        if not self.run.finished:
+            raise MetaugError(self.text) if self.state == "failed" else RunStopped(self.run.path.name)
+
     # --- what is shown
     def look(self) -> None:
         """Look into the run's folder once. A button's and the thread's wait for each other: they draw into one figure."""
@@ -166,7 +189,9 @@ class RunMonitor(LiveFigure):
             self.canvas.draw()
             self.refresh()
         if self.handle is not None:
-            self.handle.update(bundle(self.png, self.text), raw=True)  # what stays in the saved notebook
+            self.handle.update(
+                bundle(self.png, self.text), raw=True, metadata=self.metadata
+            )  # what stays in the saved notebook
         self.drawn = written
 
     # --- the thread

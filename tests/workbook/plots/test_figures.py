@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
 
+from metaug_core.data.images import Images
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation.representations import interval
 from metaug_core.registry import METHODS
@@ -241,19 +242,6 @@ def test_bars_over_seeds_have_the_t_interval_of_evaluation(ax):
     assert "n = 3 runs" in caption(ax)
 
 
-def test_feature_map_colours_by_class_and_projects_the_same_twice(ax):
-    x = torch.cat([torch.randn(20, 5, generator=torch.manual_seed(0)), 8 + torch.randn(20, 5)])
-    labels = torch.arange(40) // 20
-    points = features.project(x)
-    assert points.shape == (40, 2)
-    assert np.array_equal(points, features.project(x))
-    assert features.draw_feature_map(points, labels, ["disc", "star"], ax) is ax
-    assert np.array_equal(ax.collections[1].get_offsets(), points[20:])
-    assert to_hex(ax.collections[0].get_facecolor()[0]) != to_hex(ax.collections[1].get_facecolor()[0])
-    assert {"disc", "star"} <= {text.get_text() for text in ax.texts}
-    assert "n = 40 test images" in caption(ax)
-
-
 def test_pictures_show_a_view_in_its_true_colours():
     colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [128, 128, 128]]
     rgb = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(4, 3, 8, 8)
@@ -367,12 +355,14 @@ def test_a_name_from_outside_is_drawn_as_it_stands(name):
 def test_names_of_classes_methods_and_views_may_be_formulas_hidden_or_no_utf8():
     """A class called $a_b$ ended notebook 02 after its training; one called _a was missing in the legend."""
     figure, (left, right) = style.make_panels(2)
-    points, labels = np.random.RandomState(0).rand(len(NAMES), 2), torch.arange(len(NAMES))
-    features.draw_feature_map(points, labels, NAMES, left)
+    pixels, labels = torch.zeros(len(NAMES), 3, 8, 8, dtype=torch.uint8), torch.arange(len(NAMES))
+    images = Images(pixels, labels, tuple(NAMES))
+    near = pd.DataFrame({"panel": "before", "query": range(len(NAMES)), "rank": 1, "neighbour": 0})
+    image_grids.draw_neighbours(near, images, images, 8, {"before": "", "after": ""}, left)
     training.draw_knn(dict.fromkeys(NAMES, METRICS), right)
     figure.canvas.draw()
-    for ax in (left, right):
-        assert [text.get_text() for text in ax.get_legend().get_texts()] == [style.verbatim(name) for name in NAMES]
+    shown = [left.get_yticklabels(), right.get_legend().get_texts()]
+    assert [[text.get_text() for text in texts] for texts in shown] == [[style.verbatim(name) for name in NAMES]] * 2
     right.clear()
     image_grids.draw_views(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [torch.zeros(1, 1, 8, 8)], ["$a_b$"], right)
     figure.canvas.draw()

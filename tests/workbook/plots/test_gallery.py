@@ -6,13 +6,15 @@ import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from tiny import ROOT
 from workbooks import git, notebook_text
 
-from metaug_core import MetaugError, fit
+from metaug_core import MetaugError, fit, preset
+from metaug_core.data import datasets
 from metaug_core.runs import environment, files
 from metaug_core.runs.files import StoreError
 from metaug_workbook import notebook
@@ -265,14 +267,23 @@ def test_what_the_default_run_learns_is_drawn_from_its_table():
     bars = pd.DataFrame({"panel": "accuracy", "representation": ["raw pixels", "untrained", "trained"] * 2,
                          "seed": [0] * 3 + [1] * 3,
                          "probe_plain": [0.1, 0.4, 0.9, 0.1, 0.4, 0.8], "probe_fast": 0.5, "knn": 0.3})  # fmt: skip
-    dots = pd.DataFrame({"panel": ["before"] * 4 + ["after"] * 4, "label": [0, 1, 1, 0] * 2,
-                         "name": ["disc", "ring", "ring", "disc"] * 2, "x": range(8), "y": range(8)})  # fmt: skip
-    figure = paper_figures.draw_first_run(pd.concat([bars, dots]))
-    heights = [bar.get_height() for bar in figure.axes[0].containers[-1]]
+    splits = datasets.load(preset("quick"))
+    query = 3
+    same = (splits.train.labels == splits.test.labels[query]).nonzero()[0].item()
+    other = (splits.train.labels != splits.test.labels[query]).nonzero()[0].item()
+    near = pd.DataFrame({"panel": ["before"] * 2 + ["after"] * 2, "query": query, "rank": [1, 2] * 2,
+                         "neighbour": [other, same, same, same]})  # fmt: skip
+    figure = paper_figures.draw_first_run(pd.concat([bars, near]))
+    above, below = figure.axes
+    heights = [bar.get_height() for bar in below.containers[-1]]
     assert heights == pytest.approx([85, 50, 30])
-    assert [ax.get_title(loc="left") for ax in figure.axes[1:]] == ["Before training", "After training"]
-    drawn = {c.get_label(): c.get_offsets()[:, 0].tolist() for c in figure.axes[2].collections}
-    assert drawn == {"disc": [4, 7], "ring": [5, 6]}
+    texts = [text.get_text() for text in above.texts]
+    assert [text for text in texts if len(text) == 1] == ["\N{BALLOT X}", *["\N{CHECK MARK}"] * 3]
+    assert [patch.get_linestyle() for patch in above.patches] == ["--", "-", "-", "-"]
+    assert {"Before training: kNN 30.0 %", "After training: kNN 30.0 %"} < set(texts)
+    pictures = [image.get_array() for image in above.images]
+    np.testing.assert_allclose(pictures[0], splits.test.pixels[query].permute(1, 2, 0) / 255, atol=1e-6)
+    np.testing.assert_allclose(pictures[1], splits.train.pixels[other].permute(1, 2, 0) / 255, atol=1e-6)
     plt.close(figure)
 
 

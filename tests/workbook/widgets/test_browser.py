@@ -167,12 +167,17 @@ def notebook(path, *sources):
     nbformat.write(found, path)
 
 
-def run_all(page, lab, name):
-    """Open a notebook and run it; nothing may be written to stderr."""
+def start_all(page, lab, name):
+    """Open a notebook and begin to run it."""
     page.goto(f"{lab.url}/lab/tree/{name}?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.evaluate(READY)  # before that, Run All would ask for a kernel in a dialog
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+
+
+def run_all(page, lab, name):
+    """Open a notebook and run it; nothing may be written to stderr."""
+    start_all(page, lab, name)
     page.wait_for_function(RAN)
     warnings = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
     assert warnings.count() == 0, warnings.all_inner_texts()
@@ -188,7 +193,7 @@ CALLS = {
 }
 MOVES = {  # which control by its label, the keys that move it, and what it then holds
     "OUCL explorer": ("β, temperature", ["ArrowRight"] * 2, {"beta": 64}),
-    "Margin explorer": ("margins", ["ArrowRight"] * 2, {"margin": "small"}),
+    "Margin explorer": ("margins", ["Small"], {"margin": "small"}),
     "Augmentation viewer": ("seed", ["ArrowRight"] * 3, {"seed": 3}),
     "Meta-step stepper": ("R_σ", ["Space"], {"margin": False}),
 }
@@ -219,9 +224,9 @@ def box(page, title, number=0):
 
 
 def control(where, label):
-    """What the keyboard moves: the element with the focus inside a control of this label."""
+    """What is moved: the handle, box or list inside a control of this label."""
     row = where.locator(".widget-inline-hbox, .widget-checkbox", has_text=label).first
-    return row.locator(".noUi-handle, input[type=checkbox]").first
+    return row.locator(".noUi-handle, input[type=checkbox], select").first
 
 
 def press(where, label, keys):
@@ -229,7 +234,10 @@ def press(where, label, keys):
     element.scroll_into_view_if_needed()
     element.focus()
     for key in keys:
-        element.press(key)
+        if element.evaluate("element => element.tagName") == "SELECT":
+            element.select_option(key)
+        else:
+            element.press(key)
 
 
 def shows(where, png, text, seconds=60):
@@ -270,6 +278,20 @@ def test_the_stepper_steps_by_its_buttons(explorers):
     shows(where, wanted.png, wanted.text)
 
 
+def test_the_stepper_plays(explorers):
+    where = box(explorers, "Meta-step stepper")
+    where.locator(".widget-play button").first.click()
+    wait(lambda: "Update: the encoder steps" not in where.inner_text(), "it does not play")
+    where.locator(".widget-play button").first.click()
+
+
+def test_a_button_of_the_oucl_explorer_sets_its_preset(explorers):
+    where = box(explorers, "OUCL explorer")
+    wanted = widgets.oucl_explorer(beta=64, positive=0.6, negative=0.95)
+    where.get_by_role("button", name="Hardest negative").click()
+    shows(where, wanted.png, wanted.text)
+
+
 def test_the_run_browser_overlays_what_is_chosen_and_opens_its_notebook(explorers, place, screenshots):
     where, broken = box(explorers, "Run browser"), box(explorers, "Run browser", 1)
     wanted = widgets.run_browser(place / "runs")
@@ -286,6 +308,20 @@ def test_the_run_browser_overlays_what_is_chosen_and_opens_its_notebook(explorer
     explorers.locator(".lm-TabBar-tabLabel", has_text="01_pretrain.ipynb").first.wait_for()
     explorers.locator(".lm-TabBar-tabLabel", has_text="explorers.ipynb").first.click()
     box(explorers, "OUCL explorer")
+
+
+def test_the_run_browser_filters_and_deletes_after_a_question(explorers, place):
+    where = box(explorers, "Run browser")
+    doomed = widgets.run_browser(place / "runs").runs
+    name = next(name for name, run in doomed.items() if run.method == "cmc")
+    control(where, "method").select_option("cmc")
+    wait(lambda: "1 of 2 runs pass" in where.inner_text(), "it does not filter")
+    where.get_by_role("button", name="Delete ticked").click()
+    wait(lambda: f"Delete {name} for good" in where.inner_text(), "it does not ask")
+    assert (place / "runs" / name).exists()
+    where.get_by_role("button", name="Delete for good").click()
+    wait(lambda: not (place / "runs" / name).exists(), "the run is not deleted")
+    wait(lambda: "0 of 1 runs pass" in where.inner_text(), "it still lists the run")
 
 
 def test_nothing_is_shown_twice_nor_wider_than_the_page(explorers):
@@ -380,3 +416,31 @@ def test_a_run_is_started_watched_paused_resumed_outlives_its_kernel_and_is_stop
     wait(lambda: steps(run) > stopped_at, "another kernel cannot go on with the run")
     logged = [row["step"] for row in rows(run.path / "metrics.jsonl") if "lr" in row]
     assert logged == [2 * k + 2 for k in range(len(logged))]  # no step twice, none left out
+
+
+@pytest.mark.slow
+def test_the_cell_that_trains_is_steered_by_its_monitor_and_interrupted_without_a_traceback(
+    page, lab, config, place, screenshots
+):
+    config = config.replace(seed=1)
+    run = request(config)
+    made, *_ = monitors(config)
+    train = "from metaug_workbook import notebook\nrun = await notebook.train_watched(config)"
+    notebook(place / "train.ipynb", made, train, "print('the next cell')")
+    start_all(page, lab, "train.ipynb")
+    where = box(page, "Run monitor")
+    wait(lambda: "training: step" in where.inner_text(), "the run does not start")
+    click(where, "Pause")
+    wait(lambda: "paused: everything is saved" in where.inner_text(), "a button is not heard", 40)
+    paused_at = steps(run)
+    click(where, "Resume")
+    wait(lambda: steps(run) > paused_at, "the run does not resume")
+    page.screenshot(path=screenshots / "train.png")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:interrupt-kernel') }")
+    error = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
+    error.wait_for()
+    assert error.inner_text().strip() == f"{run.path.name}: saved; run the cell again to go on"
+    assert not background.is_alive(run)
+    assert run.checkpoints
+    assert "the next cell" not in page.locator(".jp-OutputArea-output").all_inner_texts()
+    page.screenshot(path=screenshots / "train-stopped.png")

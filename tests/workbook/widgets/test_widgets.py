@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
 from PIL import Image
@@ -20,11 +22,13 @@ from torch.nn import functional as F
 from workbooks import write_noise_images
 
 from metaug_core import Config, MetaugError, preset
+from metaug_core.config import EVALUATION_VERSION
 from metaug_core.data import shapes
 from metaug_core.meta.meta_gradient import look_ahead_reference
 from metaug_core.objectives import losses
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import Pairs
+from metaug_core.runs import lock
 from metaug_core.runs.files import append, read_json, read_tensors, rows, write, write_json
 from metaug_core.runs.store import request
 from metaug_core.views import augmentation
@@ -90,6 +94,20 @@ def test_infonce_gives_both_the_same_weight_and_follows_its_temperature():
     assert explorer.plot.maps[1].image.get_array()[36, 30] == pytest.approx(value, rel=1e-5)
 
 
+def test_oucl_presets_set_their_values_and_reset_sets_those_of_the_beginning():
+    explorer = widgets.oucl_explorer(beta=64, positive=0.7)
+    before = explorer.png
+    explorer.presets["Paper"].click()
+    paper = preset("paper")
+    wanted = {"beta": paper.beta, "gamma": paper.gamma, "phi_dec": paper.phi_dec, "weights": True, "positive": 0.7}
+    assert wanted.items() <= explorer.values.items()
+    assert explorer.png == widgets.oucl_explorer(**explorer.values).png != before
+    explorer.presets["Hardest negative"].click()
+    assert explorer.plot.maps[0].dot.get_data() == ([0.6], [0.95])
+    explorer.presets["Reset"].click()
+    assert explorer.png == before
+
+
 # --- every explorer
 EXPLORERS = {
     "oucl": (widgets.oucl_explorer, widgets.oucl_figure, {"beta": 64}),
@@ -136,7 +154,7 @@ def test_labels_tooltips_and_columns_that_fit(name):
         assert control.description
         assert control.tooltip
     with Image.open(io.BytesIO(explorer.png)) as image:
-        assert image.width <= 900
+        assert 1200 <= image.width <= 1800  # two pixels for each of a notebook 900 wide
 
 
 def outputs(shown, monkeypatch):
@@ -278,7 +296,7 @@ def test_arrows_of_the_stage_and_buttons_forward_and_back():
     stepper = widgets.meta_step_stepper(stage=1)
     circle = stepper.plot.circle
     assert not circle.mixed.get_visible()
-    back, forward = stepper.box.children[1].children[-1].children
+    _, back, forward = stepper.box.children[1].children[-2].children
     forward.click()
     assert stepper.values["stage"] == 2
     assert circle.mixed.get_visible()
@@ -367,7 +385,7 @@ def test_histograms_of_a_run_are_shares_of_its_last_minibatch(tiny):
     mean = float(np.dot(middle, last["positive_histogram"]))
     assert mean == pytest.approx(run.metrics["positive_similarity"].dropna().iloc[-1], abs=0.011)
     figure = widgets.monitor_figure(run)
-    outline = figure.axes[2].collections[1].get_paths()[0].vertices[:, 1]
+    outline = figure.axes[4].collections[1].get_paths()[0].vertices[:, 1]
     assert outline.max() == pytest.approx(max(last["positive_histogram"]), rel=5e-3)  # shares have four digits
 
 
@@ -406,16 +424,73 @@ def test_run_browser_filters_and_overlays(tmp_path, monkeypatch):
     assert isinstance(browser.links, ipywidgets.Output)
 
 
+def test_run_browser_tabulates_what_tells_the_listed_runs_apart(tmp_path):
+    runs = [written(tmp_path, "cmc", seed, finished=True) for seed in (0, 1)]
+    accuracies = {"trained": {"knn": 0.8125, "evaluation_version": EVALUATION_VERSION}}
+    write_json(runs[1].path / "evaluation-test.json", accuracies)
+    browser = widgets.run_browser(tmp_path)
+
+    def read():
+        rows = BeautifulSoup(browser.links.outputs[0]["data"]["text/html"], "html.parser").find_all("tr")
+        return [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in rows]
+
+    head, *table = read()
+    assert head == ["run", "seed", "epochs", "state", "kNN %", "notebooks"]
+    assert [runs[1].path.name, "1", "3/4", "finished", "81.2", "01_pretrain"] in table
+    assert [runs[0].path.name, "0", "3/4", "finished", "-", "01_pretrain"] in table
+    written(tmp_path, "simclr", 0, finished=False)
+    browser = widgets.run_browser(tmp_path)
+    assert "method" in read()[0]
+    browser.filters["method"].value = "simclr"
+    assert len(read()) == 2
+    assert "method" not in read()[0]
+
+
+def test_run_browser_deletes_what_is_ticked_when_it_is_confirmed_and_nothing_of_a_run_in_use(tmp_path):
+    runs = [written(tmp_path, "cmc", seed, finished=True) for seed in range(3)]
+    browser = widgets.run_browser(tmp_path)
+    browser.choose([runs[0].path.name, runs[1].path.name])
+    browser.buttons["Delete ticked"].click()
+    assert all(run.path.exists() for run in runs)
+    assert runs[0].path.name in browser.text
+    browser.buttons["Keep"].click()
+    browser.buttons["Delete for good"].click()  # nothing is asked
+    assert all(run.path.exists() for run in runs)
+    browser.buttons["Delete ticked"].click()
+    holding = threading.Event(), threading.Event()
+
+    def hold():
+        with lock.hold(runs[1].path):
+            holding[0].set()
+            holding[1].wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding[0].wait()
+    browser.buttons["Delete for good"].click()
+    holding[1].set()
+    holder.join()
+    assert "in use" in browser.text
+    assert all(run.path.exists() for run in runs)
+    browser.buttons["Delete ticked"].click()
+    browser.buttons["Delete for good"].click()
+    assert [run.path.exists() for run in runs] == [False, False, True]
+    assert browser.listed == [runs[2].path.name]
+    assert [tick.description for tick in browser.list.children] == browser.listed
+
+
 def test_run_browser_lists_what_cannot_be_opened(tmp_path):
     other, damaged = (written(tmp_path, "cmc", seed, finished=True) for seed in (0, 1))
     write_json(other.path / "config.json", read_json(other.path / "config.json") | {"method": "of-another-notebook"})
     write(damaged.path / "metrics.jsonl", b"3\n")
     browser = widgets.run_browser(tmp_path)
-    assert set(browser.shown) == set(browser.runs.values())
+    assert {run.name for run in browser.shown} == set(browser.runs)
     assert browser.filters["method"].options == ("all", "cmc", "of-another-notebook")
     assert browser.filters["state"].options == ("all", "damaged", "finished")
     assert len(browser.figure.axes[0].lines) == 1
-    assert f"{damaged.path.name}, damaged</span>: " in browser.links.outputs[0]["data"]["text/html"]
+    cells = browser.links.outputs[0]["data"]["text/html"].split("<tr")
+    (row,) = (row for row in cells if damaged.path.name in row)
+    assert write_html("damaged") in row
 
 
 def test_a_finished_run_is_shown_whose_metrics_are_lost(tmp_path, monkeypatch):
