@@ -61,9 +61,11 @@ def measure(loss: Loss, positives: Tensor, negatives: Tensor) -> Surface:
     def one(p: Tensor, n: Tensor) -> Tensor:
         return loss(p.view(1, 1), n.view(1, 1))
 
-    each = torch.func.vmap(torch.func.grad_and_value(one, argnums=(0, 1)))
-    (positive, negative), value = each(positives.flatten(), negatives.flatten())
-    return Surface(*(t.view_as(positives) for t in (value, positive, negative)))
+    # Not torch.func.grad: it imports torch._dynamo, more than a second before the first picture.
+    pairs = [tensor.flatten().requires_grad_() for tensor in (positives.clone(), negatives.clone())]
+    values = torch.func.vmap(one)(*pairs)
+    gradients = torch.autograd.grad(values.sum(), pairs)
+    return Surface(*(tensor.detach().view_as(positives) for tensor in (values, *gradients)))
 
 
 @lru_cache(maxsize=64)
