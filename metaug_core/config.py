@@ -67,52 +67,52 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     dataset: str = "shapes"
     """shapes, cifar10, cifar100, stl10, tiny-imagenet, imagenet, or folder (then data_dir is the image folder)."""
     data_dir: Path = find_folder("METAUG_DATA", HOME / "data")
-    """Where downloaded data sets lie; for `folder`, the folder with train/CLASS/* and test/CLASS/* itself."""
+    """Where downloaded data sets are; for `folder`, the image folder itself, with train/CLASS/* and test/CLASS/*."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the views that the encoders see, in pixels."""
     stored_size: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Side to which images of any size (folder, imagenet) are resized when read; None: image_size."""
     train_images: Positive | None = None
-    """How many training images to use, drawn evenly with the seed of the data (0); all or None: all."""
+    """How many training images to use, an even share of each class; all or None: all."""
     fewer_images: bool = False
-    """Take all images of a data set that has fewer than train_images, instead of refusing it. Presets do; a number of one's own is
-    asked for as it stands."""
+    """If a data set has fewer images than train_images, take all of them instead of refusing. Presets do; a number that you give
+    yourself is taken exactly."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the labelled training images held out for the kNN monitor and for choosing; 0: none, no monitor."""
+    """Share of the labelled training images held out for the kNN monitor and for choosing settings; 0: none, no monitor."""
     storage: Literal["auto", "device", "stream"] = "auto"
-    """Whole data set as uint8 on the device, or decoded by workers as it is needed; auto: device up to 8 GB."""
+    """device: the whole data set as uint8 on the device; stream: workers decode images as needed; auto: device up to 8 GB."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Threads or processes that decode images."""
 
     # --- views
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("L", "ab", "RGB")
-    """View j sees these channels; a name that stands twice shares one encoder (SimCLR: RGB, RGB)."""
+    """The channels that each view sees; views with the same name share one encoder (SimCLR: RGB, RGB)."""
     independent: bool = False
-    """Each view has its own random augmentation (SimCLR); else all are colour splits of one augmented image (CMC)."""
+    """True: each view has its own random augmentation (SimCLR); False: all are colour splits of one augmented image (CMC)."""
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """Area of the random resized crop as a share of the image; (1, 1): no crop."""
     crop_ratio: Annotated[float, Field(ge=1, le=4)] = 4 / 3
-    """Largest ratio of the crop's sides, either way, as far as the image allows; 1: as the image."""
+    """Largest ratio of the crop's sides, in either direction, as far as the image allows; 1: that of the image."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Random rotation, uniform in +-this, degrees."""
+    """Random rotation, uniform between minus and plus this many degrees."""
     jitter: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Strength of colour jitter, which multiplies jitter_ranges; 0: none."""
     jitter_ranges: tuple[Rate, Rate, Rate, Rate] = (0.8, 0.8, 0.8, 0.2)
-    """Jitter of brightness, contrast, saturation and hue (turns), +- this x jitter (SimCLR), in random order."""
+    """Largest change of brightness, contrast, saturation and hue (in turns) at jitter 1 (SimCLR); applied in random order."""
     jitter_probability: Share = 0.8
     """Probability that an image's colours are jittered."""
     grey: Share = 0.0
     """Probability of turning an image grey."""
     blur: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
-    """Probability of a Gaussian blur, one for all views, or with `independent` one for each (BYOL 1.0, 0.1)."""
+    """Probability of a Gaussian blur: one number for all views, or with `independent` one per view (BYOL 1.0, 0.1)."""
     solarise: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
-    """Probability of inverting the bright half of each channel, as `blur` (BYOL 0, 0.2)."""
+    """Probability of inverting the bright half of each channel; one number or one per view, as for `blur` (BYOL 0, 0.2)."""
     mixup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Mixup noise (DACL): x + share of another image, share uniform in [0, this); 0: none."""
+    """Mixup noise (DACL): adds a share of another image, uniform in [0, this); 0: none."""
     randaugment: Annotated[float, Field(ge=0, le=30)] = 0.0
-    """Magnitude of RandAugment (0 to 30, two operations an image); 0: none."""
+    """Magnitude of RandAugment (0 to 30, two operations per image); 0: none."""
     randaugment_probability: Share = 0.5
     """Probability of each of the two operations (InfoMin Aug.)."""
 
@@ -120,22 +120,22 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     encoder: str = "conv"
     """conv, fc (split AlexNet, Appendix B.1), resnet18, resnet50, or a registered one."""
     stem: Literal["auto", "paper", "small"] = "auto"
-    """First layer: the paper's 11x11/4 (needs >= 64 px), or a small one for small images; auto: paper from 128 px."""
+    """First layer. paper: 11x11, stride 4 (needs at least 64 px); small: for small images; auto: paper from 128 px on."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper, 2: the whole one."""
+    """Multiplies the channels of every encoder layer; 1: the half-width AlexNet of the paper, 2: the full one."""
     encoder_norm: Literal["joint", "apart"] = "joint"
-    """BatchNorm statistics of two crops through one encoder: of both together, or of each crop."""
+    """BatchNorm statistics where two crops share an encoder. joint: of both crops together; apart: of each crop alone."""
     head_norm: Literal["joint", "apart"] = "apart"
     """The same for projection and prediction heads."""
     zero_init_residual: bool = False
-    """ResNets start with the last BatchNorm of each residual block at weight 0."""
+    """In ResNets the last BatchNorm of each residual block starts with weight 0."""
 
     # --- objective: settings that only some methods use are in the groups of `settings`
     method: str = "metaug"
     """A name in METHODS: metaug, metaug-only-oucl, metaug-only-mag, cmc, simclr, supervised, or a registered one."""
     protocol: Literal["own", "uniform"] | None = None
-    """What surrounds the method's loss (`recipes`). own: its authors' augmentation, optimiser and BatchNorm; uniform: the same for
-    every method, as in section 4.1 of the paper; None: the method's own views and augmentation, the preset's optimiser."""
+    """Everything around the method's loss (`recipes`). own: its authors' augmentation, optimiser and BatchNorm; uniform: the same
+    for every method, as in section 4.1 of the paper; None: the method's own views and augmentation, the preset's optimiser."""
     loss_scale: Size = 1.0
     """The loss is multiplied by this constant (the authors' code has one)."""
 
@@ -153,28 +153,29 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     weight_decay: Rate = 0.0
     """L2 penalty on encoders and heads."""
     decay_norm_and_bias: bool = True
-    """Biases and BatchNorm weights take part in weight decay and in LARS' adaptation of the rate."""
+    """Whether weight decay and LARS' adaptive rate also apply to biases and BatchNorm weights."""
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
-    """How the learning rates change over the epochs, the MAG's too (but see mag_lr_schedule)."""
+    """How the learning rates change over the epochs; the MAG's follows unless mag_lr_schedule says otherwise."""
     lr_steps: tuple[Positive, ...] = ()
     """Epochs after which `step` multiplies the rates by lr_decay."""
     lr_decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Factor of `step`."""
     warmup_epochs: Rate = 0.0
-    """Linear rise of the learning rates from 0."""
+    """Epochs over which the learning rates rise linearly from 0."""
     precision: Literal["auto", "float32", "tf32", "bf16"] = "float32"
-    """Of products, in training and evaluation. float32; tf32: TF32 on CUDA, float32 elsewhere; bf16: encoders, heads and, on a
-    CPU, the MAG, with TF32 for the rest on CUDA. Weights, statistics, features, loss and optimisers stay float32. torch's own
-    switches are set by it for the time, and set back. auto: bf16 where it is faster, else float32; a config holds one of both."""
+    """Precision of matrix products and convolutions, in training and evaluation. tf32: TF32 on CUDA, float32 elsewhere; bf16: for
+    encoders, heads and, on a CPU, the MAG, with TF32 for the rest on CUDA; auto: bf16 where it is faster, else float32 (the run
+    records which). Weights, statistics, features, loss and optimisers stay float32. torch's own switches are set while it
+    computes and restored afterwards."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of weights, order, augmentation and draws. The data set and its splits do not depend on it."""
+    """Seed of initial weights, order, augmentation and draws. The data set and its splits do not depend on it."""
 
     # --- the run
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda, else mps, else cpu."""
     graphs: Literal["auto", "forked", "off"] = "auto"
-    """auto: on CUDA a step is captured once as a graph and replayed; forked: in it the views' encoders run side by side (not yet
-    measured on a GPU); off: every kernel is launched by itself."""
+    """auto: on CUDA a step is captured once as a graph and replayed; forked: the same, with the views' encoders side by side; off:
+    every kernel is launched by itself."""
     runs_dir: Path = find_folder("METAUG_RUNS", HOME / "runs")
     """Folder of all runs."""
     log_every: Positive = 20
@@ -182,10 +183,10 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     monitor_every: Positive = 1
     """Epochs between two kNN readings on the validation split."""
     keep_last: Positive = 1
-    """Encoders kept from the last so many epochs of training; every measure is the mean over them. 20 is another reading of the
-    paper's "last 20 epochs", twenty times as dear: `evaluation.probes` takes them for the probe's."""
+    """Number of last epochs whose encoders are kept; every measure is the mean over them. 20 is another reading of the paper's
+    "last 20 epochs" and costs twenty times as much: `evaluation.probes` takes them to be those of the probe."""
     checkpoint_minutes: Size = 5.0
-    """Minutes between two checkpoints; besides, one is made when a run is stopped and one at its end."""
+    """Minutes between two checkpoints; one more is made when a run is stopped, and one at its end."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events (needs the tensorboard package)."""
 
