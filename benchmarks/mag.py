@@ -87,7 +87,7 @@ _splits: dict[str, Any] = {}
 
 
 def rows(experiment: str, name: str, shared: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
-    """Train and evaluate a variant with each seed: a row a run."""
+    """Train and evaluate a variant with each seed: a row per run."""
     variants, split, first = EXPERIMENTS[experiment]
     configs = [preset("quick", **shared, **variants[name], seed=first + seed) for seed in seeds]
     device = pick_device(configs[0].device)

@@ -73,7 +73,7 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
     stored_size: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Side to which images of any size (folder, imagenet) are resized when read; None: image_size."""
     train_images: Positive | None = None
-    """How many training images to use, an even share of each class; all or None: all."""
+    """How many training images to use, the same share of each class; all or None: all."""
     fewer_images: bool = False
     """If a data set has fewer images than train_images, take all of them instead of refusing. Presets do; a number that you give
     yourself is taken exactly."""

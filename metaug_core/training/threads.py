@@ -13,7 +13,7 @@ from metaug_core.networks.encoders import build_encoder
 from metaug_core.registry import ENCODERS, VIEWS
 
 LEAST_FLOPS = 20e6  # of an image in an encoder; below it a second thread gains little (LOG, 29 November)
-LARGE_IMAGES = 128  # pixels a side; from here on the views alone are worth two threads
+LARGE_IMAGES = 128  # pixels per side; from here on the views alone are worth two threads
 
 
 def count_threads(config: Config, device: str) -> int:

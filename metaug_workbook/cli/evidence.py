@@ -17,19 +17,26 @@ from metaug_workbook.cli.options import format_path, say, takes_imports, takes_q
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
-    "--hours", type=click.FloatRange(0, min_open=True), help="Stop after so many; what is under way is saved."
+    "--hours", type=click.FloatRange(0, min_open=True), help="Stop after this many hours; runs under way are saved."
 )
-@click.option("--seeds", type=click.IntRange(1), help="So many seeds of each experiment, in place of its own number.")
-@click.option("--workers", type=click.IntRange(1), help="How many processes; default: one a core, or one for a GPU.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per experiment, in place of its own number.")
 @click.option(
-    "--trials", type=click.IntRange(1), default=1, help="So many runs side by side in one process: for a GPU."
-)
-@takes_settings("--set", "A setting of every run, below those of the experiments; `dataset=folder`, say.")
-@click.option(
-    "--tables", type=click.Path(file_okay=False, path_type=Path), help="Folder of the tables; default: figures/data."
+    "--workers", type=click.IntRange(1), help="Processes on this machine. Default: one per CPU core, or one with a GPU."
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Only list the experiments, what is missing of them and what it will cost."
+    "--trials",
+    type=click.IntRange(1),
+    default=1,
+    help="Train up to this many runs side by side in one process: for a GPU.",
+)
+@takes_settings(
+    "--set", "Set a setting of every run, such as `dataset=folder`. Those of an experiment take precedence."
+)
+@click.option(
+    "--tables", type=click.Path(file_okay=False, path_type=Path), help="Folder of the tables. Default: figures/data."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only list the experiments, which runs are missing, and how long these will take."
 )
 @takes_imports(expose=False)
 @takes_quiet
@@ -39,9 +46,9 @@ def evidence(
 ) -> None:
     """Run the experiments behind the paper's claims.
 
-    Without NAME: all of them, in the order of their worth. Only what is missing is run, and a run that is done is a row of
-    figures/data/NAME.csv at once. The same command goes on, here or on another machine, which begins with seeds that no machine
-    has whole. `metaug claims` says what the tables decide.
+    Without NAME, all of them, the most important first. Only missing runs are made. Each finished run becomes a row of
+    figures/data/NAME.csv at once. The same command continues, here or on another machine; another machine begins with seeds that
+    no machine has completed. `metaug claims` says what the tables decide.
     """
     from metaug_core.training import progress
     from metaug_workbook.jobs import evidence_runs
@@ -71,9 +78,9 @@ def evidence(
 
 @click.command()
 @click.option(
-    "--tables", type=click.Path(file_okay=False, path_type=Path), help="Folder of the tables; default: figures/data."
+    "--tables", type=click.Path(file_okay=False, path_type=Path), help="Folder of the tables. Default: figures/data."
 )
-@click.option("--markdown", is_flag=True, help="As docs/claims.md has them, with every difference.")
+@click.option("--markdown", is_flag=True, help="Print Markdown with every difference, as in docs/claims.md.")
 def claims(tables: Path | None, markdown: bool) -> None:
     """Say which of the paper's claims hold.
 

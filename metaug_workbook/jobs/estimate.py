@@ -60,11 +60,11 @@ def describe_cost(configs: Sequence[Config], processes: int = 1) -> str:
     if not configs:
         return "nothing is missing"
     try:
-        minutes = estimate_seconds(configs, processes) / 60
+        seconds = estimate_seconds(configs, processes)
     except MetaugError as error:
         return f"{len(configs)} runs are missing; how long they take is unknown: {error}"
     at_a_time = f", {processes} at a time" if processes > 1 else ""
-    return f"{len(configs)} runs are missing and will take about {minutes:.1f} min here{at_a_time}"
+    return f"{len(configs)} runs are missing and will take about {format_duration(seconds)} here{at_a_time}"
 
 
 def format_duration(seconds: float) -> str:

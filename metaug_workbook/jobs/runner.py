@@ -335,7 +335,7 @@ def count_processes(runs: Sequence[Run]) -> int:
 
 
 def count_workers(config: Config, todo: int, asked: int | None) -> int:
-    """How many worker processes a command starts for so many runs: as many as asked, else one a core, or one for a GPU."""
+    """How many worker processes a command starts for so many runs: as many as asked, else one per core, or one for a GPU."""
     on_cpu = loop.pick_device(config.device) == "cpu"
     return min(asked or (count_cores() if on_cpu else 1), todo)
 

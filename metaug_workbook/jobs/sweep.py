@@ -1,4 +1,4 @@
-"""Sweeps: a grid of settings, one run a cell; what was finished stays, and the same call does the rest.
+"""Sweeps: a grid of settings, one run per cell; what was finished stays, and the same call does the rest.
 
     runs/sweeps/NAME/sweep.json      the grid, and of each cell: run, settings, state, error, executed notebook
     runs/sweeps/NAME/table.parquet   the table of its runs (`results.tables`), and table.csv

@@ -92,7 +92,7 @@ PANELS["gradient shares"] = Panel(
     })  # fmt: skip
 # How far the MAG's weights move in each epoch, in percent of their norm.
 PANELS["MAG update"] = Panel(
-    r"Update of the MAG, $|\Delta\omega| / |\omega|$", "percent an epoch", "this method has no MAG",
+    r"Update of the MAG, $|\Delta\omega| / |\omega|$", "% per epoch", "this method has no MAG",
     {"mag_update": {"color": GREEN, "marker": "o"}}, x="epoch", scale=100)  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from metaug_core.networks.encoders import Encoders, output_dim
 from metaug_core.recipes import ADAM, Recipe
 from metaug_core.registry import VIEWS
 
-LEAST = 4  # places a side of the map that the local features come from; the paper has 8 x 8 at 32 px
+LEAST = 4  # places per side of the map that the local features come from; the paper has 8 x 8 at 32 px
 
 
 class Embedding(nn.Module):
@@ -150,7 +150,7 @@ def capture_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list
 
 
 def find_last_map(encoder: nn.Module, channels: int, config: Config, least: int) -> tuple[str, int, int]:
-    """The last feature map of an encoder with at least `least` places a side: the name of the submodule that computes it, its
+    """The last feature map of an encoder with at least `least` places per side: the name of the submodule that computes it, its
     channels and its number of places. By a trial run as in `output_dim`. Raises MetaugError if there is none."""
     with capture_outputs(dict(encoder.named_modules())) as captured:
         output_dim(encoder, channels, config)

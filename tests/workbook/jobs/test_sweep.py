@@ -205,7 +205,7 @@ def test_the_cost_of_a_run_is_that_of_finished_ones_of_its_shape(tiny, monkeypat
     assert estimate.estimate_seconds(configs) == 60 * 3 + 60 * 2 + 30
     assert timed == [other]  # of no finished run's shape
     assert estimate.estimate_seconds(configs, processes=2) == 165
-    assert estimate.describe_cost(configs) == "3 runs are missing and will take about 5.5 min here"
+    assert estimate.describe_cost(configs) == "3 runs are missing and will take about 5 min 30 s here"
     assert estimate.describe_cost([]) == "nothing is missing"
 
 
