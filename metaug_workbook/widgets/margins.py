@@ -113,7 +113,7 @@ class MarginPlot(Plot):
         share = [100 * len(some) / kind.numel() for some, kind in zip(pushed, (positives, negatives), strict=True)]
         return (
             f"{margin.capitalize()}: σ⁺ = {float(sigma[0]):.2f}, σ⁻ = {float(sigma[1]):.2f}. {share[0]:.0f} % of the pairs of the "
-            f"same image lie above σ⁺ and are pushed apart, {share[1]:.0f} % of those of different images lie below σ⁻ "
+            f"same image are above σ⁺ and are pushed apart, {share[1]:.0f} % of those of different images are below σ⁻ "
             f"and are pushed together. R_σ = {value:.4f}."
         )
 

@@ -151,7 +151,7 @@ def meta_step_stepper(stage: int = 2, inner_lr: float = 1.0, margin: bool = True
     """
     last, tip = len(STAGES) * STEPS - 1, "in units of the gradient; 0: no second derivative"
     controls = {
-        "stage": slider("stage (four a step)", stage, 0, last, 1, "features, look-ahead, gradient of the MAG, update"),
+        "stage": slider("stage (4 per step)", stage, 0, last, 1, "features, look-ahead, gradient of the MAG, update"),
         "inner_lr": choice("l, look-ahead step (eq. 3)", inner_lr, INNER, tip),
         "margin": switch("R_σ, the margins (eq. 5)", margin, "off: nothing keeps z̃ from copying z"),
     }
