@@ -66,6 +66,13 @@ def test_it_opens_with_a_question_and_an_answer_of_few_sentences(path):
 
 
 @ALL
+def test_its_code_fits_beside_the_file_browser(path):
+    cells = [cell for cell in code(path) if cell.id != parameters_cell(path).id]
+    lines = [line for cell in cells for line in cell.source.splitlines() if not line.startswith("from ")]
+    assert [line for line in lines if len(line) > 95] == []
+
+
+@ALL
 def test_it_keeps_the_order_and_says_its_limits(path):
     headings = [line for cell in read(path).cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
     headings = [line for line in headings if line.startswith("## ")]
