@@ -29,7 +29,9 @@ def load(file: str | Path) -> Path:
         return path
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise MetaugError(f"cannot import {file}: {'it is no .py file' if path.is_file() else 'there is no such file'}")
+        raise MetaugError(
+            f"cannot import {file}: {'it is not a .py file' if path.is_file() else 'there is no such file'}"
+        )
     if named is not None and origin != str(path):
         raise MetaugError(f"cannot import {file}: {path.stem!r} is the name of another module, give it one of its own")
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)

@@ -96,7 +96,7 @@ class Methods(Registry):
         method = self[base]
         for number, part in enumerate(parts):
             if part in parts[:number]:
-                raise MetaugError(f"modifier {part!r} stands twice in {shown(name)}")
+                raise MetaugError(f"modifier {part!r} occurs twice in {shown(name)}")
             method = MODIFIERS[part](method)
         return method
 

@@ -90,7 +90,9 @@ def read_records(path: Path, record: Any, mapped: bool = False) -> np.ndarray:
     with explain_os_errors(path):
         size = os.stat(path).st_size
         if not size or size % record.itemsize:
-            raise DataError(f"{path} is truncated: {size} bytes are no whole number of {record.itemsize}-byte records")
+            raise DataError(
+                f"{path} is truncated: {size} bytes are not a whole number of {record.itemsize}-byte records"
+            )
         return np.memmap(path, record, "r") if mapped else np.fromfile(path, record)
 
 
@@ -161,7 +163,7 @@ def read_stl10(root: Path) -> tuple:
             names = folder / f"{part}_y.bin"
             labels[part] = check_labels(read_records(names, np.uint8).astype(np.int64), len(classes) + 1, names, 1) - 1
         if len(labels[part]) != len(images[part]):
-            raise DataError(f"{file} has {len(images[part])} images, but {len(labels[part])} labels lie beside it")
+            raise DataError(f"{file} has {len(images[part])} images, but {len(labels[part])} labels")
     both = np.concatenate([labels["train"], labels["unlabeled"]])
     return [images["train"], images["unlabeled"]], both, images["test"], labels["test"], classes
 
@@ -228,7 +230,7 @@ class ImageFolders:
         if deep and not any(str(folder / name) in below for name, below in zip(classes, places, strict=True)):
             one, other = (os.path.relpath(place, self.root) for place in deep[0][:2])
             raise DataError(
-                f"{self.root}: the images lie a level too deep, in {one} and {other}; they are expected in folders CLASS, or in "
+                f"{self.root}: the images are a level too deep, in {one} and {other}; they are expected in folders CLASS, or in "
                 "train/CLASS and test/CLASS"
             )
         labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in images])

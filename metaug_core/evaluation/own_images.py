@@ -45,7 +45,7 @@ def find_images(place: Path, size: int) -> OwnImages:
     tops = [name.partition("/")[0] if "/" in name else None for name in names]
     classes = sorted({top for top in tops if top is not None}) if None not in tops else []
     if classes and {name.casefold() for name in classes} <= {*TRAIN, *TEST}:
-        raise DataError(f"{place} holds {' and '.join(classes)}, which are no classes: give one of these folders")
+        raise DataError(f"{place} holds {' and '.join(classes)}, which are not classes: give one of these folders")
     labels = np.array([classes.index(str(top)) if classes else -1 for top in tops])
     return OwnImages(Files(paths, size), names, labels, classes)
 

@@ -177,7 +177,7 @@ def check_initial_networks(run: Run) -> None:
         if len(before) != len(after) or not torch.allclose(before, after, 0, 1e-6 * before[1].item(), equal_nan=True):
             raise StoreError(
                 f"run {run.path.name} was trained from other networks than its encoder and method make now ({name} differs): put "
-                f"back what they load, and draw with torch's generator alone; without {run.path} it is trained anew"
+                f"back what they load, and draw with torch's generator alone; if {run.path} is removed, it is trained again"
             )
 
 

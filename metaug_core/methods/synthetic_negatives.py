@@ -73,7 +73,7 @@ def compose(base: Base, name: str, title: str, paper: str, kinds: tuple[Kind, ..
 
     require_pairs(base, name)
     if base.description.remembers == "nothing":
-        raise MetaugError(f"modifier {name!r} needs negatives of the past, and {base.description.title} has none")
+        raise MetaugError(f"modifier {name!r} needs past negatives, and {base.description.title} has none")
     return Composition(base, modify, title, paper, "and synthetic negatives of the nearest past ones", differs=differs,
                        uses=base.description.uses | {"hardest_negatives"})  # fmt: skip
 

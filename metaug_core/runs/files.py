@@ -70,7 +70,7 @@ def write_json(path: Path, value: Any) -> None:
 def open_file(path: Path) -> IO[bytes]:
     """A file to read. OSError for what is none: a folder, or a pipe or device, which need not have an end."""
     if path.exists() and not path.is_file():
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     return path.open("rb")
 
 
@@ -158,7 +158,7 @@ def load_module(module: "nn.Module", tensors: "dict[str, Tensor]", prefix: str, 
             raise StoreError(f"{source} does not fit this run's config: {prefix}{name} has shape {shapes}")
         if not (value.isfinite() | (value == own[name])).all():  # a mask may hold -inf from the beginning
             raise StoreError(
-                f"{source} is damaged: {prefix}{name} is not finite; train the run anew in another runs_dir"
+                f"{source} is damaged: {prefix}{name} is not finite; train the run again in another runs_dir"
             )
     in_state_dict = module.state_dict().keys()
     module.load_state_dict({name: value for name, value in values.items() if name in in_state_dict})

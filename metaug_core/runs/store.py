@@ -231,7 +231,7 @@ def check_current(run: Run) -> None:
     engine = sessions[-1].get("engine", "before 1") if sessions else ENGINE_VERSION
     if engine != ENGINE_VERSION:
         raise StoreError(
-            f"{run.path} was trained by engine version {engine} and this is {ENGINE_VERSION}, which does not go on with it: {other}"
+            f"{run.path} was trained by engine version {engine} and this is {ENGINE_VERSION}, which cannot continue it: {other}"
         )
     own = ", or the source of the user's own code in it is another" if run.config.own_entries() else ""
     raise StoreError(f"{run.path} was renamed{own}: {other}")

@@ -147,7 +147,7 @@ def check_splits(splits: datasets.Splits, config: Config, device: str) -> None:
     where = splits.train.labels.device.type
     if where != device:
         raise ConfigError(
-            f"splits lie on {where}, but the run is to train on {device}: datasets.load(config, {device!r})"
+            f"splits are on {where}, but the run is to train on {device}: datasets.load(config, {device!r})"
         )
 
 
@@ -195,7 +195,7 @@ def open_state(run: store.Run, splits: datasets.Splits, device: str) -> tuple[Tr
             warn(f"{error}; run {run.path.name} goes on from {file.name}, step {s.step}, and the damaged one is kept")
         return s, list(damaged)
     if damaged:
-        raise files.StoreError(f"{next(iter(damaged.values()))}; remove it, and the run begins anew")
+        raise files.StoreError(f"{next(iter(damaged.values()))}; remove it, and the run starts over")
     return create_state(run.config, splits, device), []
 
 

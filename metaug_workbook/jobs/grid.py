@@ -63,7 +63,7 @@ def parse_axis(name: str, text: str) -> list[str]:
     if not all(parts):
         raise ConfigError(f"--grid {name}={text}: a value is missing between two separators")
     if repeated := [part for part in parts if parts.count(part) > 1]:
-        raise ConfigError(f"--grid {name}={text}: {repeated[0]} stands there twice")
+        raise ConfigError(f"--grid {name}={text}: {repeated[0]} is listed twice")
     return parts
 
 
@@ -76,9 +76,9 @@ def list_cells(grid: Iterable[str], fixed: Mapping[str, str], seeds: int | None)
     common = dict(fixed)
     for name in axes:
         if name in common:
-            raise ConfigError(f"{name} stands in --grid and in --set")
+            raise ConfigError(f"{name} is given by both --grid and --set")
     if seeds is not None and "seed" in axes:
-        raise ConfigError("seed stands in --grid, so --seeds cannot say how many there are")
+        raise ConfigError("seed is in --grid already, so --seeds has no meaning")
     if seeds is not None and seeds > 1:
         if not (first := common.pop("seed", "0")).isdecimal():
             raise ConfigError(f"--set seed={first}: must be a whole number, not below 0")

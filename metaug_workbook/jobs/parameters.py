@@ -130,5 +130,5 @@ def check_value(
         faults: Any = [{**fault, "loc": (name, *fault["loc"])} for fault in error.errors()]
         raise ConfigError(one_sentence(faults, ())) from None
     if isinstance(value, list) and (repeated := [one for one in value if value.count(one) > 1]):
-        raise ConfigError(f"{name}: {repeated[0]!r} stands there twice")
+        raise ConfigError(f"{name}: {repeated[0]!r} is listed twice")
     return value

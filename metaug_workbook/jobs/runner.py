@@ -81,7 +81,7 @@ class Job:
         names = [config.name() for config in configs]
         if names != values["names"]:
             raise MetaugError(
-                f"this worker understands the settings of {values['names'][0]} otherwise: is its workbook the same version?"
+                f"this worker reads the settings of {values['names'][0]} differently: has its workbook the same version?"
             )
         return cls(configs, Wanted(**wanted) if wanted else None)
 

@@ -671,9 +671,7 @@ def test_another_version_of_the_engine_has_other_runs_and_does_not_go_on_with_ol
     monkeypatch.setattr(store, "ENGINE_VERSION", ENGINE_VERSION + 1)
     assert asked.name() != old.path.name
     found = open_run(old.path, old.path.parent)
-    said = (
-        f"was trained by engine version {ENGINE_VERSION} and this is {ENGINE_VERSION + 1}, which does not go on with it"
-    )
+    said = f"was trained by engine version {ENGINE_VERSION} and this is {ENGINE_VERSION + 1}, which cannot continue it"
     with pytest.raises(StoreError, match=said):
         store.check_current(found)
 
@@ -713,7 +711,7 @@ def test_an_old_run_is_found_and_read_and_left_alone(tiny, tmp_path):
     (path / "finished.json").unlink()
     del before[path / "finished.json"]
     with pytest.raises(
-        StoreError, match=r"was trained by engine version before 1 and this is \d+, which does not go on with it"
+        StoreError, match=r"was trained by engine version before 1 and this is \d+, which cannot continue it"
     ):
         store.check_current(old)
     assert background.train(path) == 1

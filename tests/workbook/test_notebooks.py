@@ -160,7 +160,7 @@ def test_a_text_is_what_the_type_of_its_parameter_takes(name, given, values):
         ("11_delta", {"seeds": "0"}, "seeds: must be greater than or equal to 1"),
         ("11_delta", {"deltas": "1,-1"}, "deltas: delta: must be greater than or equal to 0, got -1"),
         ("11_delta", {"deltas": "1,a"}, r"deltas\[1\]: must be a number, got 'a'"),
-        ("11_delta", {"deltas": "1,1.0"}, "deltas: 1.0 stands there twice"),
+        ("11_delta", {"deltas": "1,1.0"}, "deltas: 1.0 is listed twice"),
         ("11_delta", {"delta": "1"}, "delta: this notebook has many runs; its parameter `deltas` says of which"),
         ("11_delta", {"max_hours": "nan"}, "max_hours"),
         ("07_hyperparameters", {"betas": "True"}, r"betas\[0\]: must be a number"),

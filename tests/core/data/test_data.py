@@ -366,7 +366,7 @@ def test_folder_with_other_names_of_its_splits(tmp_path: Path, parts: tuple[str,
 def test_images_a_level_too_deep_are_refused(tmp_path: Path, parts: tuple[str, ...]):
     image_folder(tmp_path, parts, {"cat": 2, "dog": 2})
     refused(
-        f"{tmp_path}: the images lie a level too deep, in .*/cat and .*/dog; they are expected in",
+        f"{tmp_path}: the images are a level too deep, in .*/cat and .*/dog; they are expected in",
         lambda: load(config(dataset="folder", data_dir=tmp_path)),
     )
 

@@ -239,7 +239,7 @@ def test_what_holds_no_images_is_refused_in_one_sentence(run, tmp_path):
     (tmp_path / "torn.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:60])
     (tmp_path / "empty").mkdir()
     for name, sentence in {
-        "split": "holds test and train, which are no classes",
+        "split": "holds test and train, which are not classes",
         "floats.npy": r"images must be uint8 .*, not float64 \(2, 3, 8, 8\)",
         "objects.npy": "cannot be read",
         "other.npz": "has no array `images`, only x",

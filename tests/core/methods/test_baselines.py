@@ -682,7 +682,7 @@ def test_a_name_that_makes_sense_is_in_the_registry():
 REFUSED = [
     ("cmc+hrad", "unknown modifier 'hrad'; did you mean 'hard'?"),
     ("cmcc+hard", "unknown method 'cmcc'; did you mean 'cmc'?"),
-    ("cmc+hard+hard", "modifier 'hard' stands twice in 'cmc+hard+hard'"),
+    ("cmc+hard+hard", "modifier 'hard' occurs twice in 'cmc+hard+hard'"),
     ("cmc+hard+debiased", "modifier 'debiased' changes a plain InfoNCE, and CMC + Hard has none"),
     ("byol+hard", "modifier 'hard' changes a plain InfoNCE, and BYOL has none"),
     ("metaug+hard", "modifier 'hard' changes a plain InfoNCE, and MetAug has none"),
@@ -695,7 +695,7 @@ REFUSED = [
     ("simclr+dcl+hard", "modifier 'hard' changes a plain InfoNCE, and SimCLR + DCL has none"),
     ("looc+dcl", "modifier 'dcl' needs pairs of features, and LooC has none"),
     ("nnclr+ft", "modifier 'ft' needs features alone, and NNCLR has other rows as well"),
-    ("simclr+mochi", "modifier 'mochi' needs negatives of the past, and SimCLR has none"),
+    ("simclr+mochi", "modifier 'mochi' needs past negatives, and SimCLR has none"),
 ]
 
 

@@ -723,7 +723,7 @@ def test_splits_that_say_nothing_of_themselves_are_taken(tiny, tmp_path):
 
 def test_splits_on_another_device_are_refused(tiny):
     splits = datasets.load(tiny(), "meta")
-    with pytest.raises(ConfigError, match="splits lie on meta, but the run is to train on cpu"):
+    with pytest.raises(ConfigError, match="splits are on meta, but the run is to train on cpu"):
         fit(tiny(), quiet, splits)
 
 

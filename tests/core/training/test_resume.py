@@ -394,7 +394,7 @@ def test_two_damaged_checkpoints_are_one_sentence(driver, tmp_path):
     left = [(file, file.read_bytes()) for file in run.checkpoints]
     with pytest.raises(StoreError) as refused:
         fit(config, report=lambda progress: pytest.fail("it trains"))
-    assert_one_sentence(str(refused.value), f"cannot read {run.checkpoint}: ", "remove it, and the run begins anew")
+    assert_one_sentence(str(refused.value), f"cannot read {run.checkpoint}: ", "remove it, and the run starts over")
     assert [(file, file.read_bytes()) for file in run.checkpoints] == left
 
 

@@ -413,7 +413,7 @@ def test_a_method_in_a_file_of_ones_own_is_known(tmp_path):
     ("name", "content", "expected"),
     [
         ("absent.py", None, "there is no such file"),
-        ("mine.txt", "", "it is no .py file"),
+        ("mine.txt", "", "it is not a .py file"),
         ("json.py", "", "'json' is the name of another module"),
         ("broken_mine.py", "x = (\n", "line 1: SyntaxError"),
     ],
