@@ -62,7 +62,10 @@ class Predictions:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a file of predictions. Raises StoreError."""
-    scalars = {"classes": list(predictions.classes), "evaluation_version": EVALUATION_VERSION}
+    names = [
+        name.encode("utf-8", "backslashreplace").decode() for name in predictions.classes
+    ]  # a folder's may be no UTF-8
+    scalars = {"classes": names, "evaluation_version": EVALUATION_VERSION}
     write_tensors(path, {**predictions.by_measure, LABELS: predictions.labels.int()}, scalars)
 
 
