@@ -76,8 +76,8 @@ def read_predictions(path: Path) -> Predictions:
     try:
         tensors, scalars = read_tensors(path)
         labels, classes = tensors.pop(LABELS, None), scalars.get("classes")
-        shapes = {(t.ndim, t.shape[1:2], t.dtype) for t in tensors.values()}
-        if labels is None or not isinstance(classes, list) or shapes - {(3, labels.shape, torch.int32)}:
+        kinds = {(t.ndim, t.shape[1:2], t.dtype) for t in tensors.values()}
+        if labels is None or not isinstance(classes, list) or kinds - {(3, labels.shape, torch.int32)}:
             raise StoreError(f"{path} does not hold predictions")
     except StoreError as error:
         raise StoreError(f"{error}; remove it, and the run is evaluated again") from None

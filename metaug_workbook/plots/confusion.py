@@ -13,6 +13,7 @@ from metaug_workbook.plots.style import FLOOR_COLORS, label, make_figure, pick_c
 
 MOST = 100  # classes in a figure
 WRITTEN = 20  # classes up to which each cell has its number
+SCALE = 10  # percent: a weaker confusion is never drawn in the darkest color
 
 
 @use_style()
@@ -30,10 +31,11 @@ def draw_confusions(counts: pd.DataFrame, method: str = "metaug") -> Figure:
     figure = make_figure(cell * count + 4.0, cell * count + 1.9)
     ax, right = figure.subplots(1, 2, sharey=True, width_ratios=(cell * count, 1.8))
     diagonal = np.eye(count, dtype=bool)
-    image = ax.imshow(np.where(diagonal, np.nan, shares), cmap="Oranges", vmin=0, aspect="auto")
+    top = max(SCALE, float(np.where(diagonal, 0, shares).max()))
+    image = ax.imshow(np.where(diagonal, np.nan, shares), cmap="Oranges", vmin=0, vmax=top, aspect="auto")
     ax.imshow(np.where(diagonal, shares, np.nan), cmap="Greys", vmin=0, vmax=200, aspect="auto")
-    for row, column in np.argwhere(shares >= 0.5) if not small else ():
-        strong = row != column and shares[row, column] > 0.6 * np.where(diagonal, 0, shares).max()
+    for row, column in np.argwhere(shares > 0.5) if not small else ():
+        strong = row != column and shares[row, column] > 0.6 * top
         ax.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=8,
                 color="white" if strong else "black")  # fmt: skip
     ax.set_xticks(range(count), names, rotation=90, fontsize=font)
