@@ -79,6 +79,8 @@ def read_predictions(path: Path) -> Predictions:
         kinds = {(t.ndim, t.shape[1:2], t.dtype) for t in tensors.values()}
         if labels is None or not isinstance(classes, list) or kinds - {(3, labels.shape, torch.int32)}:
             raise StoreError(f"{path} does not hold predictions")
+        if any((t >= len(classes)).any() for t in (labels, *tensors.values())):
+            raise StoreError(f"{path} holds predictions of more classes than it names")
     except StoreError as error:
         raise StoreError(f"{error}; remove it, and the run is evaluated again") from None
     if scalars.get("evaluation_version") != EVALUATION_VERSION:

@@ -5,6 +5,7 @@ import math
 import shutil
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -26,6 +27,7 @@ from metaug_core.evaluation.probes import (
     predict_late_epochs,
     predict_linear,
     probe_linear,
+    rank,
 )
 from metaug_core.evaluation.representations import (
     estimate_bn_stats,
@@ -36,8 +38,9 @@ from metaug_core.evaluation.representations import (
     load_networks,
     over_seeds,
 )
+from metaug_core.runs import predictions
 from metaug_core.runs.files import read_tensors, write_tensors
-from metaug_core.runs.predictions import accuracy
+from metaug_core.runs.predictions import accuracy, find_correct, share_correct
 from metaug_core.training import diagnostics, state
 from metaug_core.views.augmentation import plain, split
 
@@ -84,6 +87,40 @@ def test_knn_of_more_rows_than_fit_at_once():
     test = normal(1100, 4, seed=2)
     parts = [predict_knn(train, labels, test[n : n + 100], 3) for n in range(0, 1100, 100)]
     assert torch.equal(predict_knn(train, labels, test, 3), torch.cat(parts, 1))
+
+
+def test_knn_over_k_and_its_top_5_by_hand():
+    """In float64, one neighbour after the other; a class without a vote is none of the five, however few are left."""
+    train, test, labels = normal(60, 4), normal(50, 4, seed=1), classes(60, kinds=8)
+    truth, counts = classes(50, seed=3, kinds=8), (1, 3, 20, 60)
+    ranked = predict_knn(train, labels, test, 8, counts)
+    assert ranked.shape == (4, 50, 5)
+    for k, of_k in zip(counts, ranked, strict=True):
+        right = {1: 0, 5: 0}
+        for x, y, predicted in zip(test.double(), truth.tolist(), of_k.tolist(), strict=True):
+            cosine = [float(x @ t / (x.norm() * t.norm())) for t in train.double()]
+            votes = dict.fromkeys(range(8), 0.0)
+            for i in sorted(range(60), key=lambda i: -cosine[i])[:k]:
+                votes[int(labels[i])] += math.exp(cosine[i] / 0.07)
+            voted = sorted((kind for kind in votes if votes[kind]), key=lambda kind: -votes[kind])[:5]
+            assert predicted == voted + [-1] * (5 - len(voted))
+            right[1] += y in voted[:1]
+            right[5] += y in voted
+        assert accuracy(of_k[None], truth) == right[1] / 50
+        assert accuracy(of_k[None], truth, top=5) == right[5] / 50
+    assert accuracy(ranked[:1], truth) == accuracy(ranked[:1], truth, top=5)  # one neighbour has one vote
+    assert torch.equal(ranked[2:3], predict_knn(train, labels, test, 8))
+
+
+def test_top_5_by_hand():
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.0], [2.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0]])
+    assert rank(scores).tolist() == [[1, 3, 5, 2, 4], [0, 1, 2, 3, 4]]  # of equal ones the first, as argmax has it
+    labels = torch.tensor([4, 5])
+    assert find_correct(rank(scores), labels, 5).tolist() == [True, False]
+    twice = torch.stack([rank(scores), rank(-scores)])  # two classifiers, of which the second puts the last first
+    assert share_correct(twice, labels, 5).tolist() == [1, 0.5]
+    assert accuracy(twice, torch.tensor([6, 0])) == 0.5
+    assert rank(scores[:, :3]).shape == (2, 3)
 
 
 # --- linear probe
@@ -533,14 +570,99 @@ def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):
     assert readings == floors
 
 
-def test_which_images_are_right_is_stored_beside_the_accuracies(run):
+def test_predictions_are_stored_beside_the_accuracies(run):
     table = evaluate(run, measures=("probe_plain",), representations=("untrained", "trained"))
-    first = run.correct()["probe_plain"]
+    first = run.predictions().by_measure["probe_plain"]
     evaluate(run, measures=("knn",), representations=("trained",))
-    correct = run.correct()
-    assert torch.equal(correct["probe_plain"], first)
-    assert set(first.tolist()) == {0.0, 0.5, 1.0}  # two encoders are kept
-    for measure_name, shares in correct.items():
-        stored = run.evaluation()["trained"][measure_name]
-        assert float(shares.double().mean()) == pytest.approx(stored)
+    stored = run.predictions()
+    assert torch.equal(stored.by_measure["probe_plain"], first)
+    assert first.shape == (2, 60, 4)  # two encoders are kept
+    assert torch.equal(stored.labels, datasets.load(run.config).test.labels.int())
+    assert stored.classes == ("0", "1", "2", "3")
+    for name, shares in run.correct().items():
+        assert set(shares.tolist()) <= {0.0, 0.5, 1.0} or name == "probe_paper"
+        assert float(shares.double().mean()) == pytest.approx(run.evaluation()["trained"][name], abs=1e-3)
     assert table.loc["trained", "probe_plain"] != table.loc["untrained", "probe_plain"]
+    assert "probe_plain_top5" not in table  # of four classes one of five is always right
+
+
+@pytest.fixture(scope="module")
+def of_seven(tmp_path_factory):
+    """A run whose data set has seven classes, the class in the brightness."""
+    from tiny import TINY
+
+    from metaug_core import DATASETS, Config
+
+    def draw(count, seed):
+        random = np.random.RandomState(seed)
+        labels = np.arange(count) % 7
+        return (random.randint(0, 60, (count, 3, 16, 16)) + 25 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    DATASETS["seven"] = lambda config: (*draw(140, 0), *draw(70, 1), [f"class {number}" for number in range(7)])
+    runs_dir = tmp_path_factory.mktemp("runs")
+    return fit(Config(**{**TINY, "dataset": "seven", "epochs": 1, "runs_dir": runs_dir}), lambda progress: None)
+
+
+def test_top_5_of_a_run_is_what_its_predictions_say(of_seven):
+    table = evaluate(of_seven, representations=("untrained", "trained"))
+    stored = of_seven.predictions()
+    for name, ranked in stored.by_measure.items():
+        right = [label in classes for label, classes in zip(stored.labels.tolist(), ranked[0].tolist(), strict=True)]
+        assert table.loc["trained", f"{name}_top5"] == sum(right) / 70
+        assert table.loc["trained", name] <= table.loc["trained", f"{name}_top5"]
+    assert table.loc["untrained", "probe_fast_top5"] >= table.loc["untrained", "probe_fast"]
+
+
+def test_an_evaluation_of_before_predictions_is_read_and_completed_where_that_is_wanted(
+    of_seven, tmp_path, monkeypatch
+):
+    evaluate(of_seven)
+    shutil.copytree(of_seven.path, tmp_path / of_seven.path.name)
+    old = open_run(tmp_path / of_seven.path.name, tmp_path)
+    rows = {name: {k: v for k, v in row.items() if "top5" not in k} for name, row in old.evaluation().items()}
+    old.evaluation_file().write_text(json.dumps(rows))
+    right = old.correct()
+    write_tensors(old.path / "correct-test.safetensors", right, {})
+    old.predictions_file().unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "load", lambda *_: pytest.fail("it measures again"))
+        table = evaluate(old)
+        assert not old.predictions().by_measure
+        assert {name: one.tolist() for name, one in old.correct().items()} == {n: r.tolist() for n, r in right.items()}
+    assert "knn_top5" not in table
+    completed = evaluate(old, predictions=True)
+    pd.testing.assert_frame_equal(completed[table.columns], table)
+    assert completed.loc["trained"].equals(evaluate(of_seven).loc["trained"])
+    assert completed["knn_top5"].isna().tolist() == [True, True, False]  # the others have no predictions to complete
+    assert old.predictions().by_measure.keys() == of_seven.predictions().by_measure.keys()
+
+
+def test_predictions_of_another_version_or_damaged(of_seven, tmp_path, monkeypatch):
+    evaluate(of_seven, measures=("knn",))
+    shutil.copytree(of_seven.path, tmp_path / of_seven.path.name)
+    copied = open_run(tmp_path / of_seven.path.name, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(predictions, "EVALUATION_VERSION", 99)
+        assert not copied.predictions().by_measure
+    content = copied.predictions_file().read_bytes()
+    copied.predictions_file().write_bytes(content[:-4] + b"torn")
+    with pytest.raises(MetaugError, match="damaged .*; remove it, and the run is evaluated again$"):
+        evaluate(copied, predictions=True)
+    write_tensors(copied.predictions_file(), {"labels": torch.zeros(70, dtype=torch.int32)}, {"classes": []})
+    with pytest.raises(MetaugError, match="more classes than it names; remove it"):
+        copied.predictions()
+    copied.predictions_file().unlink()
+    assert evaluate(copied, predictions=True).loc["trained", "knn"] == of_seven.evaluation()["trained"]["knn"]
+
+
+def test_what_is_killed_before_it_is_written_is_measured_again(of_seven, tmp_path):
+    """Predictions are there and accuracies are not: the next call gives both, the same."""
+    whole = evaluate(of_seven)
+    shutil.copytree(of_seven.path, tmp_path / of_seven.path.name)
+    copied = open_run(tmp_path / of_seven.path.name, tmp_path)
+    copied.evaluation_file().unlink()
+    pd.testing.assert_frame_equal(evaluate(copied), whole)
+    before, after = (one.predictions().by_measure for one in (of_seven, copied))
+    assert {name: ranked.tolist() for name, ranked in after.items()} == {
+        name: ranked.tolist() for name, ranked in before.items()
+    }
