@@ -16,7 +16,7 @@ from _measure import default, seconds
 from _results import table, write
 
 from metaug_core import Config
-from metaug_core.evaluation.probes import PLAIN_PROBES, Labelled, knn, probe_linear
+from metaug_core.evaluation.probes import PLAIN_PROBES, Labelled, predict_knn, probe_linear
 from metaug_core.evaluation.representations import features, load_networks
 from metaug_core.runtime.device import keep_freed_memory
 from metaug_core.training.loop import pick_device
@@ -38,8 +38,8 @@ def measure(config: Config, count: int, rounds: int, device: str) -> tuple[list[
             test, train = (Labelled(found[0][part], labels[part]) for part in (slice(held), slice(held, None)))
             for name, probe in PLAIN_PROBES.items():
                 what = f"{name}: {len(probe.lrs)} learning rate(s), {probe.epochs} epochs"
-                took[what] = seconds(lambda p=probe, a=train, b=test: probe_linear(p, a, b, None, CLASSES), device)
-            took["kNN"] = seconds(lambda a=train, b=test: knn(a.x, a.y, b.x, b.y, CLASSES), device)
+                took[what] = seconds(lambda p=probe, a=train, b=test: probe_linear(p, a, b.x, None, CLASSES), device)
+            took["kNN"] = seconds(lambda a=train, b=test: predict_knn(a.x, a.y, b.x, CLASSES), device)
             for part, value in took.items():
                 parts.setdefault(part, []).extend([value] if number else [])
     rows = [{"part": part, "seconds": statistics.median(values)} for part, values in parts.items()]

@@ -21,7 +21,7 @@ from metaug_core import extensions, methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import suggestion
-from metaug_core.evaluation import invariances, representations
+from metaug_core.evaluation import confusion, invariances, representations
 from metaug_core.evaluation.probes import MEASURES
 from metaug_core.runs.environment import environment
 from metaug_core.runs.store import Run, request
@@ -189,6 +189,13 @@ def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = Fals
     """`evaluate` on the test split, on the device of the images. augmented: also z and z~, where the method has a MAG."""
     augmented = augmented and methods.build(run.config).mag() is not None
     return representations.evaluate(run, augmented=augmented, splits=splits, device=str(splits.train.labels.device))
+
+
+def count_confusions(run: Run, splits: datasets.Splits, measure: str = "probe_plain") -> pd.DataFrame:
+    """`confusion.count_confusions` on the test split, from what is stored, or after measuring it."""
+    options: dict[str, Any] = {"measures": (measure,), "representations": ("trained",), "predictions": True}
+    representations.evaluate(run, splits=splits, device=str(splits.train.labels.device), **options)
+    return confusion.count_confusions(run, measure)
 
 
 def format_percent(table: pd.DataFrame) -> pd.DataFrame:

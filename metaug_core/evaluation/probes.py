@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metaug_core.runs.predictions import TOP, find_correct
+
 BATCH = 512  # rows at a time, so that scores of a large split fit in memory
 NEIGHBOURS, VOTE_TEMPERATURE = 20, 0.07  # weighted kNN of Wu et al. 2018
 
@@ -59,18 +61,35 @@ class Labelled:
         return Labelled(self.x[rows], self.y[rows])
 
 
+# --- predictions, as `runs.predictions` says
+
+
+def rank(scores: Tensor) -> Tensor:
+    """The likeliest classes of scores (..., C), (..., R) int32. The first is that of argmax, also among equal ones."""
+    first = scores.argmax(-1, keepdim=True)
+    others = scores.scatter(-1, first, -torch.inf).topk(min(TOP, scores.shape[-1]) - 1)  # much faster than to sort all
+    return torch.cat([first, others.indices], -1).int()
+
+
 @torch.no_grad()
-def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> Tensor:
-    """Which test images the weighted vote of the 20 nearest training features by cosine classifies rightly, (N,) bool. Features
-    (N, D), labels (N,)."""
+def predict_knn(
+    train: Tensor, labels: Tensor, test: Tensor, classes: int, counts: Sequence[int] = (NEIGHBOURS,)
+) -> Tensor:
+    """Classes of test features by the weighted vote of the k nearest training features by cosine, for each k of counts (of all, if
+    there are fewer): (K, N, R), -1 where no class is left that got a vote. Features (N, D), labels (N,)."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    votes = F.one_hot(train_labels, classes).float()
-    correct = []
-    for x, y in zip(test.split(BATCH), test_labels.split(BATCH), strict=True):
-        cosines, neighbours = (x @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
-        score = (votes[neighbours] * (cosines / VOTE_TEMPERATURE).exp()[..., None]).sum(1)
-        correct.append(score.argmax(1) == y)
-    return torch.cat(correct)
+    votes = F.one_hot(labels, classes).float()
+    predicted = []
+    for x in test.split(BATCH):
+        cosines, neighbours = (x @ train.T).topk(min(max(counts), len(train)), dim=1)
+        weights = (cosines / VOTE_TEMPERATURE).exp()[..., None]
+        scores = torch.stack([(votes[neighbours[:, :k]] * weights[:, :k]).sum(1) for k in counts])
+        ranked = rank(scores)
+        predicted.append(ranked.where(scores.gather(-1, ranked.long()) > 0, -1))
+    return torch.cat(predicted, 1)
+
+
+# --- linear probes
 
 
 def linear_probe(train: Tensor, labels: Tensor, classes: int, probe: Probe, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -110,22 +129,16 @@ def train_classifiers(
         yield weight.view(count, classes, dim).mT, bias.view(count, 1, classes)
 
 
-def find_correct(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Which of the images each of the L classifiers classifies rightly, (L, N) bool."""
-    correct = [
-        (part @ weight + bias).argmax(-1) == y for part, y in zip(x.split(BATCH), labels.split(BATCH), strict=True)
-    ]
-    return torch.cat(correct, 1)
+def predict_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Classes of features (N, D) by each of the L classifiers, (L, N, R)."""
+    return torch.cat([rank(part @ weight + bias) for part in x.split(BATCH)], 1)
 
 
-def accuracy(correct: Tensor) -> float:
-    """Accuracy in [0, 1] of what `measure` and its parts return, (N,)."""
-    return float(correct.double().mean())
-
-
-def probe_linear(probe: Probe, train: Labelled, test: Labelled, val: Labelled | None, classes: int) -> Tensor:
-    """Which test images the learning rate that is best on val (None: on every tenth training image, then held out) classifies
-    rightly, (N,) bool."""
+def probe_linear(
+    probe: Probe, train: Labelled, test: Tensor, val: Labelled | None, classes: int, seed: int = 0
+) -> Tensor:
+    """Classes of test features (N, D) by the learning rate that is best on val (None: on every tenth training image, then held
+    out), (1, N, R). seed: of the order of minibatches."""
     if val is None and len(probe.lrs) > 1:
         held_out = torch.arange(len(train.y), device=train.y.device) % 10 == 0
         train, val = train[~held_out], train[held_out]
@@ -134,38 +147,39 @@ def probe_linear(probe: Probe, train: Labelled, test: Labelled, val: Labelled | 
     def standardise(x: Tensor) -> Tensor:
         return (x - mean) / std if probe.standardise else x
 
-    classifiers = linear_probe(standardise(train.x), train.y, classes, probe)
+    classifiers = linear_probe(standardise(train.x), train.y, classes, probe, seed)
     best = 0
     if val is not None and len(probe.lrs) > 1:
-        best = int(find_correct(standardise(val.x), val.y, *classifiers).sum(1).argmax())
-    return find_correct(standardise(test.x), test.y, *classifiers)[best]
+        best = int(find_correct(predict_linear(standardise(val.x), *classifiers), val.y).sum(1).argmax())
+    return predict_linear(standardise(test), *classifiers)[best : best + 1]
 
 
-def average_late_epochs(
-    probe: Probe, features: Callable[[int], Tensor], labels: Tensor, test: Labelled, classes: int
+def predict_late_epochs(
+    probe: Probe, features: Callable[[int], Tensor], labels: Tensor, test: Tensor, classes: int, seed: int = 0
 ) -> Tensor:
-    """In which share of the probe's last `AVERAGED_EPOCHS` epochs each test image is classified rightly, (N,) float64 in [0, 1], by
-    its one learning rate. features: as of `train_classifiers`."""
-    epochs = enumerate(train_classifiers(features, labels, classes, probe))
-    late = [find_correct(test.x, test.y, *pair) for epoch, pair in epochs if epoch >= probe.epochs - AVERAGED_EPOCHS]
-    return torch.cat(late).double().mean(0)
+    """Classes of test features (N, D) by the one learning rate of a probe after each of its last `AVERAGED_EPOCHS` epochs,
+    (20, N, R). features, labels and seed: as of `train_classifiers`."""
+    epochs = enumerate(train_classifiers(features, labels, classes, probe, seed))
+    late = [predict_linear(test, *pair) for epoch, pair in epochs if epoch >= probe.epochs - AVERAGED_EPOCHS]
+    return torch.cat(late)
 
 
-def measure(
-    train: Labelled, test: Labelled, val: Labelled | None, classes: int,
-    measures: Sequence[str] = DEFAULT_MEASURES, crops: Callable[[int], Tensor] | None = None,
+def predict(
+    train: Labelled, test: Tensor, val: Labelled | None, classes: int,
+    measures: Sequence[str] = DEFAULT_MEASURES, crops: Callable[[int], Tensor] | None = None, seed: int = 0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Which test images are classified rightly, by measure (`MEASURES`): (N,) in [0, 1], whose mean is the accuracy.
+    """Predictions (P, N, R) for test features (N, D), by measure (`MEASURES`).
 
     crops: the number of an epoch -> features (N, D) of random crops and flips of the training images; probe_paper needs it.
+    seed: of the order of the probes' minibatches.
     """
-    correct = {}
+    predicted = {}
     for name in measures:
         if name == "knn":
-            correct[name] = knn(train.x, train.y, test.x, test.y, classes)
+            predicted[name] = predict_knn(train.x, train.y, test, classes)
         elif name == "probe_paper":
             assert crops is not None
-            correct[name] = average_late_epochs(CMC, crops, train.y, test, classes)
+            predicted[name] = predict_late_epochs(CMC, crops, train.y, test, classes, seed)
         else:
-            correct[name] = probe_linear(PLAIN_PROBES[name], train, test, val, classes)
-    return correct
+            predicted[name] = probe_linear(PLAIN_PROBES[name], train, test, val, classes, seed)
+    return predicted

@@ -5,7 +5,9 @@ the random crops that one of them trains on in `crops`.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +25,13 @@ from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
-from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, accuracy, measure
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, predict
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
 from metaug_core.runs import data
-from metaug_core.runs.files import StoreError, load_module, read_json, read_tensors, write_json, write_tensors
+from metaug_core.runs.files import StoreError, load_module, read_json, read_tensors, write_json
+from metaug_core.runs.predictions import Predictions, name_top5, share_correct_by_measure, write_predictions
 from metaug_core.runs.store import Run
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
 from metaug_core.views.augmentation import plain, split
@@ -202,50 +205,68 @@ def evaluate(
     device: str | None = None,
     measures: Sequence[str] = DEFAULT_MEASURES,
     representations: Sequence[str] = REPRESENTATIONS,
+    predictions: bool = False,
 ) -> pd.DataFrame:
     """Accuracies in [0, 1] of raw pixels, the untrained and the trained encoder of a finished run: a row each.
 
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
     splits: the data, if they are loaded already. device: by default where splits are, else the run's own. measures
     (`probes.MEASURES`) and representations: fewer are cheaper. Raw pixels cost most, and probe_paper, which is measured only where
-    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table.
+    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table. predictions:
+    measure the trained encoder again where an older evaluation did not store its predictions.
 
-    The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
-    folder, of the trained encoder also which images were classified rightly (`Run.correct`), and a call computes only what is
-    missing there (of this `EVALUATION_VERSION`). Raises MetaugError if the run is not finished, the split is empty, a name is
-    unknown, splits hold other images, the run is of other data, or a weight or a feature is not finite.
+    The trained row is the mean over the kept epochs. With at least 6 classes there are top-5 accuracies too (`probe_plain_top5`;
+    NaN where an older evaluation has none). Products have the run's own `precision`. Results are stored in the run's folder, of the
+    trained encoder also its predictions (`Run.predictions`), and a call computes only what is missing there (of this
+    `EVALUATION_VERSION`). Raises MetaugError if the run is not finished, the split is empty, a name is unknown, splits hold other
+    images, the run is of other data, or a weight or a feature is not finite.
     """
     check_request(run, split, augmented, measures, representations)
     names = [*representations] + [AUGMENTED] * augmented
-    stored, missing = find_missing(run, split, names, measures)
+    stored, missing = find_missing(run, split, names, measures, predictions)
     if splits is not None:
         datasets.refuse_foreign(splits, run.config)
     if any(missing.values()):
-        device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
-        refuse_surroundings()
-        splits = splits or datasets.load(run.config, device)
-        with arithmetic(run.config.precision), keep_freed_memory(), sources.keep([run.config.own_entries()]):
-            data.check(run, splits.data)
-            stored, missing = find_missing(run, split, names, measures)  # another thread may have measured them
+        with open_images(run, splits, device) as (splits, device):
+            # Another thread may have measured them.
+            stored, missing = find_missing(run, split, names, measures, predictions)
             for name in filter(missing.get, missing):
-                with name_failures(run.config, "evaluation"):
-                    row, correct = measure_representation(name, run, split, splits, device, missing[name])
+                row, predicted = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
                 if name == "trained":
-                    store_correct(run, split, correct)
+                    store_predictions(run, split, predicted)
             write_json(run.evaluation_file(split), stored)  # at the end: none of a run with unreadable encoders
     else:
         data.check_finished([run], splits)
-    columns = [*measures, *COLUMNS, *(["draws"] if "probe_paper" in measures else [])]
+    top5 = [one for one in map(name_top5, measures) if any(one in stored[name] for name in names)]
+    columns = [*measures, *top5, *COLUMNS, *(["draws"] if "probe_paper" in measures else [])]
     return pd.DataFrame([stored[name] for name in names], pd.Index(names, name="representation"), columns)
 
 
+@contextmanager
+def open_images(run: Run, splits: datasets.Splits | None, device: str | None) -> Iterator[tuple[datasets.Splits, str]]:
+    """Context manager: the images of a run, and the device on which it is evaluated; within, products have the run's precision.
+    Raises MetaugError if the run is of other data."""
+    device = device or (str(splits.train.labels.device) if splits else pick_device(run.config.device))
+    refuse_surroundings()
+    splits = splits or datasets.load(run.config, device)
+    with arithmetic(run.config.precision), keep_freed_memory(), sources.keep([run.config.own_entries()]):
+        data.check(run, splits.data)
+        with name_failures(run.config, "evaluation"):
+            yield splits, device
+
+
 def find_missing(
-    run: Run, split: str, names: Sequence[str], measures: Sequence[str]
+    run: Run, split: str, names: Sequence[str], measures: Sequence[str], predictions: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
-    """The stored rows by representation, and of each of these names the measures that are not among them."""
+    """The stored rows by representation, and of each of these names the measures that are not among them. predictions: a measure of
+    the trained encoder without stored predictions is missing too."""
     stored = run.evaluation(split)
-    return stored, {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
+    missing = {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
+    if predictions and "trained" in missing:
+        predicted = run.predictions(split).by_measure
+        missing["trained"] = [one for one in measures if one in missing["trained"] or one not in predicted]
+    return stored, missing
 
 
 def check_request(
@@ -274,13 +295,40 @@ def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> N
 
 def measure_representation(
     name: str, run: Run, split: str, splits: datasets.Splits, device: str, measures: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The row of one representation: the mean of its measures over the kept epochs, and what they were measured on. By measure, in
-    which share of the kept epochs each image was classified rightly: (N,) float64 in [0, 1]."""
-    config, draws = run.config, count_draws(device)
+) -> tuple[dict[str, Any], Predictions]:
+    """The row of one representation, the mean of its measures over the kept epochs and what they were measured on; and all
+    predictions."""
+    config, classes = run.config, splits.train.classes
+    by_epoch: list[dict[str, Tensor]] = []
+    labels = torch.zeros(0)
+    for train, test, val, crops in encode_splits(name, run, split, splits, device):
+        predicted = predict(train, test.x, val, len(classes), measures, crops)
+        by_epoch.append({key: ranked.cpu() for key, ranked in predicted.items()})
+        labels = test.y.cpu()
+    shares = [share_correct_by_measure(predicted, labels, len(classes)) for predicted in by_epoch]
+    row = {key: float(torch.stack([one[key] for one in shares]).mean(0).mean()) for key in shares[0]} | {
+        "epochs": len(by_epoch),
+        "n_train": len(splits.train),
+        "n_eval": len(labels),
+        "split": split,
+        "evaluation_version": EVALUATION_VERSION,
+        "method": config.method,
+        "dataset": config.dataset,
+        "seed": config.seed,
+        **({"draws": count_draws(device)} if "probe_paper" in measures else {}),
+    }
+    return row, Predictions({key: torch.cat([one[key] for one in by_epoch]) for key in by_epoch[0]}, labels, classes)
+
+
+def encode_splits(
+    name: str, run: Run, split: str, splits: datasets.Splits, device: str
+) -> Iterator[tuple[Labelled, Labelled, Labelled | None, Callable[[int], Tensor]]]:
+    """One representation, for each kept epoch if it is a trained one: of the training images, the images of the split, and the
+    validation images on which a probe may choose (None: there are none). Last, that of random crops of the training images: the
+    number of a probe's epoch -> (N, D)."""
+    config = run.config
     evaluated = splits.test if split == "test" else splits.val
     assert evaluated is not None
-    rows = []
     for file in run.encoder_files() if name.startswith("trained") else [None]:
         networks, mag = load_networks(config, len(splits.train.classes), file)
         networks = networks.to(device)
@@ -296,26 +344,14 @@ def measure_representation(
             return represent(splits.train, draw).x
 
         val = represent(splits.val) if splits.val is not None and split != "val" else None
-        parts = (represent(splits.train), represent(evaluated), val, len(splits.train.classes))
-        rows.append(measure(*parts, measures, take_in_turn(encode_crops, draws)))
-    correct = {key: torch.stack([row[key].double().cpu() for row in rows]).mean(0) for key in rows[0]}
-    return {key: accuracy(shares) for key, shares in correct.items()} | {
-        "epochs": len(rows),
-        "n_train": len(splits.train),
-        "n_eval": len(evaluated),
-        "split": split,
-        "evaluation_version": EVALUATION_VERSION,
-        "method": config.method,
-        "dataset": config.dataset,
-        "seed": config.seed,
-        **({"draws": draws} if "probe_paper" in measures else {}),
-    }, correct
+        crops = take_in_turn(encode_crops, count_draws(device))
+        yield represent(splits.train), represent(evaluated), val, crops
 
 
-def store_correct(run: Run, split: str, correct: dict[str, Tensor]) -> None:
-    """Write beside what is there which images were classified rightly, by measure. float16 holds 0 and 1, and shares to 0.0005."""
-    shares = {name: values.to(torch.float16) for name, values in correct.items()}
-    write_tensors(run.correct_file(split), run.correct(split) | shares, {})
+def store_predictions(run: Run, split: str, predicted: Predictions) -> None:
+    """Write the predictions of the trained encoder beside those that are there."""
+    together = {**run.predictions(split).by_measure, **predicted.by_measure}
+    write_predictions(run.predictions_file(split), replace(predicted, by_measure=together))
 
 
 def represent_images(

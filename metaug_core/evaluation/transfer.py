@@ -11,10 +11,11 @@ from metaug_core.config import Config
 from metaug_core.data import datasets
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.label_free import measure_label_free
-from metaug_core.evaluation.probes import Labelled, accuracy, measure
+from metaug_core.evaluation.probes import Labelled, predict
 from metaug_core.evaluation.representations import check_request, estimate_bn_stats, interval, represent_images
 from metaug_core.extensions import name_failures
 from metaug_core.runs.encoder import Encoder
+from metaug_core.runs.predictions import share_correct_by_measure
 from metaug_core.runs.store import Run
 from metaug_core.runtime.device import arithmetic, explain_memory, keep_freed_memory, pick_device, refuse_surroundings
 
@@ -45,7 +46,8 @@ def draw_labelled(labels: np.ndarray, count: int, draw: int) -> np.ndarray:
 
 
 def probe_few(train: Labelled, test: Labelled, classes: int, share: float, draw: int) -> dict[str, float]:
-    """Test accuracies in [0, 1] of `probe_fast` and kNN that see a share of the training labels, and how many these are.
+    """Test accuracies in [0, 1] of `probe_fast` and kNN that see a share of the training labels, and how many these are. With at
+    least 6 classes also top-5.
 
     The learning rate is chosen on every tenth of these labels, which are then not trained on. The others are repeated, so that the
     probe takes as many steps as with all labels."""
@@ -54,9 +56,10 @@ def probe_few(train: Labelled, test: Labelled, classes: int, share: float, draw:
     held_out = torch.arange(count, device=train.y.device) % 10 == 0
     rows = (~held_out).nonzero().flatten()
     repeated = few[rows.repeat(-(-len(train.y) // count))]
-    correct = measure(repeated, test, few[held_out], classes, ("probe_fast",))
-    correct |= measure(few, test, None, classes, ("knn",))
-    return {name: accuracy(right) for name, right in correct.items()} | {"labels": count}
+    predicted = predict(repeated, test.x, few[held_out], classes, ("probe_fast",))
+    predicted |= predict(few, test.x, None, classes, ("knn",))
+    shares = share_correct_by_measure(predicted, test.y, classes)
+    return {name: float(share.mean()) for name, share in shares.items()} | {"labels": count}
 
 
 @explain_memory()
@@ -93,7 +96,7 @@ def transfer(
                 )
                 for share in shares:
                     readings = [probe_few(train, test, classes, share, n) for n in range(DRAWS if share < 1 else 1)]
-                    for measured in ("probe_fast", "knn"):
+                    for measured in [one for one in readings[0] if one != "labels"]:
                         note(name, measured, int(readings[0]["labels"]), [reading[measured] for reading in readings])
                 for measured, value in measure_label_free(encoder, train.x, splits.train).items():
                     note(name, measured, 0, [value])

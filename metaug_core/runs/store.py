@@ -1,8 +1,8 @@
 """A run's folder: what is in it, how it is begun, and how it is found again. How its files are written is in `files`.
 
     config.json  environment.json  data.json  metrics.jsonl  similarities.jsonl  timing.jsonl  checkpoint.safetensors
-    encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json  correct-test.safetensors
-    the executed notebook  figures/
+    encoders/epoch-0006.safetensors  finished.json or failed.json  evaluation-test.json
+    predictions-test.safetensors  the executed notebook  figures/
 
 A run that is not finished also has checkpoint-before.safetensors, its last checkpoint but one. metrics.jsonl holds only what the
 same request gives again; wall times stand apart in timing.jsonl.
@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # torch and pandas are imported where they are needed: a list
     from torch import Tensor
 
     from metaug_core.runs.encoder import Encoder
+    from metaug_core.runs.predictions import Predictions
 
 STOP_REQUEST = "stop.request"
 # A folder with one of these is a run.
@@ -152,14 +153,26 @@ class Run:
         """What `evaluation_file` holds that was measured by this evaluation version."""
         return read_evaluation(self.evaluation_file(split))
 
-    def correct_file(self, split: str = "test") -> Path:
-        """Where `evaluate` stores which images the trained encoder classifies rightly."""
-        return self.path / f"correct-{split}.safetensors"
+    def predictions_file(self, split: str = "test") -> Path:
+        """Where `evaluate` stores what the measures of the trained encoder take each image for."""
+        return self.path / f"predictions-{split}.safetensors"
+
+    def predictions(self, split: str = "test") -> "Predictions":
+        """What the measures of the trained encoder take each image of a split for, as far as this evaluation version stored it.
+        Raises StoreError."""
+        from metaug_core.runs.predictions import read_predictions
+
+        return read_predictions(self.predictions_file(split))
 
     def correct(self, split: str = "test") -> "dict[str, Tensor]":
         """By measure, which images of a split the trained encoder classifies rightly: (N,) float16 in [0, 1], a share where the
-        measure averages. {} for a run that was evaluated before these were stored. Raises StoreError."""
-        return read_tensors(self.correct_file(split))[0] if self.correct_file(split).exists() else {}
+        measure averages. From `predictions`, or from a file of before these were stored; {} where there is neither. Raises
+        StoreError."""
+        from metaug_core.runs.predictions import share_correct
+
+        before, stored = self.path / f"correct-{split}.safetensors", self.predictions(split)
+        now = {name: share_correct(ranked, stored.labels).half() for name, ranked in stored.by_measure.items()}
+        return (read_tensors(before)[0] if before.exists() else {}) | now
 
     @contextmanager
     def lock(self) -> Iterator[None]:

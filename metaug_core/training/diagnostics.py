@@ -13,6 +13,7 @@ from metaug_core.networks.memory import copy_module
 from metaug_core.objectives.losses import alignment, effective_rank, uniformity
 from metaug_core.objectives.margins import margins
 from metaug_core.objectives.similarity import similarity
+from metaug_core.runs.predictions import accuracy
 from metaug_core.training.state import TrainState
 
 BINS = 50  # of a histogram over [0, 1]
@@ -85,4 +86,4 @@ def knn_monitor(s: TrainState, splits: Splits) -> float | None:
         networks = copy_module(networks)
         representations.estimate_bn_stats(networks, splits.train, s.config)
     h_train, h_val = (representations.features(networks, images, s.config) for images in (train, val))
-    return probes.accuracy(probes.knn(h_train, train.labels, h_val, val.labels, len(train.classes)))
+    return accuracy(probes.predict_knn(h_train, train.labels, h_val, len(train.classes)), val.labels)

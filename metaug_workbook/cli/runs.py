@@ -144,12 +144,19 @@ def find_latest(runs_dir: Path) -> Path:
 
 
 def format_accuracies(run: Any) -> str:
-    """Accuracies in percent on the test split, as text."""
+    """Accuracies in percent on the test split, as text; top-5 where it is stored."""
+    from metaug_core.runs.predictions import name_top5
+
     stored = run.evaluation()
-    lines = [f"{'test accuracy (%)':<20}" + "".join(f"{head:>14}" for head in MEASURES.values())]
-    for name in ("trained", "trained, z and z~", "untrained", "raw pixels"):
-        if name in stored:
-            values = [stored[name].get(measure) for measure in MEASURES]
+    top5 = {name_top5(measure): head for measure, head in MEASURES.items()}
+    lines = []
+    for title, measures in (("test accuracy (%)", MEASURES), ("top-5 (%)", top5)):
+        rows = [name for name in ("trained", "trained, z and z~", "untrained", "raw pixels")
+                if any(measure in stored.get(name, {}) for measure in measures)]  # fmt: skip
+        if rows:
+            lines.append(f"{title:<20}" + "".join(f"{head:>14}" for head in measures.values()))
+        for name in rows:
+            values = [stored[name].get(measure) for measure in measures]
             lines.append(f"{name:<20}" + "".join(f"{'-' if v is None else f'{100 * v:.1f}':>14}" for v in values))
     return "\n".join(lines)
 

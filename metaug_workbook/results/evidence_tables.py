@@ -31,6 +31,7 @@ from metaug_core.runs.store import Run
 from metaug_core.runtime.device import pick_device
 from metaug_workbook.results import tables
 from metaug_workbook.results.evidence import EXPERIMENTS, Experiment, Table
+from metaug_workbook.results.spread import estimate_sampling
 
 FOLDER = HOME / "figures" / "data"
 MEASURE, MEASURES = "probe_plain", ("probe_plain", "knn")
@@ -333,6 +334,4 @@ def split_spread(table: Table, arm: str, bits: Mapping[str, np.ndarray]) -> tupl
     shares, n = share_correct(rows, bits), len(rows)
     if arm not in shares or n < 2:
         return float("nan"), float("nan")
-    p = shares[arm]
-    sampling = (p * (1 - p)).mean() * n / (n - 1) / len(p)  # unbiased: p is itself a mean over n seeds
-    return 100 * float(rows["accuracy"].std()), 100 * float(sampling**0.5)
+    return 100 * float(rows["accuracy"].std()), 100 * estimate_sampling(shares[arm], n)

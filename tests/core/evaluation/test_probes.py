@@ -5,6 +5,7 @@ import math
 import shutil
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,13 +21,13 @@ from metaug_core.evaluation.probes import (
     PLAIN_PROBES,
     Labelled,
     Probe,
-    accuracy,
-    average_late_epochs,
-    find_correct,
-    knn,
     linear_probe,
-    measure,
+    predict,
+    predict_knn,
+    predict_late_epochs,
+    predict_linear,
     probe_linear,
+    rank,
 )
 from metaug_core.evaluation.representations import (
     estimate_bn_stats,
@@ -37,7 +38,9 @@ from metaug_core.evaluation.representations import (
     load_networks,
     over_seeds,
 )
+from metaug_core.runs import predictions
 from metaug_core.runs.files import read_tensors, write_tensors
+from metaug_core.runs.predictions import accuracy, find_correct, share_correct
 from metaug_core.training import diagnostics, state
 from metaug_core.views.augmentation import plain, split
 
@@ -68,21 +71,56 @@ def test_knn_by_hand(count):
     train, test, labels = normal(count, 5), normal(40, 5, seed=1), classes(count)
     predicted = torch.tensor(knn_literal(train, labels, test, 3))
     truth = classes(40, seed=3)
-    assert torch.equal(knn(train, labels, test, truth, 3), predicted == truth)
-    assert accuracy(knn(train, labels, test, truth, 3)) == pytest.approx(int((predicted == truth).sum()) / 40)
+    ranked = predict_knn(train, labels, test, 3)
+    assert torch.equal(ranked[0, :, 0], predicted.int())
+    assert accuracy(ranked, truth) == pytest.approx(int((predicted == truth).sum()) / 40)
 
 
 def test_knn_weighs_near_neighbours_more():
     train = torch.tensor([[1.0, 0.0], *[[0.6, 0.8]] * 3])
     labels = torch.tensor([1, 0, 0, 0])
-    assert knn(train, labels, torch.tensor([[3.0, 0.0]]), torch.tensor([1]), 2).tolist() == [True]
+    assert predict_knn(train, labels, torch.tensor([[3.0, 0.0]]), 2).tolist() == [[[1, 0]]]
 
 
 def test_knn_of_more_rows_than_fit_at_once():
     train, labels = normal(90, 4), classes(90)
-    test, truth = normal(1100, 4, seed=2), classes(1100, seed=4)
-    parts = [knn(train, labels, test[n : n + 100], truth[n : n + 100], 3) for n in range(0, 1100, 100)]
-    assert torch.equal(knn(train, labels, test, truth, 3), torch.cat(parts))
+    test = normal(1100, 4, seed=2)
+    parts = [predict_knn(train, labels, test[n : n + 100], 3) for n in range(0, 1100, 100)]
+    assert torch.equal(predict_knn(train, labels, test, 3), torch.cat(parts, 1))
+
+
+def test_knn_over_k_and_its_top_5_by_hand():
+    """In float64, one neighbour after the other; a class without a vote is none of the five, however few are left."""
+    train, test, labels = normal(60, 4), normal(50, 4, seed=1), classes(60, kinds=8)
+    truth, counts = classes(50, seed=3, kinds=8), (1, 3, 20, 60)
+    ranked = predict_knn(train, labels, test, 8, counts)
+    assert ranked.shape == (4, 50, 5)
+    for k, of_k in zip(counts, ranked, strict=True):
+        right = {1: 0, 5: 0}
+        for x, y, predicted in zip(test.double(), truth.tolist(), of_k.tolist(), strict=True):
+            cosine = [float(x @ t / (x.norm() * t.norm())) for t in train.double()]
+            votes = dict.fromkeys(range(8), 0.0)
+            for i in sorted(range(60), key=lambda i: -cosine[i])[:k]:
+                votes[int(labels[i])] += math.exp(cosine[i] / 0.07)
+            voted = sorted((kind for kind in votes if votes[kind]), key=lambda kind: -votes[kind])[:5]
+            assert predicted == voted + [-1] * (5 - len(voted))
+            right[1] += y in voted[:1]
+            right[5] += y in voted
+        assert accuracy(of_k[None], truth) == right[1] / 50
+        assert accuracy(of_k[None], truth, top=5) == right[5] / 50
+    assert accuracy(ranked[:1], truth) == accuracy(ranked[:1], truth, top=5)  # one neighbour has one vote
+    assert torch.equal(ranked[2:3], predict_knn(train, labels, test, 8))
+
+
+def test_top_5_by_hand():
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.0], [2.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0]])
+    assert rank(scores).tolist() == [[1, 3, 5, 2, 4], [0, 1, 2, 3, 4]]  # of equal ones the first, as argmax has it
+    labels = torch.tensor([4, 5])
+    assert find_correct(rank(scores), labels, 5).tolist() == [True, False]
+    twice = torch.stack([rank(scores), rank(-scores)])  # two classifiers, of which the second puts the last first
+    assert share_correct(twice, labels, 5).tolist() == [1, 0.5]
+    assert accuracy(twice, torch.tensor([6, 0])) == 0.5
+    assert rank(scores[:, :3]).shape == (2, 3)
 
 
 # --- linear probe
@@ -111,7 +149,7 @@ def test_linear_probe_is_sgd_with_momentum(milestones):
             optimiser.step()
     torch.testing.assert_close(weight[0], layer.weight.T.detach(), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(bias[0, 0], layer.bias.detach(), rtol=1e-5, atol=1e-7)
-    assert torch.equal(find_correct(x, y, weight, bias)[0], layer(x).argmax(1) == y)
+    assert torch.equal(predict_linear(x, weight, bias)[0], layer(x).argsort(1, descending=True).int())
 
 
 def test_learning_rates_side_by_side_are_each_alone():
@@ -144,13 +182,13 @@ def test_the_probe_of_the_cmc_line_on_new_features_in_every_epoch():
         schedule.step()
         accuracies.append(float((layer(test.x).argmax(1) == test.y).double().mean()))
     late = sum(accuracies[40:]) / 20
-    shares = average_late_epochs(CMC, lambda epoch: draws[epoch % 4], y, test, 3)
-    assert accuracy(shares) == pytest.approx(late, abs=1e-7)
-    assert torch.equal((20 * shares).round(), 20 * shares)  # of 20 epochs each
+    ranked = predict_late_epochs(CMC, lambda epoch: draws[epoch % 4], y, test.x, 3)
+    assert ranked.shape == (20, 2000, 3)
+    assert accuracy(ranked, test.y) == pytest.approx(late, abs=1e-7)
     assert len({late, accuracies[-1], sum(accuracies) / 60}) == 3  # the last epoch, or the mean over all, would be seen
-    measured = measure(Labelled(draws[0], y), test, None, 3, ("probe_paper",), lambda epoch: draws[epoch % 4])
+    measured = predict(Labelled(draws[0], y), test.x, None, 3, ("probe_paper",), lambda epoch: draws[epoch % 4])
     assert measured.keys() == {"probe_paper"}
-    assert torch.equal(measured["probe_paper"], shares)
+    assert torch.equal(measured["probe_paper"], ranked)
 
 
 def test_the_rates_of_the_cmc_line():
@@ -176,14 +214,18 @@ def test_standardisation_uses_training_statistics_only(monkeypatch):
     )
     train, test, val = separable(300, 0, 5, 3), separable(100, 1, 900, 3), separable(100, 2, 5, 3)
     probe = Probe((0.01, 0.1), 3, (), standardise=True)
-    probe_linear(probe, train, test, val, 3)
+    probe_linear(probe, train, test.x, val, 3)
     torch.testing.assert_close(inputs[0], (train.x - train.x.mean(0)) / train.x.std(0))
-    one = accuracy(probe_linear(probe, train, separable(100, 1, 5, 3), val, 3))
+    one = accuracy(probe_linear(probe, train, separable(100, 1, 5, 3).x, val, 3), test.y)
     assert one > 0.95
-    assert accuracy(probe_linear(probe, train, test, val, 3)) < one  # the test split's own mean is not taken away
+    assert (
+        accuracy(probe_linear(probe, train, test.x, val, 3), test.y) < one
+    )  # the test split's own mean is not taken away
     constant = Labelled(torch.cat([train.x, torch.ones(300, 1)], 1), train.y)
     wider = Labelled(torch.cat([val.x, torch.ones(100, 1)], 1), val.y)
-    assert accuracy(probe_linear(probe, constant, wider, wider, 3)) > 0.95  # a constant feature is no division by 0
+    assert (
+        accuracy(probe_linear(probe, constant, wider.x, wider, 3), val.y) > 0.95
+    )  # a constant feature is no division by 0
 
 
 def test_the_learning_rate_is_chosen_on_val_not_on_test():
@@ -194,14 +236,14 @@ def test_the_learning_rate_is_chosen_on_val_not_on_test():
     weight, bias = linear_probe(train.x, train.y, 3, probe)
     weight[1].neg_()  # the second is always wrong
     bias[1].neg_()
-    of_test = [accuracy(correct) for correct in find_correct(test.x, test.y, weight, bias)]
+    of_test = [accuracy(ranked[None], test.y) for ranked in predict_linear(test.x, weight, bias)]
     assert of_test[0] > of_test[1] + 0.3
     for number in range(2):
         labels = (val.x @ weight[number] + bias[number]).argmax(1)  # what this classifier says is right
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("metaug_core.evaluation.probes.linear_probe", lambda *_: (weight, bias))
-            accuracy_of_choice = accuracy(probe_linear(probe, train, test, Labelled(val.x, labels), 3))
-        assert accuracy_of_choice == pytest.approx(of_test[number])
+            choice = probe_linear(probe, train, test.x, Labelled(val.x, labels), 3)
+        assert accuracy(choice, test.y) == pytest.approx(of_test[number])
 
 
 def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
@@ -209,10 +251,11 @@ def test_without_val_every_tenth_training_image_is_held_out(monkeypatch):
     monkeypatch.setattr(
         "metaug_core.evaluation.probes.linear_probe", lambda x, *rest: sizes.append(len(x)) or linear_probe(x, *rest)
     )
-    correct = measure(separable(300, 0), separable(100, 1), None, 3)
+    test = separable(100, 1)
+    predicted = predict(separable(300, 0), test.x, None, 3)
     assert sizes == [300, 270]  # probe_plain has nothing to choose
-    assert correct.keys() == {"probe_plain", "probe_fast", "knn"}
-    assert min(map(accuracy, correct.values())) > 0.95
+    assert predicted.keys() == {"probe_plain", "probe_fast", "knn"}
+    assert min(accuracy(ranked, test.y) for ranked in predicted.values()) > 0.95
 
 
 # --- over seeds
@@ -292,9 +335,9 @@ def test_the_trained_row_is_the_mean_over_the_kept_epochs(run):
         train, test, val = (
             Labelled(features(networks, s, run.config), s.labels) for s in (splits.train, splits.test, splits.val)
         )
-        accuracies.append(measure(train, test, val, 4))
+        accuracies.append({one: accuracy(ranked, test.y) for one, ranked in predict(train, test.x, val, 4).items()})
     for name in ("probe_plain", "probe_fast", "knn"):
-        mean = sum(accuracy(correct[name]) for correct in accuracies) / 2
+        mean = sum(by_measure[name] for by_measure in accuracies) / 2
         assert evaluate(run).loc["trained", name] == pytest.approx(mean)
 
 
@@ -326,11 +369,10 @@ def test_probe_paper_of_a_run_is_trained_on_its_crops_and_averaged_over_encoders
 
         for name, represent in zip(means, (h, both), strict=True):
             draws = [represent(splits.train, number) for number in range(10)]
-            test = Labelled(represent(splits.test), splits.test.labels)
-            shares = average_late_epochs(
-                CMC, lambda epoch, draws=draws: draws[epoch % 10], splits.train.labels, test, 4
+            ranked = predict_late_epochs(
+                CMC, lambda epoch, draws=draws: draws[epoch % 10], splits.train.labels, represent(splits.test), 4
             )
-            means[name] += accuracy(shares) / 2
+            means[name] += accuracy(ranked, splits.test.labels) / 2
     table = evaluate(run, augmented=True, measures=("probe_paper",), representations=("trained",))
     assert table["probe_paper"].to_dict() == pytest.approx(means)
 
@@ -465,7 +507,9 @@ def test_z_tilde_at_evaluation_is_the_function_that_was_trained(tiny, monkeypatc
     run = fit(tiny(schedule=schedule, epochs=8, mag_lr=0.01), lambda progress: None)
     splits, measured = datasets.load(run.config), []
     monkeypatch.setattr(
-        representations, "measure", lambda train, *rest: measured.append(train.x) or {"knn": torch.zeros(1)}
+        representations,
+        "predict",
+        lambda train, test, *rest: measured.append(train.x) or {"knn": torch.zeros(1, len(test), 1)},
     )
     evaluate(run, augmented=True, splits=splits, measures=("knn",), representations=())
     z, augmented = measured[0].unflatten(1, (2, 2, 8)).permute(1, 2, 0, 3)  # z or z~, view, image
@@ -512,7 +556,7 @@ def test_the_first_knn_reading_is_of_settled_statistics_and_changes_nothing(tiny
     assert torch.equal(s.random, drawn)
     estimate_bn_stats(s.networks, splits.train, config)
     train, val = (features(s.networks, images, config) for images in (splits.train, splits.val))
-    assert monitored == accuracy(knn(train, splits.train.labels, val, splits.val.labels, 4))
+    assert monitored == accuracy(predict_knn(train, splits.train.labels, val, 4), splits.val.labels)
 
 
 @pytest.mark.slow
@@ -526,14 +570,99 @@ def test_the_first_knn_reading_of_a_run_is_the_untrained_floor(tiny):
     assert readings == floors
 
 
-def test_which_images_are_right_is_stored_beside_the_accuracies(run):
+def test_predictions_are_stored_beside_the_accuracies(run):
     table = evaluate(run, measures=("probe_plain",), representations=("untrained", "trained"))
-    first = run.correct()["probe_plain"]
+    first = run.predictions().by_measure["probe_plain"]
     evaluate(run, measures=("knn",), representations=("trained",))
-    correct = run.correct()
-    assert torch.equal(correct["probe_plain"], first)
-    assert set(first.tolist()) == {0.0, 0.5, 1.0}  # two encoders are kept
-    for measure_name, shares in correct.items():
-        stored = run.evaluation()["trained"][measure_name]
-        assert float(shares.double().mean()) == pytest.approx(stored)
+    stored = run.predictions()
+    assert torch.equal(stored.by_measure["probe_plain"], first)
+    assert first.shape == (2, 60, 4)  # two encoders are kept
+    assert torch.equal(stored.labels, datasets.load(run.config).test.labels.int())
+    assert stored.classes == ("0", "1", "2", "3")
+    for name, shares in run.correct().items():
+        assert set(shares.tolist()) <= {0.0, 0.5, 1.0} or name == "probe_paper"
+        assert float(shares.double().mean()) == pytest.approx(run.evaluation()["trained"][name], abs=1e-3)
     assert table.loc["trained", "probe_plain"] != table.loc["untrained", "probe_plain"]
+    assert "probe_plain_top5" not in table  # of four classes one of five is always right
+
+
+@pytest.fixture(scope="module")
+def of_seven(tmp_path_factory):
+    """A run whose data set has seven classes, the class in the brightness."""
+    from tiny import TINY
+
+    from metaug_core import DATASETS, Config
+
+    def draw(count, seed):
+        random = np.random.RandomState(seed)
+        labels = np.arange(count) % 7
+        return (random.randint(0, 60, (count, 3, 16, 16)) + 25 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    DATASETS["seven"] = lambda config: (*draw(140, 0), *draw(70, 1), [f"class {number}" for number in range(7)])
+    runs_dir = tmp_path_factory.mktemp("runs")
+    return fit(Config(**{**TINY, "dataset": "seven", "epochs": 1, "runs_dir": runs_dir}), lambda progress: None)
+
+
+def test_top_5_of_a_run_is_what_its_predictions_say(of_seven):
+    table = evaluate(of_seven, representations=("untrained", "trained"))
+    stored = of_seven.predictions()
+    for name, ranked in stored.by_measure.items():
+        right = [label in classes for label, classes in zip(stored.labels.tolist(), ranked[0].tolist(), strict=True)]
+        assert table.loc["trained", f"{name}_top5"] == sum(right) / 70
+        assert table.loc["trained", name] <= table.loc["trained", f"{name}_top5"]
+    assert table.loc["untrained", "probe_fast_top5"] >= table.loc["untrained", "probe_fast"]
+
+
+def test_an_evaluation_of_before_predictions_is_read_and_completed_where_that_is_wanted(
+    of_seven, tmp_path, monkeypatch
+):
+    evaluate(of_seven)
+    shutil.copytree(of_seven.path, tmp_path / of_seven.path.name)
+    old = open_run(tmp_path / of_seven.path.name, tmp_path)
+    rows = {name: {k: v for k, v in row.items() if "top5" not in k} for name, row in old.evaluation().items()}
+    old.evaluation_file().write_text(json.dumps(rows))
+    right = old.correct()
+    write_tensors(old.path / "correct-test.safetensors", right, {})
+    old.predictions_file().unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "load", lambda *_: pytest.fail("it measures again"))
+        table = evaluate(old)
+        assert not old.predictions().by_measure
+        assert {name: one.tolist() for name, one in old.correct().items()} == {n: r.tolist() for n, r in right.items()}
+    assert "knn_top5" not in table
+    completed = evaluate(old, predictions=True)
+    pd.testing.assert_frame_equal(completed[table.columns], table)
+    assert completed.loc["trained"].equals(evaluate(of_seven).loc["trained"])
+    assert completed["knn_top5"].isna().tolist() == [True, True, False]  # the others have no predictions to complete
+    assert old.predictions().by_measure.keys() == of_seven.predictions().by_measure.keys()
+
+
+def test_predictions_of_another_version_or_damaged(of_seven, tmp_path, monkeypatch):
+    evaluate(of_seven, measures=("knn",))
+    shutil.copytree(of_seven.path, tmp_path / of_seven.path.name)
+    copied = open_run(tmp_path / of_seven.path.name, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(predictions, "EVALUATION_VERSION", 99)
+        assert not copied.predictions().by_measure
+    content = copied.predictions_file().read_bytes()
+    copied.predictions_file().write_bytes(content[:-4] + b"torn")
+    with pytest.raises(MetaugError, match="damaged .*; remove it, and the run is evaluated again$"):
+        evaluate(copied, predictions=True)
+    write_tensors(copied.predictions_file(), {"labels": torch.zeros(70, dtype=torch.int32)}, {"classes": []})
+    with pytest.raises(MetaugError, match="more classes than it names; remove it"):
+        copied.predictions()
+    copied.predictions_file().unlink()
+    assert evaluate(copied, predictions=True).loc["trained", "knn"] == of_seven.evaluation()["trained"]["knn"]
+
+
+def test_what_is_killed_before_it_is_written_is_measured_again(of_seven, tmp_path):
+    """Predictions are there and accuracies are not: the next call gives both, the same."""
+    whole = evaluate(of_seven)
+    shutil.copytree(of_seven.path, tmp_path / of_seven.path.name)
+    copied = open_run(tmp_path / of_seven.path.name, tmp_path)
+    copied.evaluation_file().unlink()
+    pd.testing.assert_frame_equal(evaluate(copied), whole)
+    before, after = (one.predictions().by_measure for one in (of_seven, copied))
+    assert {name: ranked.tolist() for name, ranked in after.items()} == {
+        name: ranked.tolist() for name, ranked in before.items()
+    }

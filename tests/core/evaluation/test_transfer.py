@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metaug_core import MetaugError, evaluate, fit
-from metaug_core.evaluation.probes import Labelled, measure
+from metaug_core.evaluation.probes import Labelled, predict
 from metaug_core.evaluation.transfer import choose_images, draw_labelled, probe_few, transfer
 
 
@@ -28,10 +28,10 @@ def test_draws_of_labelled_images_have_each_class_and_differ():
 def test_all_labels_are_a_probe_whose_rate_is_chosen_on_a_tenth_of_them():
     train, test = clusters(200, 0, 0.6), clusters(300, 1, 0.6)
     held_out = torch.arange(200) % 10 == 0
-    known = measure(train[~held_out], test, train[held_out], 4, ("probe_fast",)) | measure(
-        train, test, None, 4, ("knn",)
+    known = predict(train[~held_out], test.x, train[held_out], 4, ("probe_fast",)) | predict(
+        train, test.x, None, 4, ("knn",)
     )
-    accuracies = {name: torch.as_tensor(value, dtype=torch.float64).mean().item() for name, value in known.items()}
+    accuracies = {name: (ranked[0, :, 0] == test.y).double().mean().item() for name, ranked in known.items()}
     assert probe_few(train, test, 4, 1.0, 0) == accuracies | {"labels": 200}
 
 

@@ -23,7 +23,7 @@ from metaug_core.registry import METHODS
 from metaug_core.runs.files import StoreError
 from metaug_core.views.augmentation import split
 from metaug_workbook import notebook
-from metaug_workbook.plots import features, image_grids, style, training
+from metaug_workbook.plots import confusion, features, image_grids, style, training
 
 METRICS = pd.DataFrame(
     {
@@ -385,3 +385,60 @@ def test_the_curves_of_a_live_view_are_a_png():
         "1 h 00 min",
         "2 h 05 min",
     ]
+
+
+# --- how a measure errs
+
+
+def test_confusions_are_drawn_in_percent_beside_the_accuracy_of_each_row():
+    names = ["cat", "dog", "$owl", "none"]
+    counts = pd.DataFrame(
+        [[6.0, 4, 0, 0], [2, 8, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]], pd.Index(names, name="class"), names
+    )
+    figure = confusion.draw_confusions(counts)
+    heat, right = figure.axes[:2]
+    drawn = [tick.get_text() for tick in heat.get_yticklabels()]
+    assert drawn == [tick.get_text() for tick in heat.get_xticklabels()]
+    assert sorted(drawn) == sorted(["cat", "dog", r"\$owl"])  # none has no images
+    numbers = {(drawn[round(t.get_position()[1])], drawn[round(t.get_position()[0])]): t.get_text() for t in heat.texts}
+    assert numbers == {("cat", "cat"): "60", ("cat", "dog"): "40", ("dog", "cat"): "20", ("dog", "dog"): "80",
+                       (r"\$owl", r"\$owl"): "100"}  # fmt: skip
+    points = right.lines[0]
+    assert dict(zip(map(drawn.__getitem__, points.get_ydata()), points.get_xdata(), strict=True)) == pytest.approx(
+        {"cat": 60, "dog": 80, r"\$owl": 100}
+    )
+    assert right.get_title(loc="left") == "mean 76.0 %"
+    plt.close(figure)
+
+
+def test_of_many_classes_the_least_accurate_hundred_are_drawn():
+    names = [f"class {number}" for number in range(103)]
+    counts = pd.DataFrame(np.full((103, 103), 0.1), names, names)
+    for number in range(103):
+        counts.iloc[number, number] = 110 - number
+    figure = confusion.draw_confusions(counts)
+    heat = figure.axes[0]
+    assert {tick.get_text() for tick in heat.get_yticklabels()} == set(names[3:])
+    assert "the 100 least accurate of 103 classes" in heat.get_title(loc="left")
+    assert not heat.texts
+    figure.canvas.draw()
+    boxes = [tick.get_window_extent() for tick in heat.get_yticklabels()]
+    assert all(below.y1 <= above.y0 + 1 for above, below in itertools.pairwise(boxes))  # names do not overlap
+    plt.close(figure)
+
+
+def test_knn_over_k_marks_the_reported_k(ax):
+    table = pd.DataFrame(
+        {
+            "representation": ["untrained"] * 2 + ["trained"] * 2,
+            "k": [1, 20] * 2,
+            "knn": [0.2, 0.3, 0.5, 0.6],
+            "n_eval": 9,
+        }
+    )
+    assert confusion.draw_neighbour_counts(table, ax) is ax
+    assert line(ax, "trained").get_ydata().tolist() == [50, 60]
+    assert line(ax, "untrained").get_ydata().tolist() == [20, 30]
+    assert set(line(ax, "k = 20, reported").get_xdata()) == {20}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "20"]
+    assert "n = 9 images" in caption(ax)

@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from metaug_core import MetaugError, evaluate, fit
 from metaug_core.evaluation import probes
@@ -14,7 +15,7 @@ from metaug_core.runs.files import StoreError
 from metaug_core.training.progress import silent
 from metaug_workbook import notebook
 from metaug_workbook.jobs import runner
-from metaug_workbook.results import tables
+from metaug_workbook.results import spread, tables
 
 
 def quick(configs, **options):
@@ -263,3 +264,32 @@ def test_a_table_for_a_reader_has_numbers_as_one_writes_them():
 
 def test_a_table_for_a_reader_may_be_empty():
     assert tables.format_table(pd.DataFrame({"accuracy": []})).empty
+
+
+# --- where an accuracy varies
+def test_the_interval_of_a_standard_deviation_is_that_of_chi_squared():
+    values = [0.5, 0.52, 0.47, 0.53, 0.51]
+    deviation, low, high = spread.estimate_deviation(values)
+    mean = sum(values) / 5
+    assert deviation == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in values) / 4))
+    squares = sum((value - mean) ** 2 for value in values)
+    assert low == pytest.approx(math.sqrt(squares / stats.chi2.ppf(0.975, 4)))
+    assert high == pytest.approx(math.sqrt(squares / stats.chi2.ppf(0.025, 4)))
+    assert all(map(math.isnan, spread.estimate_deviation([0.5])))
+
+
+def test_spread_by_source_in_points(tiny):
+    runs = [fit(tiny(seed=seed, epochs=1), silent) for seed in range(2)]
+    by_seed = pd.DataFrame({"accuracy": [0.5, 0.52]})
+    evaluate(runs[0], representations=("trained",))
+    alone = spread.tabulate_spread(runs[0], by_seed)
+    assert alone["n"].tolist() == [2, 1, 1]
+    assert alone["deviation"].isna().tolist() == [False, True, True]
+    rows = [evaluate(run, representations=("trained",)).loc["trained"] for run in runs]
+    table = spread.tabulate_spread(runs[1], by_seed)
+    assert table["n"].tolist() == [2, 2, 2]
+    first, second = (row["probe_plain"] for row in rows)
+    images = sum(a != b for a, b in zip(*(run.correct()["probe_plain"].tolist() for run in runs), strict=True))
+    sampling = math.sqrt(2 * 0.25 * images / 60 / 60)  # an image that one of two runs has right: p (1 - p) = 1/4
+    expected = [math.sqrt(0.0002), abs(first - second) / math.sqrt(2), sampling]
+    assert table["deviation"].tolist() == pytest.approx([100 * value for value in expected])
