@@ -210,6 +210,15 @@ def format_estimate(
     return f"{round(scale * mean, places) + 0.0:{sign}.{places}f}{half} (n = {n:.0f})"  # + 0.0: no -0.0
 
 
+def format_over_seeds(summary: pd.DataFrame) -> pd.DataFrame:
+    """`representations.over_seeds` for a reader: a row for each representation, a column for each measure, in percent
+    (`format_estimate`)."""
+    cells = [format_estimate(row["mean"], row["half_width"], row["n"]) for row in summary.to_dict("records")]
+    wide = summary.assign(cell=cells).pivot(index="representation", columns="measure", values="cell")
+    order = [list(dict.fromkeys(summary[name])) for name in ("representation", "measure")]
+    return wide.reindex(index=order[0], columns=order[1]).rename(columns=LABELS).rename_axis(columns=None)
+
+
 def format_number(value: Any, digits: int = 4) -> str:
     """A cell of a table as one writes it: `0.573`, `1e-13`, `1,998`, parts of a tuple with commas, `–` for what is missing."""
     if isinstance(value, tuple):

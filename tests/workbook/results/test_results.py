@@ -9,7 +9,7 @@ from scipy import stats
 
 from metaug_core import MetaugError, evaluate, fit
 from metaug_core.evaluation import probes
-from metaug_core.evaluation.representations import AUGMENTED
+from metaug_core.evaluation.representations import AUGMENTED, over_seeds
 from metaug_core.runs import files, store
 from metaug_core.runs.files import StoreError
 from metaug_core.training.progress import silent
@@ -293,3 +293,16 @@ def test_spread_by_source_in_points(tiny):
     sampling = math.sqrt(2 * 0.25 * images / 60 / 60)  # an image that one of two runs has right: p (1 - p) = 1/4
     expected = [math.sqrt(0.0002), abs(first - second) / math.sqrt(2), sampling]
     assert table["deviation"].tolist() == pytest.approx([100 * value for value in expected])
+
+
+def test_a_table_over_seeds_is_written_in_percent_with_intervals():
+    found = [
+        pd.DataFrame({"representation": ["trained", "untrained"], "seed": seed, "probe_plain": plain, "knn": knn})
+        for seed, plain, knn in ((0, [0.5, 0.25], [0.4, 0.2]), (1, [0.7, 0.25], [0.4, 0.3]))
+    ]
+    shown = tables.format_over_seeds(over_seeds([one.set_index("representation") for one in found]))
+    assert list(shown.index) == ["trained", "untrained"]
+    assert list(shown.columns) == ["linear probe (plain images)", "kNN"]
+    assert shown.loc["trained"].tolist() == ["60.0 ± 127.1 (n = 2)", "40.0 ± 0.0 (n = 2)"]  # t = 12.706, sd 0.1414
+    alone = tables.format_over_seeds(over_seeds([found[0].set_index("representation")]))
+    assert alone.loc["untrained"].tolist() == ["25.0 (n = 1)", "20.0 (n = 1)"]
