@@ -26,7 +26,7 @@ def write_features(images: int = 32) -> dict[str, Any]:
     """Features of the default run, in thousandths, so that the page stays small."""
     run = fit(preset("quick", seed=0))
     z, augmented = ((1000 * part[:, :images]).round().int().tolist() for part in embed_run(run))
-    return {"source": f"{images} training images of the default run on shapes, seed 0", "z": z, "augmented": augmented}
+    return {"source": "training images of the default run on shapes, seed 0", "z": z, "augmented": augmented}
 
 
 def write_frames(inner_lr: float, alpha: float) -> dict[str, Any]:

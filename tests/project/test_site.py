@@ -318,3 +318,31 @@ def test_no_page_scrolls_sideways_on_a_phone(browser, site, pages):
         page.goto((site / "notebooks" / "03_similarity_histograms.html").as_uri())
         page.locator("a.large").first.click()
         assert page.locator("dialog.large img").bounding_box()["width"] > 800
+
+
+@pytest.mark.browser
+@NEEDS_CHROME
+def test_a_finger_drags_the_pair_and_scrolls_the_page_beside_it(browser, site):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with closing(browser.context.browser.new_page(**phone)) as page:
+        page.goto((site / "notebooks" / "00_walkthrough.html").as_uri())
+        box = page.locator(".explorer").first
+        box.evaluate("box => scrollTo(0, box.getBoundingClientRect().top + scrollY - 100)")
+        handle, map_ = box.locator(".handle").first.bounding_box(), box.locator("svg").first.bounding_box()
+        width = float(box.locator("svg clipPath rect").first.get_attribute("width"))
+        touch = page.context.new_cdp_session(page)
+
+        def move(x, y, right, down):
+            touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+            for share in (0.25, 0.5, 0.75, 1):
+                points = [{"x": x + share * right, "y": y + share * down}]
+                touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": points})
+            touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+        at = page.evaluate("scrollY")
+        move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2, -width / 2, 0)
+        wait_for(box.locator(".explorer-sentence"), "The pair d⁺ = 0.30, d⁻ = 0.60.")
+        assert page.evaluate("scrollY") == at
+        move(map_["x"] + 60, map_["y"] + 60, 0, -60)
+        page.wait_for_function(f"scrollY > {at} + 20")
+        wait_for(box.locator(".explorer-sentence"), "The pair d⁺ = 0.30, d⁻ = 0.60.")

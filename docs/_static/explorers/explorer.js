@@ -23,7 +23,7 @@ function write(node, text) {
   node.textContent = "";
   text.split(/_(\p{L}+)/u).forEach((part, k) => {
     if (!(node instanceof SVGElement)) node.appendChild(document.createElement(k % 2 ? "sub" : "span")).textContent = part;
-    else Object.assign(make(node, "tspan", k ? { dy: k % 2 ? 3 : -3 } : {}), { textContent: part });
+    else Object.assign(make(node, "tspan", k % 2 ? { dy: 3, "font-size": "0.8em" } : k ? { dy: -3 } : {}), { textContent: part });
   });
 }
 
@@ -39,12 +39,11 @@ function arrow([x, y], tip) {
   return path([[x, y], tip]) + path([wing(1), tip, wing(-1)]);
 }
 
-/* Axes of width x height px in a host. X and Y map numbers to px; `inside` is a group that is clipped to the axes. */
+/* Axes of width x height px in a host, bare: without a frame. X and Y map numbers to px; `inside` is a group that is clipped to the axes. */
 let clips = 0;
-function makeAxes(host, { width, height, title, x, y, xlim = [0, 1], ylim = [0, 1], 
-  xticks = [0, 0.5, 1], yticks = [0, 0.5, 1], bare = false }) {
+function makeAxes(host, { width, height, title, x, y, xlim = [0, 1], ylim = [0, 1], xticks = [0, 0.5, 1], yticks = [0, 0.5, 1], bare }) {
   const [left, right, top, bottom] = [y ? 48 : 12, 10, 26, x ? 38 : 22];
-  const svg = make(host, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  const svg = make(host, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": title });
   const [w, h] = [width - left - right, height - top - bottom];
   const X = value => left + (w * (value - xlim[0])) / (xlim[1] - xlim[0]);
   const Y = value => top + h - (h * (value - ylim[0])) / (ylim[1] - ylim[0]);
@@ -78,6 +77,7 @@ function makeDraggable(axes, handle, at, move, step = 0.01) {
     handle.focus({ preventScroll: true });
     move(...axes.invert(event));
   });
+  handle.addEventListener("touchstart", event => event.preventDefault()); // the page stays where it is
   axes.svg.addEventListener("pointermove", event => held && move(...axes.invert(event)));
   for (const end of ["pointerup", "pointercancel"]) axes.svg.addEventListener(end, () => (held = false));
   axes.svg.addEventListener("click", event => move(...axes.invert(event)));
