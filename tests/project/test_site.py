@@ -312,7 +312,7 @@ def wait_for(element, text: str) -> None:
 @NEEDS_CHROME
 def test_no_page_scrolls_sideways_on_a_phone(browser, site, pages):
     with closing(browser.context.browser.new_page(viewport={"width": 390, "height": 844})) as page:
-        for name in pages:
+        for name in set(pages) - {"index.html"}:  # which leads to README.html
             page.goto((site / name).as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
         page.goto((site / "notebooks" / "03_similarity_histograms.html").as_uri())
