@@ -1,7 +1,8 @@
 /* What the explorers of the site share: controls, presets, axes and drawing. No dependency and no kernel.
 
 A page holds <div class="explorer" data-explorer="NAME" data-settings='{"beta": 16}'>; a file beside this one sets EXPLORERS.NAME:
-  title; controls by the name of their value; play {control, milliseconds}, where a slider can be played; presets [name, sentence, values]; legend [mark, text], a mark being SVG of 26 x 12;
+  title; controls by the name of their value; play {control, milliseconds}, where a slider can be played;
+  presets [name, sentence, values]; legend [mark, text], a mark being SVG of 26 x 12;
   reset: a sentence on how it begins; caption: where its numbers are from, if not from a formula;
   measure(values) -> every number that is shown, without drawing;
   build(host, set, width) -> update(values), which draws into host, width px wide, and returns a sentence with the most telling
@@ -35,13 +36,16 @@ const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 function arrow([x, y], tip) {
   const [dx, dy] = [tip[0] - x, tip[1] - y], length = Math.hypot(dx, dy);
   if (length < 0.5) return "";
-  const head = Math.min(5, length) / length, wing = side => [tip[0] - head * (dx + side * 0.6 * dy), tip[1] - head * (dy - side * 0.6 * dx)];
+  const head = Math.min(5, length) / length;
+  const wing = side => [tip[0] - head * (dx + side * 0.6 * dy), tip[1] - head * (dy - side * 0.6 * dx)];
   return path([[x, y], tip]) + path([wing(1), tip, wing(-1)]);
 }
 
-/* Axes of width x height px in a host, bare: without a frame. X and Y map numbers to px; `inside` is a group that is clipped to the axes. */
+/* Axes of width x height px in a host, bare: without a frame. X and Y map numbers to px; `inside` is a group that is clipped to
+the axes. */
 let clips = 0;
-function makeAxes(host, { width, height, title, x, y, xlim = [0, 1], ylim = [0, 1], xticks = [0, 0.5, 1], yticks = [0, 0.5, 1], bare }) {
+function makeAxes(host, options) {
+  const { width, height, title, x, y, xlim = [0, 1], ylim = [0, 1], xticks = [0, 0.5, 1], yticks = [0, 0.5, 1], bare } = options;
   const [left, right, top, bottom] = [y ? 48 : 12, 10, 26, x ? 38 : 22];
   const svg = make(host, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": title });
   const [w, h] = [width - left - right, height - top - bottom];

@@ -1,7 +1,7 @@
 /* The margins of eq. 4 and the pairs that R_σ (eq. 5) pushes, on features of a real run (data.js: z and z~, V x N x d). */
 "use strict";
 {
-  const BINS = 50;
+  const BINS = 50, KINDS = { large: "Large", medium: "Medium", small: "Small", none: "None" };
   const dot = (a, b) => a.reduce((sum, value, k) => sum + value * b[k], 0);
   const normalise = vector => {
     const norm = Math.sqrt(dot(vector, vector));
@@ -35,7 +35,8 @@
   function measure({ margin, strength }) {
     const [sigmaPlus, sigmaMinus] = findMargins(margin), [positives, negatives] = compare(move(strength), z);
     const pushed = [positives.filter(d => d > sigmaPlus), negatives.filter(d => d < sigmaMinus)];
-    const regularisation = average(positives.map(d => Math.max(d - sigmaPlus, 0))) + average(negatives.map(d => Math.max(sigmaMinus - d, 0)));
+    const [tooNear, tooFar] = [positives.map(d => Math.max(d - sigmaPlus, 0)), negatives.map(d => Math.max(sigmaMinus - d, 0))];
+    const regularisation = average(tooNear) + average(tooFar);
     const shares = [pushed[0].length / positives.length, pushed[1].length / negatives.length];
     return { sigmaPlus, sigmaMinus, positives, negatives, pushed, shares, regularisation };
   }
@@ -46,8 +47,10 @@
     return shares;
   }
 
-  const outline = (axes, shares) =>
-    path([[0, 0], ...shares.flatMap((share, k) => [[k / BINS, share], [(k + 1) / BINS, share]]), [1, 0]].map(([x, y]) => [axes.X(x), axes.Y(y)]));
+  function outline(axes, shares) {
+    const steps = shares.flatMap((share, k) => [[k / BINS, share], [(k + 1) / BINS, share]]);
+    return path([[0, 0], ...steps, [1, 0]].map(([x, y]) => [axes.X(x), axes.Y(y)]));
+  }
 
   function makeHistogram(host, title, x, width, height, top) {
     const ylim = [0, top], yticks = [0, Math.floor(10 * top) / 10];
@@ -68,8 +71,10 @@
     const narrow = width < NARROW, height = narrow ? 150 : 185;
     const shown = [original, compare(augmented, z)].flat().map(values => Math.max(...count(values, values.length)));
     const top = 1.15 * Math.max(...shown);
-    const above = narrow ? "Two original features: min⁺, max⁻" : "Two original features: they give the margins, from min⁺ and max⁻ (eq. 4)";
-    const below = narrow ? "One original, one augmented: filled is pushed" : "One original and one augmented feature: filled is what R_σ pushes (eq. 5)";
+    const [above, below] = narrow
+      ? ["Two original features: min⁺, max⁻", "One original, one augmented: filled is pushed"]
+      : ["Two original features: they give the margins, from min⁺ and max⁻ (eq. 4)",
+        "One original and one augmented feature: filled is what R_σ pushes (eq. 5)"];
     makeHistogram(host, above, "", width, height - 16, top)(original, [[], []], ends);
     const update = makeHistogram(host, below, "similarity d", width, height, top);
     return values => {
@@ -77,21 +82,24 @@
       update([positives, negatives], pushed, [sigmaPlus, sigmaMinus]);
       if (values.margin === "none") return "No margins: R_σ = 0 and no pair is pushed, so nothing keeps z̃ from copying z.";
       const [ofSame, ofOthers] = shares.map(share => Math.round(100 * share));
-      return `${values.margin[0].toUpperCase()}${values.margin.slice(1)}: σ⁺ = ${sigmaPlus.toFixed(2)}, σ⁻ = ${sigmaMinus.toFixed(2)}. ` +
-        `${ofSame} % of the pairs of the same image are above σ⁺ and are pushed apart, ${ofOthers} % of those of different images are ` +
-        `below σ⁻ and are pushed together. R_σ = ${regularisation.toFixed(4)}.`;
+      return `${KINDS[values.margin]}: σ⁺ = ${sigmaPlus.toFixed(2)}, σ⁻ = ${sigmaMinus.toFixed(2)}. ${ofSame} % of the pairs ` +
+        `of the same image are above σ⁺ and are pushed apart, ${ofOthers} % of those of different images are below σ⁻ and are ` +
+        `pushed together. R_σ = ${regularisation.toFixed(4)}.`;
     };
   }
 
   EXPLORERS.margins = {
     title: "Margin explorer: what keeps augmented features from copying the original ones",
     controls: {
-      margin: { label: "margins", menu: { large: "Large", medium: "Medium", small: "Small", none: "None" }, value: "large", tip: "eq. 4 and Appendix A.2" },
-      strength: { label: "z̃: from z (0) to MAG (1)", min: 0, max: 1, step: 0.05, value: 1, tip: "at 0 the augmented feature is a copy of z" },
+      margin: { label: "margins", tip: "eq. 4 and Appendix A.2", menu: KINDS, value: "large" },
+      strength: {
+        label: "z̃: from z (0) to MAG (1)", tip: "at 0 the augmented feature is a copy of z", min: 0, max: 1, step: 0.05, value: 1,
+      },
     },
     presets: [
       ["A copy", "z̃ = z, the collapse: Large pushes nearly all pairs of the same image apart.", { margin: "large", strength: 0 }],
-      ["A copy, Small", "The same under the easiest margins: fewer than half of these pairs are pushed.", { margin: "small", strength: 0 }],
+      ["A copy, Small", "The same under the easiest margins: fewer than half of these pairs are pushed.",
+        { margin: "small", strength: 0 }],
       ["No margins", "No pair is pushed, so nothing keeps z̃ from copying z.", { margin: "none", strength: 1 }],
     ],
     reset: "The trained MAG: no pair of the same image is above σ⁺, so z̃ is no copy. It also hardly tells images apart.",
@@ -99,7 +107,8 @@
     legend: [
       ['<path d="M1 6H25" class="outline blue"/>', "pairs of the same image"],
       ['<path d="M1 6H25" class="outline red"/>', "pairs of different images"],
-      ['<rect width="13" height="12" class="pushed blue"/><rect x="13" width="13" height="12" class="pushed red"/>', "those that are pushed"],
+      ['<rect width="13" height="12" class="pushed blue"/><rect x="13" width="13" height="12" class="pushed red"/>',
+        "those that are pushed"],
       ['<path d="M13 0V12" class="limit sky"/>', "above min⁺, below σ⁺: the same image is pushed below it"],
       ['<path d="M13 0V12" class="limit orange"/>', "above max⁻, below σ⁻: different images are pushed above it"],
     ],

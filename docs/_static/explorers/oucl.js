@@ -68,7 +68,8 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
 
   function makeMap(host, title, loss, side, width, set) {
     const axes = makeAxes(host, { width, height: side, title, x: "d⁺, similarity of a positive", y: "d⁻, of a negative" });
-    const image = make(axes.inside, "image", { x: axes.left, y: axes.top, width: axes.w, height: axes.h, preserveAspectRatio: "none" });
+    const box = { x: axes.left, y: axes.top, width: axes.w, height: axes.h };
+    const image = make(axes.inside, "image", { ...box, preserveAspectRatio: "none" });
     const arrows = make(axes.inside, "path", { class: "arrows" });
     const line = make(axes.inside, "path", { class: "halfway" });
     const dot = make(axes.svg, "circle", { r: 7, class: "pair" });
@@ -89,7 +90,8 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
         circle.setAttribute("cx", axes.X(positive));
         circle.setAttribute("cy", axes.Y(negative));
       }
-      handle.setAttribute("aria-label", `The pair: d⁺ ${positive.toFixed(2)}, d⁻ ${negative.toFixed(2)}. Drag it, or use the arrow keys.`);
+      const at = `d⁺ ${positive.toFixed(2)}, d⁻ ${negative.toFixed(2)}`;
+      handle.setAttribute("aria-label", `The pair: ${at}. Drag it, or use the arrow keys.`);
     };
   }
 
@@ -105,7 +107,8 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
     const maps = Object.entries(LOSSES).map(([name, loss]) =>
       makeMap(host, name === "oucl" ? "Loss: OUCL" : "Loss: InfoNCE", loss, side, side, set));
     const axes = makeAxes(host, {
-      width: narrow ? width : side, height: side, title: "Gradient at this d⁺, share of the largest", x: "d⁻, similarity of a negative", y: " ", ylim: [0, 1.05],
+      width: narrow ? width : side, height: side, title: "Gradient at this d⁺, share of the largest",
+      x: "d⁻, similarity of a negative", y: " ", ylim: [0, 1.05],
     });
     const curves = ["red", "blue", "purple"].map(color => make(axes.inside, "path", { class: `curve ${color}` }));
     const here = make(axes.inside, "path", { class: "here" });
@@ -131,18 +134,30 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
   EXPLORERS.oucl = {
     title: "OUCL explorer: what a loss asks of a pair, and how hard it pushes",
     controls: {
-      positive: { label: "d⁺ of the pair (0 to 1)", min: 0, max: 1, step: 0.01, value: 0.8, tip: "similarity of a positive, (1 + cos) / 2" },
-      negative: { label: "d⁻ of the pair (0 to 1)", min: 0, max: 1, step: 0.01, value: 0.6, tip: "similarity of a negative, (1 + cos) / 2" },
-      beta: { label: "β, temperature (2 to 256)", options: [2, 4, 8, 16, 32, 64, 128, 256], value: 16, tip: "of OUCL, eq. 8 to 10" },
-      gamma: { label: "γ, margin (0 to 1)", min: 0, max: 1, step: 0.05, value: 0.4, tip: "of OUCL; the paper uses 0.40" },
-      weights: { label: "weights Γ (eq. 9, 10)", value: true, tip: "off: eq. 8 with λ = 1 - 2γ" },
-      phi_dec: { label: "φ_dec, divides Γ", options: [1, 2, 4, 6, 8], value: 1, enabled: values => values.weights, tip: "attenuation of Γ (section 4.4); 1: none" },
-      temperature: { label: "t of InfoNCE", min: 0.01, max: 0.5, step: 0.01, value: 0.07, tip: "temperature on cosines, eq. 1" },
+      positive: {
+        label: "d⁺ of the pair (0 to 1)", tip: "similarity of a positive, (1 + cos) / 2", min: 0, max: 1, step: 0.01, value: 0.8,
+      },
+      negative: {
+        label: "d⁻ of the pair (0 to 1)", tip: "similarity of a negative, (1 + cos) / 2", min: 0, max: 1, step: 0.01, value: 0.6,
+      },
+      beta: {
+        label: "β, temperature (2 to 256)", tip: "of OUCL, eq. 8 to 10", options: [2, 4, 8, 16, 32, 64, 128, 256], value: 16,
+      },
+      gamma: { label: "γ, margin (0 to 1)", tip: "of OUCL; the paper uses 0.40", min: 0, max: 1, step: 0.05, value: 0.4 },
+      weights: { label: "weights Γ (eq. 9, 10)", tip: "off: eq. 8 with λ = 1 - 2γ", value: true },
+      phi_dec: {
+        label: "φ_dec, divides Γ", tip: "attenuation of Γ (section 4.4); 1: none", options: [1, 2, 4, 6, 8], value: 1,
+        enabled: values => values.weights,
+      },
+      temperature: { label: "t of InfoNCE", tip: "temperature on cosines, eq. 1", min: 0.01, max: 0.5, step: 0.01, value: 0.07 },
     },
     presets: [
-      ["Paper", "Weights Γ divided by 6: a push that fades slowly, felt by pairs that are nearly right as well.", { beta: 16, gamma: 0.4, phi_dec: 6, weights: true }],
-      ["Authors", "Their code sets both weights to 1 and λ to 0: eq. 8, which pushes both similarities alike, as InfoNCE does.", { beta: 16, gamma: 0.5, phi_dec: 1, weights: false }],
-      ["Hardest negative", "A negative more alike than the positive: OUCL pushes the worse of the two harder.", { positive: 0.6, negative: 0.95 }],
+      ["Paper", "Weights Γ divided by 6: a push that fades slowly, felt by pairs that are nearly right as well.",
+        { beta: 16, gamma: 0.4, phi_dec: 6, weights: true }],
+      ["Authors", "Their code sets both weights to 1 and λ to 0: eq. 8, which pushes both similarities alike, as InfoNCE does.",
+        { beta: 16, gamma: 0.5, phi_dec: 1, weights: false }],
+      ["Hardest negative", "A negative more alike than the positive: OUCL pushes the worse of the two harder.",
+        { positive: 0.6, negative: 0.95 }],
     ],
     reset: "A positive that is nearly right and a negative that is not: OUCL pushes mostly the negative, InfoNCE hardly either.",
     legend: [
