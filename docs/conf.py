@@ -42,6 +42,7 @@ html_theme = "furo"
 html_title = project
 html_static_path = [str(HERE / "_static")]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 templates_path = [str(HERE / "_templates")]
 html_additional_pages = {"index": "index.html"}
 html_copy_source = False

@@ -148,7 +148,8 @@ class OuclPlot(Plot):
         own, other = pairs
         return (
             f"The pair d⁺ = {positive:.2f}, d⁻ = {negative:.2f}. OUCL ({form}): loss {float(own.loss):.3f}, gradient "
-            f"{float(own.positive):+.3f} on d⁺ and {float(own.negative):+.3f} on d⁻, each by its own distance. "
+            f"{float(own.positive):+.3f} on d⁺ and {float(own.negative):+.3f} on d⁻, "
+            f"{'each by its own distance' if weights else 'both alike'}. "
             f"InfoNCE: loss {float(other.loss):.3f}, gradient {float(other.positive):+.2f} and {float(other.negative):+.2f}, "
             "always alike."
         )
@@ -181,10 +182,11 @@ def make_presets() -> dict[str, dict[str, float | bool]]:
     """What the buttons set: OUCL as the presets `paper` and `authors` have it, and a negative that is more alike than the
     positive, the hardest that there is."""
     named = {name.capitalize(): preset(name) for name in ("paper", "authors")}
-    buttons: dict[str, dict[str, float | bool]] = {
-        name: {"beta": config.beta, "gamma": config.gamma, "phi_dec": config.phi_dec, "weights": True}
-        for name, config in named.items()
-    }
+    buttons: dict[str, dict[str, float | bool]] = {}
+    for name, config in named.items():
+        weights = config.oucl != "eq8"
+        gamma = config.gamma if weights else (1 - config.oucl_lambda) / 2  # lambda = 1 - 2 gamma
+        buttons[name] = {"beta": config.beta, "gamma": gamma, "phi_dec": config.phi_dec, "weights": weights}
     return buttons | {"Hardest negative": {"positive": 0.6, "negative": 0.95}}
 
 

@@ -8,7 +8,6 @@ Chromium or Chrome is found (METAUG_CHROME names one).
 import base64
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import NEEDS_CHROME, open_page
 from workbooks import write_noise_images
 
 from metaug_core.presets import preset
@@ -27,15 +27,11 @@ from metaug_core.runs.store import request
 from metaug_workbook import widgets
 from metaug_workbook.jobs import background
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROME = os.environ.get("METAUG_CHROME") or next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROME, reason="no Chromium or Chrome found (METAUG_CHROME may name one)"),
+    NEEDS_CHROME,
 ]
-QUIET = ["--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
-QUIET += ["--disable-sync", "--disable-quic", "--no-first-run"]
 TOKEN, SECONDS = "metaug-tests", 180
 BYTES = """async image => {
   const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
@@ -142,15 +138,9 @@ def lab(place, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(lab):
-    from playwright.sync_api import sync_playwright
-
-    sandbox = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []  # root cannot have one
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROME, args=QUIET + sandbox)
-        found = browser.new_page(viewport={"width": 1280, "height": 800})
+    with open_page(1280, 800) as found:
         found.set_default_timeout(1000 * SECONDS)
         yield found
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,8 @@ def test_oucl_presets_set_their_values_and_reset_sets_those_of_the_beginning():
     wanted = {"beta": paper.beta, "gamma": paper.gamma, "phi_dec": paper.phi_dec, "weights": True, "positive": 0.7}
     assert wanted.items() <= explorer.values.items()
     assert explorer.png == widgets.oucl_explorer(**explorer.values).png != before
+    explorer.presets["Authors"].click()  # eq. 8 with lambda 0
+    assert {"beta": 16, "gamma": 0.5, "weights": False}.items() <= explorer.values.items()
     explorer.presets["Hardest negative"].click()
     assert explorer.plot.maps[0].dot.get_data() == ([0.6], [0.95])
     explorer.presets["Reset"].click()
