@@ -33,6 +33,10 @@ EXPLORERS = {
     "margin_explorer": "margins",
     "meta_step_stepper": "meta-step",
 }  # widget -> its script
+VERDICTS = {  # on a card, after a sentence that says what the paper claims
+    "holds": "**Here it holds.**", "does not hold": "**Here it does not hold.**",
+    "open": "**Here it is open.**", "no runs yet": "*Here there are no runs yet.*",
+}  # fmt: skip
 THUMBNAIL = (640, 360)  # pixels, twice what a card shows
 BEST_FIGURES = {
     "02_evaluate": "first-run"
@@ -128,7 +132,8 @@ def add_cards(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def write_card(path: Path, folder: Path) -> str:
-    """A notebook's title, the first sentence below it and its thumbnail, which is written to folder, as Markdown."""
+    """A notebook's title, the first sentence below it, the verdict on its claim and its thumbnail, which is written to folder, as
+    Markdown."""
     notebook = nbformat.read(path, as_version=4)
     title, answer = re.fullmatch(r"# (.+?)\n+(.+)", notebook.cells[0].source, re.DOTALL).groups()  # type: ignore[union-attr]
     sentence = re.split(r"(?<=[.?!])\s+(?=[A-Z])", " ".join(answer.split()))[0]
@@ -137,7 +142,15 @@ def write_card(path: Path, folder: Path) -> str:
     picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     picture.save(folder / f"{path.stem}.png", optimize=True)
     image = f'<img src="thumbnails/{path.stem}.png" alt="" width="{picture.width}" height="{picture.height}">'
-    return f":::{{container}} card\n{image}\n\n**[{title}](notebooks/{path.name})**\n\n{sentence}\n:::"
+    text = " ".join([sentence, *map(VERDICTS.__getitem__, find_verdicts(notebook)[:1])])
+    return f":::{{container}} card\n{image}\n\n**[{title}](notebooks/{path.name})**\n\n{text}\n:::"
+
+
+def find_verdicts(notebook: NotebookNode) -> list[str]:
+    """The verdicts of the claims that a notebook shows, as `claims.judge` wrote them into its outputs."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    texts = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.data]
+    return re.findall(r"^\*\*Claim \(.\): .+ – (.+)\.\*\*", "\n".join(texts), re.MULTILINE)
 
 
 def find_picture(name: str, notebook: NotebookNode) -> Image.Image:

@@ -134,6 +134,9 @@ def test_the_front_page_has_a_card_for_every_notebook_in_its_own_words(pages, si
         assert (site / card.find("img")["src"]).stat().st_size > 5000
     sentence = plain(cards[NOTEBOOKS.index("05_batch_size")].find_all("p")[-1])
     assert sentence.startswith("The paper's Figure 4 says that every method gains from larger minibatches and")
+    told = (ROOT / "notebooks" / "06_margins.ipynb").read_text(encoding="utf-8")
+    (verdict,) = re.findall(r"Claim \(e\): The Large margin is best, with either loss – ([a-z ]+)\.", told)
+    assert re.search(rf"\bHere .*{verdict}\.$", plain(cards[NOTEBOOKS.index("06_margins")].find_all("p")[-1]))
 
 
 def plain(element) -> str:
