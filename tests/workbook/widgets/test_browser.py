@@ -277,8 +277,9 @@ def test_the_stepper_plays(explorers):
 
 def test_a_button_of_the_oucl_explorer_sets_its_preset(explorers):
     where = box(explorers, "OUCL explorer")
-    wanted = widgets.oucl_explorer(beta=64, positive=0.6, negative=0.95)
-    where.get_by_role("button", name="Hardest negative").click()
+    wanted = widgets.oucl_explorer(positive=0.6, negative=0.95)
+    for name in ("Reset", "Hardest negative"):
+        where.get_by_role("button", name=name).click()
     shows(where, wanted.png, wanted.text)
 
 
