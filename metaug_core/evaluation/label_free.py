@@ -36,6 +36,14 @@ def rankme(h: Tensor) -> float:
     return entropy_rank(torch.linalg.svdvals(to_double(h)), 1e-7)
 
 
+def compare_augmented(z: Tensor, augmented: Tensor) -> tuple[Tensor, float, float]:
+    """What augmented features add to features, both (N, d) of unit norm: the singular values of z~ - z, not centred, the largest 1;
+    their RankMe, how many directions z~ - z fills; and the mean d(z, z~) in [0, 1]. Where z~ is z the first two are nan."""
+    z, augmented = to_double(z), to_double(augmented)
+    values = torch.linalg.svdvals(augmented - z)
+    return values / values[0], rankme(augmented - z), float((1 + (z * augmented).sum(1).mean()) / 2)
+
+
 def alpha_req(h: Tensor) -> float:
     """alpha-ReQ (Agrawal et al. 2022): alpha of eigenvalue_k ~ k^-alpha, of the covariance of features (N, D).
 

@@ -1,7 +1,9 @@
-"""What each way of augmenting features adds, and what it costs: figures in the registry of `paper_figures`."""
+"""What each way of augmenting features adds, and what it costs: a table, sentences, and figures in the registry of
+`paper_figures`."""
 
 from functools import lru_cache
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from metaug_core.presets import preset
@@ -9,12 +11,20 @@ from metaug_workbook.plots.paper_figures import (
     SMALL,
     Table,
     compare_to,
+    count_seeds,
     describe_seeds,
     draw_forest,
+    print_label,
+    publish_by,
+    register,
     register_evidence,
 )
-from metaug_workbook.plots.style import draw_empty, label, make_panels, verbatim
-from metaug_workbook.results import step_costs
+from metaug_workbook.plots.style import draw_empty, label, make_panels, pick_color, verbatim
+from metaug_workbook.results import evidence_tables, step_costs
+from metaug_workbook.results.evidence import EXPERIMENTS
+from metaug_workbook.results.tables import format_estimate, format_table
+
+SAME_COST = 1.1  # times the operations of the reference: within it, equal steps are taken for equal cost
 
 
 @lru_cache
@@ -59,3 +69,121 @@ for suffix, title in (("", "CMC"), ("-simclr", "SimCLR")):
     )
     def draw(table: Table, title: str = title) -> Figure:
         return draw_gain_beside_cost(table, title)
+
+
+def read_gains(experiment: str) -> pd.DataFrame:
+    """The gain of each arm of an experiment on the same seeds of its reference, in [0, 1]: mean, half_width and n of the linear
+    probe, knn_mean, knn_half_width and knn_n; and operations of a step, times those of the reference. No rows without runs."""
+    table = evidence_tables.select_seeds(evidence_tables.read(experiment))
+    return tabulate_gains(table, EXPERIMENTS[experiment].reference) if len(table) else pd.DataFrame()
+
+
+def tabulate_gains(table: Table, reference: str) -> pd.DataFrame:
+    """`read_gains` of a table: arm, method, seed, accuracy, knn."""
+    probe, knn = (
+        compare_to(table.assign(accuracy=table[name]), "arm", reference).set_index("arm")
+        for name in ("accuracy", "knn")
+    )
+    methods = table.drop_duplicates("arm").set_index("arm")["method"]
+    gains = probe.join(knn.add_prefix("knn_")).fillna({"knn_n": 0})
+    return gains.assign(
+        operations=[count_operations(methods[arm]) / count_operations(methods[reference]) for arm in gains.index]
+    )
+
+
+def format_gains(gains: Table) -> pd.DataFrame:
+    """`tabulate_gains` for a reader: points with 95 % intervals."""
+    columns = {"linear probe": ("mean", "half_width", "n"), "kNN": ("knn_mean", "knn_half_width", "knn_n")}
+    texts = {
+        title: [format_estimate(*row, sign="+") for row in gains[[*names]].to_numpy()]
+        for title, names in columns.items()
+    }
+    shown = pd.DataFrame(texts, gains.index).assign(operations=gains["operations"].round(2))
+    return format_table(shown.rename(columns={"operations": "operations of a step"}))
+
+
+def describe_gains(gains: Table, reference: str) -> str:
+    """What a user should take, as Markdown, from `tabulate_gains`: which arms change the linear probe beyond chance, what the
+    intervals of the others exclude, and what is known at equal cost."""
+    if gains.empty:
+        return f"On {reference} there are no runs yet."
+    clear = gains[gains["mean"].abs() > gains["half_width"]]
+    better, worse = clear[clear["mean"] > 0].sort_values("mean", ascending=False), clear[clear["mean"] < 0]
+    unclear = gains.drop(clear.index).dropna(subset=["half_width"])
+    single, dear = gains[gains["half_width"].isna()], gains[gains["operations"] > SAME_COST]
+    cheap = better.drop(dear.index, errors="ignore")
+    if len(clear) + len(unclear) == 0:
+        sentences = [f"**On {reference} nothing can be told yet.**"]
+    elif len(cheap):
+        sentences = [f"**On {reference} take {cheap.index[0]}: of what costs no more it adds most.**"]
+    elif len(better):
+        sentences = [f"**On {reference} {better.index[0]} adds most at equal steps; at equal cost that is not shown.**"]
+    else:
+        sentences = [f"**Take {reference} as it is: nothing adds to it beyond chance.**"]
+    if len(clear):
+        sentences.append(f"Beyond chance by the linear probe, in points: {list_gains(pd.concat([better, worse]))}.")
+    by_knn = gains[gains["knn_mean"].abs() > gains["knn_half_width"]][["knn_mean", "knn_half_width", "knn_n"]]
+    if len(by_knn):
+        sentences.append(f"Beyond chance by kNN: {list_gains(by_knn.set_axis(['mean', 'half_width', 'n'], axis=1))}.")
+    if len(unclear):
+        most = unclear["mean"] + unclear["half_width"]
+        listed = ", ".join(f"{100 * points:.1f} ({arm})" for arm, points in most.items())
+        sentences.append(f"Where the interval holds zero, it excludes gains above {listed}.")
+    if len(single):
+        sentences.append(f"One seed decides nothing: {list_gains(single)}.")
+    for arm, row in dear.iterrows():
+        gain = format_estimate(row["mean"], row["half_width"], row["n"], sign="+")
+        sentences.append(
+            f"A step with {arm} takes {row['operations']:.2f} times the operations. At equal cost its gain, {gain}, stands against "
+            f"{row['operations']:.2f} times as many steps of {reference}, which no run here measures."
+        )
+    if len(dear) < len(gains):
+        most = gains.drop(dear.index)["operations"].max()
+        sentences.append(
+            f"All {'other ' if len(dear) else ''}steps take at most {most:.2f} times: there equal steps are equal cost."
+        )
+    return " ".join(sentences)
+
+
+def list_gains(gains: Table) -> str:
+    """`DCL +0.8 ± 0.3 (n = 5), noise ...` of rows of `tabulate_gains`."""
+    rows = zip(gains.index, gains[["mean", "half_width", "n"]].to_numpy(), strict=True)
+    return ", ".join(f"{arm} {format_estimate(*row, sign='+')}" for arm, row in rows)
+
+
+@register(
+    "12-augmented-features",
+    "What augmented features add to z: the singular values and the effective rank (RankMe) of z~ - z, and accuracy over d(z, z~) "
+    "(CIFAR-10 images, JPEG re-encoded).",
+    publish_by(
+        "12_feature_augmentation",
+        "-p preset standard -p dataset folder -p data_dir DIR -p measure probe_plain -p seeds 3",
+    ),
+)
+def draw_augmented(table: Table) -> Figure:
+    """Left: the singular values of what each method adds to its features, of the first seed; right: accuracy over d(z, z~), a dot
+    for each seed, dotted lines for methods without z~. table: a row for each run (method, seed, accuracy) or, where it has z~, for
+    each of its singular values, with number, value, rank and similarity (`notebook.tabulate_augmented`)."""
+    figure, (left, right) = make_panels(2, 4.6, 3.5)
+    seeds = table.groupby("method")["seed"].nunique()
+    for method, rows in table.groupby("method", sort=False):
+        look = {"color": pick_color(str(method)), "label": print_label(str(method))}
+        spectrum = rows[rows["seed"] == rows["seed"].min()].dropna(subset=["number"])
+        runs = rows.drop_duplicates("seed")
+        if spectrum.empty:
+            right.axhline(100 * runs["accuracy"].mean(), linestyle=":", **look)
+            continue
+        left.plot(
+            spectrum["number"], spectrum["value"], color=look["color"], label=f"rank {spectrum['rank'].iloc[0]:.0f}"
+        )
+        right.plot(runs["similarity"], 100 * runs["accuracy"], "o", **look)
+    left.set(yscale="log", ylim=(1e-3, 1.3))
+    for ax, title, x, y, caption in (
+        (left, r"Spectrum of $\tilde z - z$", "singular value", "size (the largest: 1)", "effective rank: RankMe; one seed"),
+        (right, r"Accuracy by the similarity of $z$ and $\tilde z$", r"$d(z, \tilde z)$", "accuracy (%)",
+         f"n = {count_seeds(seeds)}; dotted: no $\\tilde z$"),
+    ):  # fmt: skip
+        label(ax, title, x, y, caption)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(**SMALL)
+    return figure
