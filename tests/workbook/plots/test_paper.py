@@ -331,7 +331,8 @@ def test_what_to_take_says_what_is_beyond_chance_what_is_excluded_and_what_it_co
     ]
     assert feature_augmentation.describe_gains(gains, "CMC") == (
         "**On CMC take noise: of what costs no more it adds most.** "
-        "Beyond chance by the linear probe, in points: MAG +2.1 ± 0.4 (n = 3), noise +1.5 ± 1.2 (n = 3), dropout -3.0 ± 0.1 (n = 4). "
+        "Beyond chance by the linear probe, in points: "
+        "MAG +2.1 ± 0.4 (n = 3), noise +1.5 ± 1.2 (n = 3), dropout -3.0 ± 0.1 (n = 4). "
         "Beyond chance by kNN: MAG +1.1 ± 0.4 (n = 3), dropout -4.0 ± 0.1 (n = 4). "
         "Where the interval holds zero, it excludes gains above 2.5 (DCL). "
         "One seed decides nothing: FT +1.0 (n = 1). "
