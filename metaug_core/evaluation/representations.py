@@ -23,7 +23,8 @@ from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
-from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, accuracy, measure
+from metaug_core.evaluation.label_free import rankme, spread_rows
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, LABEL_FREE, MEASURES, Labelled, accuracy, measure
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
@@ -208,7 +209,8 @@ def evaluate(
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
     splits: the data, if they are loaded already. device: by default where splits are, else the run's own. measures
     (`probes.MEASURES`) and representations: fewer are cheaper. Raw pixels cost most, and probe_paper, which is measured only where
-    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table.
+    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table. So is rankme,
+    RankMe of up to 2,048 training images, which is no accuracy and needs no labels.
 
     The trained row is the mean over the kept epochs. Products have the run's own `precision`. Results are stored in the run's
     folder, of the trained encoder also which images were classified rightly (`Run.correct`), and a call computes only what is
@@ -264,7 +266,10 @@ def check_request(
 
 def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> None:
     """MetaugError for a measure or representation that does not exist, or for several without an order."""
-    for kind, names, known in (("measure", measures, MEASURES), ("representation", representations, REPRESENTATIONS)):
+    for kind, names, known in (
+        ("measure", measures, (*MEASURES, *LABEL_FREE)),
+        ("representation", representations, REPRESENTATIONS),
+    ):
         if fault := unordered(names):
             raise MetaugError(f"{kind}s: {fault}")
         for name in names:
@@ -280,7 +285,7 @@ def measure_representation(
     config, draws = run.config, count_draws(device)
     evaluated = splits.test if split == "test" else splits.val
     assert evaluated is not None
-    rows = []
+    rows, ranks = [], []
     for file in run.encoder_files() if name.startswith("trained") else [None]:
         networks, mag = load_networks(config, len(splits.train.classes), file)
         networks = networks.to(device)
@@ -296,8 +301,12 @@ def measure_representation(
             return represent(splits.train, draw).x
 
         val = represent(splits.val) if splits.val is not None and split != "val" else None
-        parts = (represent(splits.train), represent(evaluated), val, len(splits.train.classes))
-        rows.append(measure(*parts, measures, take_in_turn(encode_crops, draws)))
+        train = represent(splits.train)
+        parts = (train, represent(evaluated), val, len(splits.train.classes))
+        accuracies = [one for one in measures if one in MEASURES]
+        rows.append(measure(*parts, accuracies, take_in_turn(encode_crops, draws)))
+        if "rankme" in measures:
+            ranks.append(rankme(train.x[spread_rows(len(train.x)).to(train.x.device)]))
     correct = {key: torch.stack([row[key].double().cpu() for row in rows]).mean(0) for key in rows[0]}
     return {key: accuracy(shares) for key, shares in correct.items()} | {
         "epochs": len(rows),
@@ -309,6 +318,7 @@ def measure_representation(
         "dataset": config.dataset,
         "seed": config.seed,
         **({"draws": draws} if "probe_paper" in measures else {}),
+        **({"rankme": sum(ranks) / len(ranks)} if ranks else {}),
     }, correct
 
 
