@@ -15,7 +15,8 @@ from metaug_core.objectives.similarity import mean_of_other_views
 
 DIFFERS = (
     "Hallucinator: q is of unit norm before it is extrapolated, theirs after. Every view asks in turn, through one network. It has "
-    "an optimiser of its own (mag_lr). Crops are the base's, theirs ContrastiveCrop's for one view."
+    "an optimiser of its own (mag_lr). Where the base has no keys, z stands in their place, and q is drawn away from it as from a "
+    "constant. Crops are the base's, theirs ContrastiveCrop's for one view."
 )
 OF_NETWORK = {"hallucinator_reach", "mag_optimiser", "mag_lr", "mag_lr_schedule", "mag_weight_decay"}
 
@@ -24,7 +25,7 @@ class Hallucinator(nn.Module):
     """z~ = MLP([q, (1 + r) q - r k]) of two hidden layers of 2 d units, at unit norm (their code). One for all views.
 
     z (W, B, d) -> z~ (W, B, d), row w of view w % V. keys (R, B, d): what features are extrapolated away from, the mean of the
-    other views' if there are several; None: the features themselves. r: None is half of reach.
+    other views' if there are several, a constant; None: the features themselves. r: None is half of reach.
     """
 
     def __init__(self, views: int, dim: int, reach: float):
@@ -35,7 +36,7 @@ class Hallucinator(nn.Module):
         )
 
     def forward(self, z: Tensor, keys: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        others = mean_of_other_views(z if keys is None else keys, z, self.views)
+        others = mean_of_other_views(z.detach() if keys is None else keys, z, self.views)  # as keys, without a gradient
         away = z + (self.reach / 2 if r is None else r) * (z - others)
         return unit(self.layers(torch.cat([z, away], -1)))
 

@@ -519,6 +519,9 @@ def test_a_hallucinator_is_an_mlp_of_a_feature_and_its_extrapolation():
             for layer in (first, second):
                 x = (x @ layer.weight.T + layer.bias).clamp(min=0)
             torch.testing.assert_close(found[w], F.normalize(x @ last.weight.T + last.bias, dim=1))
+    leaf = z.clone().requires_grad_()
+    gradients = [torch.autograd.grad(network(leaf, keys)[:3].sum(), leaf)[0] for keys in (None, z.clone())]
+    torch.testing.assert_close(*gradients)  # what is extrapolated away from is a constant, also without keys
 
 
 def test_a_hallucinator_descends_on_the_regular_loss_and_stays_at_rate_0():
