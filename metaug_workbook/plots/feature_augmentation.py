@@ -173,9 +173,8 @@ def draw_augmented(table: Table) -> Figure:
         if spectrum.empty:
             right.axhline(100 * runs["accuracy"].mean(), linestyle=":", **look)
             continue
-        left.plot(
-            spectrum["number"], spectrum["value"], color=look["color"], label=f"rank {spectrum['rank'].iloc[0]:.0f}"
-        )
+        rank = f"{look['label']}: rank {spectrum['rank'].iloc[0]:.0f}"
+        left.plot(spectrum["number"], spectrum["value"], color=look["color"], label=rank)
         right.plot(runs["similarity"], 100 * runs["accuracy"], "o", **look)
     left.set(yscale="log", ylim=(1e-3, 1.3))
     for ax, title, x, y, caption in (

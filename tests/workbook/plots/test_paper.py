@@ -364,7 +364,7 @@ def test_augmented_features_are_a_spectrum_and_dots_over_similarity():
     figure = feature_augmentation.draw_augmented(table)
     left, right = figure.axes
     assert [one.get_ydata().tolist() for one in left.lines] == [[1, 0.5]]
-    assert left.lines[0].get_label() == "rank 2"
+    assert left.lines[0].get_label() == "CMC + noise: rank 2"
     assert line(right, "CMC").get_ydata() == [50, 50]
     assert line(right, "CMC + noise").get_xdata().tolist() == [0.9, 0.95]
     assert line(right, "CMC + noise").get_ydata().tolist() == pytest.approx([60, 70])
