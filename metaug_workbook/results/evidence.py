@@ -262,6 +262,7 @@ EXPERIMENTS |= {
     ),
     "12-feature-augmentation-simclr": Experiment(
         "What does each way of augmenting features add to SimCLR, and what does it cost?",
-        augment_features("SimCLR", "simclr"), "SimCLR", 5,
+        # FT needs a head with BatchNorm, which CMC has not: without it features collapse (LOG.md).
+        augment_features("SimCLR", "simclr") | {"FT": {"method": "simclr+ft"}}, "SimCLR", 5,
     ),
 }  # fmt: skip

@@ -32,7 +32,7 @@ Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
 DEFAULT = REPRESENTATIONS[1:]  # raw pixels cost three times as much as the two others, and are the same in every run
 # Columns of every table, empty where no run has them.
-ACCURACIES = [f"{prefix}{measure}" for prefix in PREFIX.values() for measure in MEASURES]
+ACCURACIES = [f"{prefix}{measure}" for prefix in PREFIX.values() for measure in (*MEASURES, *LABEL_FREE)]
 OF_MAG = ["augmented_similarity", "augmented_gradient_share"]
 SESSION = ["device", "eager_because", "processor", "commit", "started"]  # columns that come from the last session
 # Columns that differ between two machines that compute the same results.

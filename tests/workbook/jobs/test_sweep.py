@@ -125,6 +125,7 @@ def test_a_sweep_ends_with_what_varied_by_measure(tmp_path):
     plan = sweep.plan_sweep(["method=cmc,metaug", "delta=0.1,0.2"], {"preset": "sketch"}, 3, tmp_path, wanted)
     state = sweep.Sweep(plan)
     assert len(state.runs) == 9  # cmc does not use delta
+    assert {*state.summary()["rankme"]} == {"–"}  # nothing is finished yet
     for run in state.runs[:7]:
         files.write_json(run.path / "finished.json", {})
         row = {
