@@ -295,51 +295,75 @@ def test_the_delta_question_is_drawn_against_only_oucl_with_a_control():
 
 @pytest.mark.slow
 def test_gains_of_augmentation_are_paired_over_seeds_beside_counted_operations():
-    points = {"CMC": ("cmc", [0, 1]), "DCL": ("cmc+dcl", [2, 4]), "MAG": ("metaug-only-mag", [-1])}
-    rows = [
-        (arm, method, seed, 0.5 + gain / 100)
-        for arm, (method, gains) in points.items()
-        for seed, gain in enumerate(gains)
-    ]
-    table = pd.DataFrame(rows, columns=["arm", "method", "seed", "accuracy"]).assign(knn=np.nan)
+    points = {"CMC": ("cmc", 14, [0, 1]), "DCL": ("cmc+dcl", 14, [2, 4]), "MAG": ("metaug-only-mag", 14, [-1, 1]),
+              "CMC, 40 epochs": ("cmc", 40, [3, 3])}  # fmt: skip
+    rows = [(arm, method, epochs, seed, 0.5 + gain / 100)
+            for arm, (method, epochs, gains) in points.items() for seed, gain in enumerate(gains)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["arm", "method", "epochs", "seed", "accuracy"]).assign(knn=np.nan)
     gains = feature_augmentation.tabulate_gains(table, "CMC")
-    assert gains["mean"].to_dict() == pytest.approx({"DCL": 0.025, "MAG": -0.01})
-    assert gains["n"].to_dict() == {"DCL": 2, "MAG": 1}
-    assert gains["operations"]["DCL"] == 1
+    assert gains["mean"].to_dict() == pytest.approx({"DCL": 0.025, "MAG": -0.005, "CMC, 40 epochs": 0.025})
+    assert gains["operations"].drop("MAG").to_dict() == pytest.approx({"DCL": 1, "CMC, 40 epochs": 40 / 14})
     assert 2 < gains["operations"]["MAG"] < 4
-    assert feature_augmentation.format_gains(gains).loc["MAG"].tolist()[:2] == ["-1.0 (n = 1)", "–"]
+    assert gains["equal_mean"]["MAG"] == pytest.approx(-0.03)  # -4 and -2 points
+    assert gains["equal_n"].to_dict() == {"DCL": 0, "MAG": 2, "CMC, 40 epochs": 0}
+    shown = feature_augmentation.format_gains(gains)
+    assert shown.loc["MAG"].tolist()[:3] == ["-0.5 ± 6.4 (n = 2)", "–", "-3.0 ± 12.7 (n = 2)"]
+    assert shown["at equal cost"].tolist()[::2] == ["as at equal steps", "–"]
+    alone = feature_augmentation.tabulate_gains(table[table["arm"] != "CMC, 40 epochs"], "CMC")
+    assert alone["equal_n"].tolist() == [0, 0]
+    assert feature_augmentation.tabulate_gains(table[table["arm"] != "CMC"], "CMC").empty
 
 
-def gains_of(**arms):
-    """As `tabulate_gains` has it, with kNN's gain 1 point lower: mean and half_width in points, n and operations of each arm."""
+def gains_of(longer=None, equal=(np.nan, np.nan, 0), **arms):
+    """As `tabulate_gains` has it: of each arm mean and half_width in points, n and operations; kNN's gain is 1 point lower. equal: the
+    first three at equal cost."""
     rows = {
-        arm: (mean / 100, half / 100, n, (mean - 1) / 100, half / 100, n, cost)
+        arm: (
+            mean / 100,
+            half / 100,
+            n,
+            (mean - 1) / 100,
+            half / 100,
+            n,
+            equal[0] / 100,
+            equal[1] / 100,
+            equal[2],
+            cost,
+            longer,
+        )
         for arm, (mean, half, n, cost) in arms.items()
     }
-    columns = ["mean", "half_width", "n", "knn_mean", "knn_half_width", "knn_n", "operations"]
-    return pd.DataFrame.from_dict(rows, "index", columns=columns)
+    columns = [f"{prefix}{name}" for prefix in ("", "knn_", "equal_") for name in ("mean", "half_width", "n")]
+    return pd.DataFrame.from_dict(rows, "index", columns=[*columns, "operations", "longer"])
 
 
 def test_what_to_take_says_what_is_beyond_chance_what_is_excluded_and_what_it_costs():
     gains = gains_of(
         MAG=(2.1, 0.4, 3, 2.88), noise=(1.5, 1.2, 3, 1.01), DCL=(0, 2.5, 3, 1), dropout=(-3, 0.1, 4, 1), FT=(1, np.nan, 1, 1.05)
     )  # fmt: skip
-    assert feature_augmentation.format_gains(gains).loc["noise"].tolist() == [
-        "+1.5 ± 1.2 (n = 3)",
-        "+0.5 ± 1.2 (n = 3)",
-        "1.01",
-    ]
+    shown = feature_augmentation.format_gains(gains).loc["noise"].tolist()
+    assert shown == ["+1.5 ± 1.2 (n = 3)", "+0.5 ± 1.2 (n = 3)", "as at equal steps", "1.01"]
     assert feature_augmentation.describe_gains(gains, "CMC") == (
-        "**On CMC take noise: of what costs no more it adds most.** "
+        "**On CMC take noise: of what is worth its cost it adds most.** "
         "Beyond chance by the linear probe, in points: "
         "MAG +2.1 ± 0.4 (n = 3), noise +1.5 ± 1.2 (n = 3), dropout -3.0 ± 0.1 (n = 4). "
         "Beyond chance by kNN: MAG +1.1 ± 0.4 (n = 3), dropout -4.0 ± 0.1 (n = 4). "
         "Where the interval holds zero, it excludes gains above 2.5 (DCL). "
         "One seed decides nothing: FT +1.0 (n = 1). "
-        "A step with MAG takes 2.88 times the operations. At equal cost its gain, +2.1 ± 0.4 (n = 3), stands against 2.88 times as "
-        "many steps of CMC, which no run here measures. "
-        "All other steps take at most 1.05 times: there equal steps are equal cost."
+        "With MAG a run takes 2.88 times the operations. "
+        "What as many more steps of CMC add is not measured, so at equal cost nothing is known of it. "
+        "All other runs take at most 1.05 times: there equal steps are equal cost."
     )
+
+
+def test_at_equal_cost_an_arm_stands_beside_the_method_that_trains_longer():
+    arms = {"MAG": (2, 1, 3, 2.88), "CMC, 40 epochs": (2.5, 0.5, 3, 2.86)}
+    text = feature_augmentation.describe_gains(gains_of("CMC, 40 epochs", (-0.5, 0.2, 3), **arms), "CMC")
+    assert text.startswith("**On CMC MAG adds most at equal steps; at equal cost that is not shown.**")
+    equal = "At equal cost CMC, 40 epochs (2.86 times) gains +2.5 ± 0.5 (n = 3); MAG minus it: -0.5 ± 0.2 (n = 3)."
+    assert text.endswith(f"With MAG a run takes 2.88 times the operations. {equal}")
+    text = feature_augmentation.describe_gains(gains_of("CMC, 40 epochs", (0.5, 0.2, 3), **arms), "CMC")
+    assert text.startswith("**On CMC take MAG: of what is worth its cost it adds most.**")
 
 
 @pytest.mark.parametrize(
