@@ -315,7 +315,7 @@ def test_gains_of_augmentation_are_paired_over_seeds_beside_counted_operations()
 
 
 def gains_of(longer=None, equal=(np.nan, np.nan, 0), **arms):
-    """As `tabulate_gains` has it: of each arm mean and half_width in points, n and operations; kNN's gain is 1 point lower. equal: the
+    """As `tabulate_gains` has it: of each arm mean and half_width in points, n, operations; kNN's gain is 1 point lower. equal: the
     first three at equal cost."""
     rows = {
         arm: (
