@@ -284,14 +284,17 @@ class Config(SingleSettings, MagSettings, BankSettings, OuclSettings, Projection
         return {name: value for name, value in values.items() if name in kept or value != usual[name]}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result, JSON-ready: the engine's version, the settings that can change it and are not as the method has
-        them by default, and a hash of the source of a data set, views, encoder or method of the user's own."""
+        """What decides the result, JSON-ready: the version of the engine, the revision of a method that has one, the settings that
+        can change it and are not as the method has them by default, and a hash of the source of a data set, views, encoder or
+        method of the user's own."""
         unusual = self._unusual({"method"}).items()
         settings = {name: value for name, value in unusual if name not in NOT_IDENTITY and not self.idle(name)}
         settings |= {name: getattr(self, name) for name in IN_EVERY_NAME}
         if self.dataset == "folder":
             settings["data_dir"] = str(self.data_dir.resolve())
         own = self.own_entries()
+        revision = registry.METHODS[self.method].description.revision
+        settings |= {"revision": revision} if revision else {}
         return {"engine": ENGINE_VERSION} | settings | ({"source": sources.digest(own)} if own else {})
 
     def own_entries(self) -> list[object]:

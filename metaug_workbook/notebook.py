@@ -21,8 +21,9 @@ from metaug_core import extensions, methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
 from metaug_core.errors import suggestion
-from metaug_core.evaluation import confusion, invariances, representations
+from metaug_core.evaluation import confusion, invariances, label_free, representations
 from metaug_core.evaluation.probes import MEASURES
+from metaug_core.methods import untrained
 from metaug_core.runs.environment import environment
 from metaug_core.runs.store import Run, request
 from metaug_core.training import loop
@@ -352,6 +353,32 @@ def tabulate_invariances(runs: Sequence[Run], images: int) -> pd.DataFrame:
         table = invariances.measure_invariances(networks, sample(splits.test, images), run.config, mag)
         measured.append(table.assign(encoder=run.config.method if trained else "untrained"))
     return pd.concat(measured, ignore_index=True)
+
+
+def tabulate_augmented(requests: tables.Requests, images: int) -> pd.DataFrame:
+    """What each finished one of these runs adds to its features of so many test images (`label_free.compare_augmented`), a row for
+    each singular value: run, number (from 1), value, rank (RankMe of z~ - z), rank_z (of z) and similarity (d(z, z~)). All views
+    are taken together. Runs without z~ have no rows."""
+    splits, rows = None, []
+    for run in map(tables.find_run, requests):
+        method = methods.build(run.config)
+        if not run.finished or not method.description.augmented_by:
+            continue
+        splits = splits or load_images(run.config)
+        networks, mag = representations.load_networks(run.config, len(splits.train.classes), run.encoder_files()[-1])
+        networks = networks.to(splits.train.labels.device)
+        if mag is not None:
+            mag = mag.to(splits.train.labels.device)
+            representations.estimate_mag_bn_stats(networks, mag, splits.train, run.config)
+        z = representations.embeddings(networks, sample(splits.test, images), run.config)
+        augmented = untrained.augment_features(method, z, mag)
+        values, rank, similarity = label_free.compare_augmented(z.flatten(0, 1), augmented.flatten(0, 1))
+        shared = {"rank": rank, "rank_z": label_free.rankme(z.flatten(0, 1)), "similarity": similarity}
+        rows += [
+            {"run": run.path.name, "number": number, "value": value, **shared}
+            for number, value in enumerate(values.tolist(), 1)
+        ]
+    return pd.DataFrame(rows, columns=pd.Index(["run", "number", "value", "rank", "rank_z", "similarity"]))
 
 
 def judge_deltas(table: Table) -> pd.DataFrame:

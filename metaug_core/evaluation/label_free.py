@@ -36,6 +36,19 @@ def rankme(h: Tensor) -> float:
     return entropy_rank(torch.linalg.svdvals(to_double(h)), 1e-7)
 
 
+def spread_rows(count: int) -> Tensor:
+    """Up to 2,048 of so many rows, evenly spaced (image folders are sorted by class): int64."""
+    return torch.linspace(0, count - 1, min(IMAGES, count)).long()
+
+
+def compare_augmented(z: Tensor, augmented: Tensor) -> tuple[Tensor, float, float]:
+    """What augmented features add to features, both (N, d) of unit norm: the singular values of z~ - z, not centred, the largest 1;
+    their RankMe, how many directions z~ - z fills; and the mean d(z, z~) in [0, 1]. Where z~ is z the first two are nan."""
+    z, augmented = to_double(z), to_double(augmented)
+    values = torch.linalg.svdvals(augmented - z)
+    return values / values[0], rankme(augmented - z), float((1 + (z * augmented).sum(1).mean()) / 2)
+
+
 def alpha_req(h: Tensor) -> float:
     """alpha-ReQ (Agrawal et al. 2022): alpha of eigenvalue_k ~ k^-alpha, of the covariance of features (N, D).
 
@@ -84,7 +97,7 @@ def measure_label_free(encoder: Encoder, h: Tensor, images: AnyImages) -> dict[s
     taken; of up to 1,000 of these 10 augmentations for LiDAR, and two of them for alignment."""
     if len(images) < 2:
         raise MetaugError("measures without labels need at least two images")
-    rows = torch.linspace(0, len(images) - 1, min(IMAGES, len(images)), device=h.device).long()
+    rows = spread_rows(len(images)).to(h.device)
     h, some = h[rows], images.take(rows[torch.linspace(0, len(rows) - 1, min(LIDAR_IMAGES, len(rows))).long()])
     augmented = augmented_features(encoder, some, LIDAR_VIEWS)
     first, second, *_ = F.normalize(augmented, dim=2).unbind(1)

@@ -48,6 +48,7 @@ PLAIN_PROBES = {  # on features of plain images
 }
 MEASURES = ("probe_paper", *PLAIN_PROBES, "knn")
 DEFAULT_MEASURES = MEASURES[1:]  # the cheap ones: training images are encoded once
+LABEL_FREE = ("rankme",)  # what `evaluate` measures beside accuracies; no share, but a number of directions
 
 
 @dataclass(frozen=True)

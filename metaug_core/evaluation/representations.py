@@ -25,7 +25,8 @@ from metaug_core.data import datasets
 from metaug_core.data.images import AnyImages
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
-from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES, Labelled, predict
+from metaug_core.evaluation.label_free import rankme, spread_rows
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, LABEL_FREE, MEASURES, Labelled, predict
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
 from metaug_core.networks.encoders import evaluating
@@ -212,7 +213,8 @@ def evaluate(
     split: test, or val (for choosing settings). augmented: also a row for z and z~ with the heads kept (Table 5, left column).
     splits: the data, if they are loaded already. device: by default where splits are, else the run's own. measures
     (`probes.MEASURES`) and representations: fewer are cheaper. Raw pixels cost most, and probe_paper, which is measured only where
-    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table. predictions:
+    it is asked for: it encodes the training images once for each of `draws`, a column that then stands in the table. rankme is
+    measured only on request too: RankMe of up to 2,048 training images, which is no accuracy and needs no labels. predictions:
     measure the trained encoder again where an older evaluation did not store its predictions.
 
     The trained row is the mean over the kept epochs. With at least 6 classes there are top-5 accuracies too (`probe_plain_top5`;
@@ -233,7 +235,7 @@ def evaluate(
             for name in filter(missing.get, missing):
                 row, predicted = measure_representation(name, run, split, splits, device, missing[name])
                 stored[name] = stored.get(name, {}) | row
-                if name == "trained":
+                if name == "trained" and predicted.by_measure:
                     store_predictions(run, split, predicted)
             write_json(run.evaluation_file(split), stored)  # at the end: none of a run with unreadable encoders
     else:
@@ -265,7 +267,8 @@ def find_missing(
     missing = {name: [one for one in measures if one not in stored.get(name, {})] for name in names}
     if predictions and "trained" in missing:
         predicted = run.predictions(split).by_measure
-        missing["trained"] = [one for one in measures if one in missing["trained"] or one not in predicted]
+        unpredicted = {one for one in measures if one in MEASURES and one not in predicted}
+        missing["trained"] = [one for one in measures if one in missing["trained"] or one in unpredicted]
     return stored, missing
 
 
@@ -285,7 +288,10 @@ def check_request(
 
 def refuse_unknown(measures: Sequence[str], representations: Sequence[str]) -> None:
     """MetaugError for a measure or representation that does not exist, or for several without an order."""
-    for kind, names, known in (("measure", measures, MEASURES), ("representation", representations, REPRESENTATIONS)):
+    for kind, names, known in (
+        ("measure", measures, (*MEASURES, *LABEL_FREE)),
+        ("representation", representations, REPRESENTATIONS),
+    ):
         if fault := unordered(names):
             raise MetaugError(f"{kind}s: {fault}")
         for name in names:
@@ -299,11 +305,15 @@ def measure_representation(
     """The row of one representation, the mean of its measures over the kept epochs and what they were measured on; and all
     predictions."""
     config, classes = run.config, splits.train.classes
+    accuracies = [one for one in measures if one in MEASURES]
     by_epoch: list[dict[str, Tensor]] = []
+    ranks: list[float] = []
     labels = torch.zeros(0)
     for train, test, val, crops in encode_splits(name, run, split, splits, device):
-        predicted = predict(train, test.x, val, len(classes), measures, crops)
+        predicted = predict(train, test.x, val, len(classes), accuracies, crops)
         by_epoch.append({key: ranked.cpu() for key, ranked in predicted.items()})
+        if "rankme" in measures:
+            ranks.append(rankme(train.x[spread_rows(len(train.x)).to(train.x.device)]))
         labels = test.y.cpu()
     shares = [share_correct_by_measure(predicted, labels, len(classes)) for predicted in by_epoch]
     row = {key: float(torch.stack([one[key] for one in shares]).mean(0).mean()) for key in shares[0]} | {
@@ -316,6 +326,7 @@ def measure_representation(
         "dataset": config.dataset,
         "seed": config.seed,
         **({"draws": count_draws(device)} if "probe_paper" in measures else {}),
+        **({"rankme": sum(ranks) / len(ranks)} if ranks else {}),
     }
     return row, Predictions({key: torch.cat([one[key] for one in by_epoch]) for key in by_epoch[0]}, labels, classes)
 

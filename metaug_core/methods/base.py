@@ -61,7 +61,9 @@ class Context:
     labels: Tensor  # (B,) int64, -1 where there is none
     negatives: Tensor | None = None  # (V, V - 1, K, d), past features for each view; None: those of the minibatch
     drawn: Tensor | None = None  # (B, K), which of them each image takes; None: all
-    positives: Tensor | None = None  # (V, B, d), stale positives; None: the features themselves
+    positives: Tensor | None = (
+        None  # (V, B, d), what features are compared with (keys, stale entries); None: each other
+    )
     shared: Pairs | None = None  # similarities shared by several losses of the same features
     given: Mapping[str, Tensor] = field(default_factory=dict)  # what else the method's `context` computed, by name
     synthesise: Synthesise | None = None  # makes further negatives of past ones
@@ -83,6 +85,9 @@ class Description:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # settings where the user gave none
     uses: Set[str] = (
         OPTIONAL  # of the settings that only some methods use (`settings`), those that can change its result
+    )
+    revision: int = (
+        0  # goes up when the same settings give this method alone other numbers; then its runs have other names
     )
     labelled: bool = False  # trains on labels; then unlabelled images are left out
     minimum_views: int = 2

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaug_core.errors import MetaugError
 from metaug_core.methods.base import Augment, Composition, Context, Method, OnBase
 from metaug_core.methods.metaug import require_none_augmented, weigh_terms
 from metaug_core.methods.modifiers import Base, extend_context, give, require_pairs
@@ -64,6 +65,18 @@ def compose(base: Base, name: str, title: str, what: str, perturb: Perturb) -> C
     require_none_augmented(base, name)
     return Composition(base, modify, title, "", f"L(z) + delta L(z, z~), {what}", augmented_by="chance",
                        uses=base.description.uses | {"delta", "augmented_sets", "matched_similarity"})  # fmt: skip
+
+
+@torch.no_grad()
+def augment_features(method: Method, z: Tensor, mag: nn.Module | None) -> Tensor:
+    """z~ of features z (V, B, d) as the method has it: of its trained network mag, or by chance, drawn from the run's seed. Raises
+    MetaugError if it augments none."""
+    if mag is not None:
+        return mag.eval()(z)
+    if not isinstance(method, Perturbed):
+        raise MetaugError(f"{method.description.title} has no augmented features")
+    noise = torch.randn(z.shape, generator=torch.Generator(z.device).manual_seed(method.config.seed), device=z.device)
+    return method.perturb(z, noise, 2 * method.config.matched_similarity - 1)
 
 
 def draw_noise(context: Context, generator: torch.Generator, rows: int, dim: int) -> Context:

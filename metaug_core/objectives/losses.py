@@ -103,18 +103,19 @@ def _debiased_share(positives: Tensor, rest: Tensor, count: int, tau_plus: float
     return log_share, nothing_left | (log_share <= math.log(count) - rest)
 
 
-def compare_in_batch(z: Tensor) -> tuple[Tensor, Tensor]:
+def compare_in_batch(z: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Similarities d of unit features z (W, B, d) with all others of the minibatch: (WB, W - 1) with those of the same image and
-    (WB, W (B - 1)) with those of other images."""
-    count, batch, _ = z.shape
-    flat = z.flatten(0, 1)  # (WB, d)
-    table = ((1 + flat @ flat.T) / 2).view(count, batch, count, batch).transpose(1, 2)  # (W, W, B, B)
-    same = table.diagonal(dim1=2, dim2=3)  # (W, W, B)
-    positives = torch.stack([torch.stack([same[w, u] for u in range(count) if u != w], -1) for w in range(count)])
+    (WB, W (B - 1)) with those of other images. targets (V, B, d): with these instead, row w of z with all but row w % V of its own
+    image, (WB, V - 1) and (WB, V (B - 1))."""
+    targets = z if targets is None else targets
+    rows, count, batch = len(z), len(targets), z.shape[1]
+    table = ((1 + z.flatten(0, 1) @ targets.flatten(0, 1).T) / 2).view(rows, batch, count, batch).transpose(1, 2)
+    same = table.diagonal(dim1=2, dim2=3)  # (W, V, B)
+    each = [torch.stack([same[w, u] for u in range(count) if u != w % count], -1) for w in range(rows)]
     # Without its first entry, a square in rows of B + 1 has its diagonal in the last column.
-    others = table.flatten(2)[..., 1:].reshape(count, count, batch - 1, batch + 1)[..., :-1]
-    negatives = others.reshape(count, count, batch, batch - 1).transpose(1, 2)
-    return positives.flatten(0, 1), negatives.reshape(count * batch, -1)
+    others = table.flatten(2)[..., 1:].reshape(rows, count, batch - 1, batch + 1)[..., :-1]
+    negatives = others.reshape(rows, count, batch, batch - 1).transpose(1, 2)
+    return torch.stack(each).flatten(0, 1), negatives.reshape(rows * batch, -1)
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:

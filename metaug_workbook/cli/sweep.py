@@ -57,7 +57,8 @@ def figures(names: tuple[str, ...], folder: Path | None, out: Path | None) -> No
 @click.option(
     "--measures",
     default="probe_plain,probe_fast,knn",
-    help="What to measure of each run. Default: probe_plain,probe_fast,knn; there is also probe_paper, which is slow.",
+    help="What to measure of each run. Default: probe_plain,probe_fast,knn; there are also rankme, which needs no labels, and "
+    "probe_paper, which is slow.",
 )
 @click.option(
     "--representations",
@@ -138,9 +139,10 @@ def sweep(ctx: click.Context, runs_dir: Path, dry_run: bool, slurm: bool, quiet:
 
 def format_summary(summary: Any) -> str:
     """What a sweep measured, as text."""
-    heads = [MEASURES.get(name, name) for name in map(str, summary.columns)]
+    heads = [{**MEASURES, "rankme": "RankMe"}.get(name, name) for name in map(str, summary.columns)]
     table = format_table([heads, *summary.values.tolist()])
-    return f"{table}\ntest accuracy in %: mean ± half of the 95 % t-interval over n seeds\n"
+    rank = "; RankMe: directions that features of training images fill" if "RankMe" in heads else ""
+    return f"{table}\ntest accuracy in %: mean ± half of the 95 % t-interval over n seeds{rank}\n"
 
 
 def refuse_ignored(asked: dict[str, Any]) -> None:

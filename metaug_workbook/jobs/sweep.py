@@ -21,6 +21,7 @@ import pandas as pd
 from metaug_core import extensions
 from metaug_core.config import Config, ConfigError, as_file_name
 from metaug_core.errors import Interrupted, MetaugError
+from metaug_core.evaluation.probes import LABEL_FREE
 from metaug_core.evaluation.representations import AUGMENTED, interval
 from metaug_core.runs import data, files, store
 from metaug_core.training.progress import RunsBar, RunsReporter
@@ -203,7 +204,8 @@ class Sweep:
 
     def summary(self) -> pd.DataFrame:
         """A row for each combination of what varies but the seed (of the method, if nothing does) and each representation
-        (`features`); a column for each measure, in percent with the 95 % t-interval over the seeds, as text (`format_estimate`).
+        (`features`); a column for each measure, in percent (rankme: as it is) with the 95 % t-interval over the seeds, as text
+        (`format_estimate`).
         A setting stands as it was given, `-` where the method does not use it."""
         plan, table, rows = self.plan, self.table(), []
         by = [name for name in plan.varying if name != "seed"] or ["method"]
@@ -215,7 +217,8 @@ class Sweep:
                 row = dict(zip(by, cast(tuple, key), strict=True)) | {"features": features}
                 for measure, column in columns.items():
                     values = runs[column].dropna().tolist()
-                    row[measure] = tables.format_estimate(*interval(values), len(values))
+                    scale = 1 if measure in LABEL_FREE else 100
+                    row[measure] = tables.format_estimate(*interval(values), len(values), scale)
                 rows.append(row)
         return pd.DataFrame(rows)
 

@@ -21,7 +21,7 @@ from metaug_core import methods
 from metaug_core.config import NOT_IDENTITY, Config
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation import representations
-from metaug_core.evaluation.probes import DEFAULT_MEASURES, MEASURES
+from metaug_core.evaluation.probes import DEFAULT_MEASURES, LABEL_FREE, MEASURES
 from metaug_core.evaluation.representations import AUGMENTED, REPRESENTATIONS, interval
 from metaug_core.runs import files, store
 from metaug_core.runs.files import StoreError
@@ -32,7 +32,7 @@ Requests = Sequence[Config | Run]
 PREFIX = {"raw pixels": "raw_", "untrained": "untrained_", "trained": "", AUGMENTED: "augmented_"}
 DEFAULT = REPRESENTATIONS[1:]  # raw pixels cost three times as much as the two others, and are the same in every run
 # Columns of every table, empty where no run has them.
-ACCURACIES = [f"{prefix}{measure}" for prefix in PREFIX.values() for measure in MEASURES]
+ACCURACIES = [f"{prefix}{measure}" for prefix in PREFIX.values() for measure in (*MEASURES, *LABEL_FREE)]
 OF_MAG = ["augmented_similarity", "augmented_gradient_share"]
 SESSION = ["device", "eager_because", "processor", "commit", "started"]  # columns that come from the last session
 # Columns that differ between two machines that compute the same results.
@@ -45,9 +45,9 @@ def read_row(run: Run, split: str = "test") -> dict[str, Any]:
 
     Every setting that can decide a result is a column, also one that this method does not use; a list as text, `L,ab`. Accuracies
     in [0, 1] as far as they are evaluated (`MEASURES`): probe_plain, knn and so on of the trained encoder, untrained_knn, raw_knn
-    (pixels), augmented_knn (z and z~); draws: of the random crops of probe_paper. Metrics of training by their names
-    (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last epoch's logged steps. The machine: see
-    `read_machine`.
+    (pixels), augmented_knn (z and z~); rankme alike, where it was asked for; draws: of the random crops of probe_paper. Metrics of
+    training by their names (effective_rank, augmented_gradient_share, loss_original, knn_val): means over the last epoch's logged
+    steps. The machine: see `read_machine`.
     """
     settings = run.config.model_dump(mode="json", exclude=NOT_IDENTITY)
     state = "finished" if run.finished else "failed" if run.failure else "missing"
@@ -62,12 +62,12 @@ def read_row(run: Run, split: str = "test") -> dict[str, Any]:
 
 
 def read_accuracies(run: Run, split: str) -> dict[str, Any]:
-    """Accuracies as far as they are evaluated, and on how many images."""
+    """Accuracies and rankme as far as they are evaluated, and on how many images."""
     stored = run.evaluation(split)
     row = {
         f"{prefix}{measure}": stored.get(name, {}).get(measure)
         for name, prefix in PREFIX.items()
-        for measure in MEASURES
+        for measure in (*MEASURES, *LABEL_FREE)
     }
     return row | {"split": split} | {name: stored.get("trained", {}).get(name) for name in ("n_eval", "draws")}
 

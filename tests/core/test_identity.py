@@ -111,6 +111,13 @@ def test_the_same_settings_are_in_it_where_they_matter(method, settings):
     assert Config(method=method, **settings).name() != Config(method=method, **first).name()
 
 
+def test_a_revision_of_a_method_renames_its_runs_and_no_others():
+    of_others = [Config(method=name).identity() for name in ("cmc", "cmc+noise", "metaug")]
+    assert not any("revision" in identity for identity in of_others)
+    for name in ("cmc+hallucinator", "hallucinator", "cmc+hallucinator+dcl"):
+        assert Config(method=name).identity()["revision"] == 1
+
+
 def test_the_modifier_oucl_does_not_ask_for_a_temperature():
     assert METHODS["cmc+oucl"].description.uses == CMC.description.uses - {"temperature"} | OUCL
 

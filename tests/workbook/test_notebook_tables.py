@@ -261,6 +261,23 @@ def test_histograms_of_figure_2_are_of_both_kinds_of_pairs(tiny):
     assert table.columns.tolist()[:5] == bin_similarities(np.ones(1), np.ones(1)).columns.tolist()
 
 
+def test_what_runs_add_to_their_features_is_a_row_for_each_singular_value(tiny):
+    """Of what is finished and has z~: of noise at the similarity that is asked for, and of a network."""
+    configs = [tiny(method=name, matched_similarity=0.9) for name in ("cmc+noise", "metaug-only-mag", "cmc")]
+    notebook.collect_accuracies(configs, 1.0, "knn")
+    table = notebook.tabulate_augmented([*configs, tiny(method="cmc+noise", seed=5)], 20)
+    by_run = table.groupby("run", sort=False)
+    assert list(by_run.groups) == [config.name() for config in configs[:2]]
+    noise, network = (rows for _, rows in by_run)
+    for rows in (noise, network):
+        assert rows["number"].tolist() == list(range(1, configs[0].feature_dim + 1))
+        assert rows["value"].iloc[0] == 1
+        assert rows["value"].is_monotonic_decreasing
+        assert rows[["rank", "rank_z", "similarity"]].nunique().tolist() == [1, 1, 1]
+    assert noise["similarity"].iloc[0] == pytest.approx(0.9, abs=1e-6)
+    assert network["similarity"].iloc[0] != pytest.approx(0.9, abs=1e-3)
+
+
 def test_verdicts_follow_from_intervals():
     rows = [(weight, seed, 0.5 + gain + 0.001 * seed * (weight == 1e-7)) for weight, gain in
             ((-1.0, 0), (0.0, 0.0), (1e-7, -0.0005), (1.0, -0.1)) for seed in (0, 1)]  # fmt: skip

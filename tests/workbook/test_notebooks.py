@@ -22,7 +22,7 @@ PATHS = sorted(FOLDER.glob("*.ipynb"))
 MACHINE = re.compile(r"(?<![\w.])/(?:home|Users|root|work|tmp|mnt|opt|var|private)/|[A-Z]:\\\\|\bfile://")
 ALL = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 # These open with what the committed evidence says.
-WITH_EVIDENCE = ("03", "04", "05", "06", "07", "08", "09", "11", "13")
+WITH_EVIDENCE = ("03", "04", "05", "06", "07", "08", "09", "11", "12", "13")
 
 
 def read(path: Path) -> nbformat.NotebookNode:

@@ -40,4 +40,4 @@ class DACL(Method):
             )
 
     def loss(self, z, context):
-        return self.contrast(*losses.compare_in_batch(z))
+        return self.contrast(*losses.compare_in_batch(z, context.positives))

@@ -39,4 +39,4 @@ class SimCLR(Method):
     )
 
     def loss(self, z, context):
-        return self.contrast(*losses.compare_in_batch(z))
+        return self.contrast(*losses.compare_in_batch(z, context.positives))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaug_core.data import datasets
-from metaug_core.evaluation.label_free import alpha_req, lidar, measure_label_free, rankme
+from metaug_core.evaluation.label_free import alpha_req, compare_augmented, lidar, measure_label_free, rankme
 from metaug_core.evaluation.representations import features
 from metaug_core.runs.encoder import Encoder
 
@@ -35,6 +35,27 @@ def test_rankme_of_two_singular_values_by_hand():
 def test_rankme_is_not_centred():
     assert rankme(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(1, rel=1e-5)
     assert rankme(torch.tensor([[1.0, 1], [-1, 1]])) == pytest.approx(2, rel=1e-5)
+
+
+def test_what_augmented_features_add_along_one_direction_has_one_singular_value():
+    one, other = torch.eye(3, dtype=torch.float64)[:2]
+    values, rank, similarity = compare_augmented(
+        one.repeat(4, 1), other.repeat(4, 1)
+    )  # z~ - z is other - one in all rows
+    assert values.tolist() == pytest.approx([1, 0, 0], abs=1e-12)
+    assert rank == pytest.approx(1, abs=1e-4)
+    assert similarity == pytest.approx(0.5)
+
+
+def test_what_augmented_features_add_along_two_directions_alike_has_rank_two():
+    """z~ - z is (0.6 - 1, 0.8, 0) in half of the rows and (0.6 - 1, 0, 0.8) in the others: along them (-0.8, 0.8, 0.8) and
+    (0, 0.8, -0.8), of lengths^2 1.92 and 1.28."""
+    z, augmented = torch.tensor([[[1, 0, 0]] * 2, [[0.6, 0.8, 0], [0.6, 0, 0.8]]], dtype=torch.float64)
+    values, rank, similarity = compare_augmented(z, augmented)
+    ratio = (0.64 / 0.96) ** 0.5
+    assert values.tolist() == pytest.approx([1, ratio])
+    assert rank == pytest.approx(entropy_rank([1, ratio], 1e-7), rel=1e-9)
+    assert similarity == pytest.approx((1 + 0.6) / 2)
 
 
 def spectrum(eigenvalues):

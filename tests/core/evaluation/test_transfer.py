@@ -43,13 +43,14 @@ def test_a_few_labels_are_enough_where_classes_lie_apart():
 
 def test_a_run_on_its_own_images_reads_as_evaluate_does(tiny):
     run = fit(tiny(val_fraction=0, epochs=1))
-    stored = evaluate(run, measures=("knn",))
+    stored = evaluate(run, measures=("knn", "rankme"))
     table = transfer(run, choose_images(run), (0.2, 1.0)).set_index(["representation", "measure", "labels"])
     for name in ("untrained", "trained"):
         assert table["mean"][name, "knn", 100] == stored["knn"][name]
         assert table["n"][name, "knn", 20] == 5
         assert 0 < table["half_width"][name, "knn", 20] < 1
         assert table["n"][name, "rankme", 0] == 1
+        assert table["mean"][name, "rankme", 0] == pytest.approx(stored["rankme"][name])
     again = transfer(run, choose_images(run, storage="stream"), (0.2, 1.0))
     assert again.set_index(["representation", "measure", "labels"])["mean"].to_dict() == pytest.approx(
         table["mean"].to_dict(), nan_ok=True

@@ -19,7 +19,7 @@ from metaug_core.methods.baselines.adco import Adversaries
 from metaug_core.methods.baselines.swav import sinkhorn
 from metaug_core.methods.feature_transformation import draw_beta
 from metaug_core.methods.hallucinator import Hallucinator
-from metaug_core.methods.untrained import add_noise, drop_units
+from metaug_core.methods.untrained import add_noise, augment_features, drop_units
 from metaug_core.networks.encoders import Networks
 from metaug_core.networks.memory import Averaged, Queue, copy_module
 from metaug_core.objectives import losses
@@ -519,6 +519,9 @@ def test_a_hallucinator_is_an_mlp_of_a_feature_and_its_extrapolation():
             for layer in (first, second):
                 x = (x @ layer.weight.T + layer.bias).clamp(min=0)
             torch.testing.assert_close(found[w], F.normalize(x @ last.weight.T + last.bias, dim=1))
+    leaf = z.clone().requires_grad_()
+    gradients = [torch.autograd.grad(network(leaf, keys)[:3].sum(), leaf)[0] for keys in (None, z.clone())]
+    torch.testing.assert_close(*gradients)  # what is extrapolated away from is a constant, also without keys
 
 
 def test_a_hallucinator_descends_on_the_regular_loss_and_stays_at_rate_0():
@@ -590,6 +593,18 @@ def test_noise_is_at_the_similarity_and_dropout_at_it_on_the_average():
         assert (z * dropped).sum(-1).square().mean().sqrt().item() == pytest.approx(cosine, abs=0.01)
         for changed in (turned, dropped):
             torch.testing.assert_close(changed.norm(dim=-1), torch.ones(2, 500, dtype=torch.float64))
+
+
+def test_augmented_features_of_a_finished_run_are_its_networks_or_of_its_seed():
+    z = unit(2, 50, 8)
+    noisy, again = (augment_features(build(config("cmc+noise", seed=seed)), z, None) for seed in (0, 0))
+    assert torch.equal(noisy, again)
+    assert not torch.equal(noisy, augment_features(build(config("cmc+noise", seed=1)), z, None))
+    torch.testing.assert_close((z * noisy).sum(-1), torch.full((2, 50), 0.9, dtype=torch.float64))  # d 0.95
+    network = torch.nn.Linear(8, 8).double()
+    assert torch.equal(augment_features(build(config("metaug-only-mag")), z, network), network(z))
+    with pytest.raises(MetaugError, match="CMC has no augmented features"):
+        augment_features(build(config("cmc")), z, None)
 
 
 @pytest.mark.parametrize("modifier", ["ft", "hallucinator", "mochi", "synco", "noise", "dropout"])

@@ -488,6 +488,27 @@ def test_nat_keeps_its_targets_between_assignments():
     check("nat", Row(lambda z, *_: ((z[0] - NOISE) ** 2).sum() / IMAGES, THREE[:1], {"given": given}))
 
 
+@pytest.mark.parametrize("negatives", ["batch", "bank"])
+def test_a_hallucinated_feature_asks_and_never_answers(negatives):
+    """It is made of the other views, so as a positive of theirs it would hand them their own features back."""
+    past = BANK if negatives == "bank" else None
+    context = (AGAINST_BANK if past is not None else {}) | {"given": {"reach": torch.tensor(0.07)}}
+    row = Row(lambda z, contrast, _: across(contrast, torch.cat([z, augment(z)]), z, past, 3), THREE, context)
+    check("cmc+hallucinator", row, negatives=negatives)
+
+
+def test_on_simclr_hallucinated_features_meet_the_other_crop_among_all_crops_of_other_images():
+    def formula(z: Tensor, contrast: Contrast, config: Config) -> Tensor:
+        asks = torch.cat([z, augment(z)])
+        terms = [
+            contrast(asks[w, i], [z[1 - w % 2, i]], [z[u, j] for u in range(2) for j in range(IMAGES) if j != i])
+            for w in range(4) for i in range(IMAGES)
+        ]  # fmt: skip
+        return torch.stack(terms).mean()
+
+    check("simclr+hallucinator", Row(formula, TWO, {"given": {"reach": torch.tensor(0.07)}}))
+
+
 def test_ft_of_views_without_keys_draws_each_from_the_mean_of_the_others():
     check("cmc+ft", Row(ft_in_batch, THREE, {"given": {"ft_weights": APART}}), negatives="batch")
 

@@ -121,13 +121,19 @@ def test_a_sweep_without_a_grid_shows_its_usage(words, tmp_path):
 
 def test_a_sweep_ends_with_what_varied_by_measure(tmp_path):
     """By hand: 10, 20 and 30 % have mean 20 and t-interval 4.303 * 10 / sqrt(3) = 24.8."""
-    wanted = tables.Wanted(("knn", "probe_fast"), ("untrained", "trained"), False, "test")
+    wanted = tables.Wanted(("knn", "probe_fast", "rankme"), ("untrained", "trained"), False, "test")
     plan = sweep.plan_sweep(["method=cmc,metaug", "delta=0.1,0.2"], {"preset": "sketch"}, 3, tmp_path, wanted)
     state = sweep.Sweep(plan)
     assert len(state.runs) == 9  # cmc does not use delta
+    assert {*state.summary()["rankme"]} == {"–"}  # nothing is finished yet
     for run in state.runs[:7]:
         files.write_json(run.path / "finished.json", {})
-        row = {"evaluation_version": EVALUATION_VERSION, "knn": 0.1 * (run.config.seed + 1), "probe_fast": 0.5}
+        row = {
+            "evaluation_version": EVALUATION_VERSION,
+            "knn": 0.1 * (run.config.seed + 1),
+            "probe_fast": 0.5,
+            "rankme": 33.33,
+        }
         files.write_json(run.evaluation_file(), {"untrained": row, "trained": row | {"probe_fast": 0.25}})
     state.save()
     assert state.summary().to_dict("list") == {
@@ -136,9 +142,11 @@ def test_a_sweep_ends_with_what_varied_by_measure(tmp_path):
         "features": ["untrained", "trained"] * 3,
         "knn": ["20.0 ± 24.8 (n = 3)"] * 4 + ["10.0 (n = 1)"] * 2,
         "probe_fast": ["50.0 ± 0.0 (n = 3)", "25.0 ± 0.0 (n = 3)"] * 2 + ["50.0 (n = 1)", "25.0 (n = 1)"],
+        "rankme": ["33.3 ± 0.0 (n = 3)"] * 4 + ["33.3 (n = 1)"] * 2,
     }
-    first = (plan.folder / "table.csv").read_text().splitlines()[0].split(",")[:9]
-    assert first == [*plan.varying, "untrained_knn", "untrained_probe_fast", "knn", "probe_fast", "run", "state"]
+    measured = [f"{prefix}{name}" for prefix in ("untrained_", "") for name in ("knn", "probe_fast", "rankme")]
+    first = (plan.folder / "table.csv").read_text().splitlines()[0].split(",")[:11]
+    assert first == [*plan.varying, *measured, "run", "state"]
 
 
 def test_cells_that_differ_in_what_their_method_does_not_use_are_one(tmp_path):

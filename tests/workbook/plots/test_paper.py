@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from test_figures import caption, line
 
 from metaug_core.presets import preset
-from metaug_workbook.plots import features, gallery, paper_figures, style
+from metaug_workbook.plots import feature_augmentation, features, gallery, paper_figures, style
 from metaug_workbook.results import paper_values
 
 
@@ -290,6 +290,109 @@ def test_the_delta_question_is_drawn_against_only_oucl_with_a_control():
     assert right.containers[0].lines[0].get_ydata() == pytest.approx([10, 0, 10])
     papers = dict(zip(paper_values.TABLE_5.index, line(right, "paper, CIFAR-10").get_ydata(), strict=True))
     assert papers[1e-5] == pytest.approx(1.89)
+    plt.close(figure)
+
+
+@pytest.mark.slow
+def test_gains_of_augmentation_are_paired_over_seeds_beside_counted_operations():
+    points = {"CMC": ("cmc", 14, [0, 1]), "DCL": ("cmc+dcl", 14, [2, 4]), "MAG": ("metaug-only-mag", 14, [-1, 1]),
+              "CMC, 40 epochs": ("cmc", 40, [3, 3])}  # fmt: skip
+    rows = [(arm, method, epochs, seed, 0.5 + gain / 100)
+            for arm, (method, epochs, gains) in points.items() for seed, gain in enumerate(gains)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["arm", "method", "epochs", "seed", "accuracy"]).assign(knn=np.nan)
+    gains = feature_augmentation.tabulate_gains(table, "CMC")
+    assert gains["mean"].to_dict() == pytest.approx({"DCL": 0.025, "MAG": -0.005, "CMC, 40 epochs": 0.025})
+    assert gains["operations"].drop("MAG").to_dict() == pytest.approx({"DCL": 1, "CMC, 40 epochs": 40 / 14})
+    assert 2 < gains["operations"]["MAG"] < 4
+    assert gains["equal_mean"]["MAG"] == pytest.approx(-0.03)  # -4 and -2 points
+    assert gains["equal_n"].to_dict() == {"DCL": 0, "MAG": 2, "CMC, 40 epochs": 0}
+    shown = feature_augmentation.format_gains(gains)
+    assert shown.loc["MAG"].tolist()[:3] == ["-0.5 ± 6.4 (n = 2)", "–", "-3.0 ± 12.7 (n = 2)"]
+    assert shown["at equal cost"].tolist()[::2] == ["as at equal steps", "–"]
+    alone = feature_augmentation.tabulate_gains(table[table["arm"] != "CMC, 40 epochs"], "CMC")
+    assert alone["equal_n"].tolist() == [0, 0]
+    assert feature_augmentation.tabulate_gains(table[table["arm"] != "CMC"], "CMC").empty
+
+
+def gains_of(longer=None, equal=(np.nan, np.nan, 0), **arms):
+    """As `tabulate_gains` has it: of each arm mean and half_width in points, n, operations; kNN's gain is 1 point lower. equal: the
+    first three at equal cost."""
+    rows = {
+        arm: (
+            mean / 100,
+            half / 100,
+            n,
+            (mean - 1) / 100,
+            half / 100,
+            n,
+            equal[0] / 100,
+            equal[1] / 100,
+            equal[2],
+            cost,
+            longer,
+        )
+        for arm, (mean, half, n, cost) in arms.items()
+    }
+    columns = [f"{prefix}{name}" for prefix in ("", "knn_", "equal_") for name in ("mean", "half_width", "n")]
+    return pd.DataFrame.from_dict(rows, "index", columns=[*columns, "operations", "longer"])
+
+
+def test_what_to_take_says_what_is_beyond_chance_what_is_excluded_and_what_it_costs():
+    gains = gains_of(
+        MAG=(2.1, 0.4, 3, 2.88), noise=(1.5, 1.2, 3, 1.01), DCL=(0, 2.5, 3, 1), dropout=(-3, 0.1, 4, 1), FT=(1, np.nan, 1, 1.05)
+    )  # fmt: skip
+    shown = feature_augmentation.format_gains(gains).loc["noise"].tolist()
+    assert shown == ["+1.5 ± 1.2 (n = 3)", "+0.5 ± 1.2 (n = 3)", "as at equal steps", "1.01"]
+    assert feature_augmentation.describe_gains(gains, "CMC") == (
+        "**On CMC take noise: of what is worth its cost it adds most.** "
+        "Beyond chance by the linear probe, in points: "
+        "MAG +2.1 ± 0.4 (n = 3), noise +1.5 ± 1.2 (n = 3), dropout -3.0 ± 0.1 (n = 4). "
+        "Beyond chance by kNN: MAG +1.1 ± 0.4 (n = 3), dropout -4.0 ± 0.1 (n = 4). "
+        "Where the interval holds zero, it excludes gains above 2.5 (DCL). "
+        "One seed decides nothing: FT +1.0 (n = 1). "
+        "With MAG a run takes 2.88 times the operations. "
+        "What as many more steps of CMC add is not measured, so at equal cost nothing is known of it. "
+        "All other runs take at most 1.05 times: there equal steps are equal cost."
+    )
+
+
+def test_at_equal_cost_an_arm_stands_beside_the_method_that_trains_longer():
+    arms = {"MAG": (2, 1, 3, 2.88), "CMC, 40 epochs": (2.5, 0.5, 3, 2.86)}
+    text = feature_augmentation.describe_gains(gains_of("CMC, 40 epochs", (-0.5, 0.2, 3), **arms), "CMC")
+    assert text.startswith("**On CMC MAG adds most at equal steps; at equal cost that is not shown.**")
+    equal = "At equal cost CMC, 40 epochs (2.86 times) gains +2.5 ± 0.5 (n = 3); MAG minus it: -0.5 ± 0.2 (n = 3)."
+    assert text.endswith(f"With MAG a run takes 2.88 times the operations. {equal}")
+    text = feature_augmentation.describe_gains(gains_of("CMC, 40 epochs", (0.5, 0.2, 3), **arms), "CMC")
+    assert text.startswith("**On CMC take MAG: of what is worth its cost it adds most.**")
+
+
+@pytest.mark.parametrize(
+    ("arms", "first"),
+    [
+        ({"MAG": (2, 1, 3, 2.88)}, "**On CMC MAG adds most at equal steps; at equal cost that is not shown.**"),
+        ({"DCL": (0, 1, 3, 1), "MAG": (-2, 1, 3, 2.88)}, "**Take CMC as it is: nothing adds to it beyond chance.**"),
+        ({"DCL": (5, np.nan, 1, 1)}, "**On CMC nothing can be told yet.** One seed decides nothing: DCL +5.0 (n = 1)."),
+        ({}, "On CMC there are no runs yet."),
+    ],
+)
+def test_what_to_take_is_said_first(arms, first):
+    assert feature_augmentation.describe_gains(gains_of(**arms), "CMC").startswith(first)
+
+
+def test_augmented_features_are_a_spectrum_and_dots_over_similarity():
+    table = pd.DataFrame({
+        "method": ["cmc", "cmc+noise", "cmc+noise", "cmc+noise", "cmc+noise"], "seed": [0, 0, 0, 1, 1],
+        "accuracy": [0.5, 0.6, 0.6, 0.7, 0.7], "number": [np.nan, 1, 2, 1, 2], "value": [np.nan, 1, 0.5, 1, 0.25],
+        "rank": [np.nan, 1.9, 1.9, 1.4, 1.4], "similarity": [np.nan, 0.9, 0.9, 0.95, 0.95],
+    })  # fmt: skip
+    figure = feature_augmentation.draw_augmented(table)
+    left, right = figure.axes
+    assert [one.get_ydata().tolist() for one in left.lines] == [[1, 0.5]]
+    assert left.lines[0].get_label() == "CMC + noise: rank 2"
+    assert line(right, "CMC").get_ydata() == [50, 50]
+    assert line(right, "CMC + noise").get_xdata().tolist() == [0.9, 0.95]
+    assert line(right, "CMC + noise").get_ydata().tolist() == pytest.approx([60, 70])
+    assert caption(right).startswith("n = 1 to 2")
     plt.close(figure)
 
 
