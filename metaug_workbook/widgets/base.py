@@ -103,9 +103,9 @@ class LiveFigure:
 
     def show(self) -> DisplayHandle | None:
         """Display a static picture and below it the live box that hides it; the handle changes the static one."""
-        small = encode(self.canvas, effort=9)
-        self.image.value = small  # a saved notebook keeps it twice: for viewers with widgets and for those without
-        handle = display(bundle(small, self.text), raw=True, metadata=self.metadata, display_id=True)
+        handle = display(
+            bundle(encode(self.canvas, effort=9), self.text), raw=True, metadata=self.metadata, display_id=True
+        )
         data: Any = self.box._repr_mimebundle_() or {}
         display({**data, "text/plain": ELSEWHERE}, raw=True)
         return handle

@@ -432,7 +432,7 @@ def test_trials_of_a_sweep_are_the_runs_they_would_be_alone(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_trials_go_on_after_a_killed_worker_and_a_killed_sweep(tmp_path):
-    runs, epochs = tmp_path / "runs", 12
+    runs, epochs = tmp_path / "runs", 24
     words = [*METAUG, *options(tmp_path), "--set", f"epochs={epochs}", "--seeds", "3", "--trials", "3"]
     words += ["--workers", "2", "--runs-dir", str(runs)]
     configs = [of_cell(runs, epochs=epochs, seed=seed) for seed in range(3)]

@@ -125,7 +125,7 @@ def test_the_mag_is_drawn_by_its_two_shares_and_its_update_an_epoch(ax):
     ax.clear()
     training.draw_metrics("MAG update", METRICS, ax)
     assert (ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()) == ([1.0], [25.0])
-    assert "percent" in ax.get_ylabel()
+    assert ax.get_ylabel() == "% per epoch"
 
 
 def test_similarities_shows_pairs_and_margins_on_the_unit_scale(ax):
