@@ -852,7 +852,7 @@ def name_axis(table: Table) -> str:
 
 
 def count_seeds(counts: Any) -> str:
-    """The number of seeds a point, or its range, with the unit."""
+    """The number of seeds per point, or its range, with the unit."""
     low, high = int(min(counts, default=0)), int(max(counts, default=0))
     return f"{high if low == high or high <= 1 else f'{low} to {high}'} seed{'s' if high > 1 else ''}"
 
@@ -860,8 +860,8 @@ def count_seeds(counts: Any) -> str:
 def describe_seeds(counts: Any) -> str:
     """How many seeds stand behind each point: for the caption of every figure."""
     if max(counts, default=0) <= 1:
-        return f"n = {count_seeds(counts)} a point, so no interval"
-    return f"mean and 95 % interval, n = {count_seeds(counts)} a point"
+        return f"n = {count_seeds(counts)} per point, so no interval"
+    return f"mean and 95 % interval, n = {count_seeds(counts)} per point"
 
 
 def format_value(value: Any) -> str:

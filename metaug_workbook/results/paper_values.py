@@ -194,9 +194,11 @@ TABLE_6 = pd.DataFrame(
 def print_name(method: str, names: Mapping[str, str] = NAMES) -> str:
     """A method as the paper prints it; its own name if the paper has none. names: others than the paper's.
 
-    `cmc at t = 0.125` (`experiments.name_matched`) keeps what follows the name."""
+    A composition that has no name is written by its parts, `CMC + Hallucinator`. `cmc at t = 0.125` (`experiments.name_matched`)
+    keeps what follows the name."""
     name, at, temperature = method.partition(" at ")
-    return names.get(name, name) + at + temperature
+    parts = " + ".join(names.get(part, part) for part in name.split("+"))
+    return names.get(name, parts) + at + temperature
 
 
 def _parse(text: str) -> pd.DataFrame:

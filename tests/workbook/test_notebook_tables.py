@@ -82,6 +82,7 @@ def test_runs_of_a_matched_temperature_are_rows_of_their_own():
     table = experiments.name_matched(pd.DataFrame([config.model_dump() for config in configs]))
     assert table["method"].tolist() == ["cmc", "simclr", "metaug", "cmc at t = 0.125", "simclr"]
     assert paper_values.print_name("cmc at t = 0.125") == "CMC at t = 0.125"
+    assert paper_values.print_name("cmc+hallucinator") == "CMC + Hallucinator"
 
 
 def test_a_plan_holds_what_was_injected_and_refuses_one_seed(monkeypatch):

@@ -107,14 +107,14 @@ def test_a_setting_is_drawn_at_equal_distances_with_band_and_floor(ax):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4", "16", "64"]
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() - 71 == pytest.approx(12.706 * 1, rel=1e-4)  # t x standard deviation (sqrt 2) / sqrt 2, points
-    assert "n = 2 seeds a point" in caption(ax)
+    assert "n = 2 seeds per point" in caption(ax)
     assert "linear probe, fast, test" in ax.get_ylabel()
 
 
 def test_one_seed_says_that_there_is_no_interval_and_no_run_says_so(ax):
     table = runs("beta", [4, 16], seeds=1)
     paper_figures.draw_accuracy_over(table, ax, "beta")
-    assert "n = 1 seed a point, so no interval" in caption(ax)
+    assert "n = 1 seed per point, so no interval" in caption(ax)
     ax.clear()
     paper_figures.draw_accuracy_over(table.assign(accuracy=np.nan), ax, "beta")
     assert "no finished run yet" in caption(ax)
