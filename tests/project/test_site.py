@@ -296,8 +296,12 @@ def test_the_pair_is_dragged_moved_by_keys_and_set_by_a_preset(browser):
     browser.mouse.up()
     wait_for(sentence, "The pair d⁺ = 0.30, d⁻ = 0.90.")
     handle.press("ArrowRight")
+    wait_for(sentence, "The pair d⁺ = 0.31, d⁻ = 0.90.")
     handle.press("Shift+ArrowDown")
     wait_for(sentence, "The pair d⁺ = 0.31, d⁻ = 0.80.")
+    twice = "h => [1, 2].forEach(() => h.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'})))"
+    handle.evaluate(twice)  # within a frame
+    wait_for(sentence, "The pair d⁺ = 0.29, d⁻ = 0.80.")
     box.get_by_role("button", name="Hardest negative").click()
     wait_for(sentence, "The pair d⁺ = 0.60, d⁻ = 0.95.")
     box.get_by_label("weights").uncheck()
@@ -307,8 +311,8 @@ def test_the_pair_is_dragged_moved_by_keys_and_set_by_a_preset(browser):
 
 
 def wait_for(element, text: str) -> None:
-    """A control is answered in the next frame."""
-    element.filter(has_text=text).wait_for(timeout=5000)
+    """A control is answered in the next frame; on a busy machine that can take a while."""
+    element.filter(has_text=text).wait_for(timeout=30_000)
 
 
 @pytest.mark.browser

@@ -188,7 +188,7 @@ function startExplorer(box) {
     if (!box.clientWidth || box.clientWidth === width) return;
     width = box.clientWidth;
     panels.replaceChildren();
-    update = kind.build(panels, set, width);
+    update = kind.build(panels, set, width, () => values);
     draw();
   }).observe(box);
   box.classList.add("live");

@@ -66,7 +66,7 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
     return d;
   }
 
-  function makeMap(host, title, loss, side, width, set) {
+  function makeMap(host, title, loss, side, width, set, get) {
     const axes = makeAxes(host, { width, height: side, title, x: "d⁺, similarity of a positive", y: "d⁻, of a negative" });
     const box = { x: axes.left, y: axes.top, width: axes.w, height: axes.h };
     const image = make(axes.inside, "image", { ...box, preserveAspectRatio: "none" });
@@ -74,11 +74,11 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
     const line = make(axes.inside, "path", { class: "halfway" });
     const dot = make(axes.svg, "circle", { r: 7, class: "pair" });
     const handle = make(axes.svg, "circle", { r: 22, class: "handle", tabindex: 0, role: "button" });
-    let now = {}, painted = "";
+    let painted = "";
     const round = x => Math.round(100 * x) / 100;
-    makeDraggable(axes, handle, () => [now.positive, now.negative], (x, y) => set({ positive: round(x), negative: round(y) }));
+    const at = () => [get().positive, get().negative]; // not as drawn: two keys may come within a frame
+    makeDraggable(axes, handle, at, (x, y) => set({ positive: round(x), negative: round(y) }));
     return (values, steepest, halfway) => {
-      now = values;
       const { positive, negative, ...settings } = values, wanted = JSON.stringify(settings);
       if (wanted !== painted) {
         image.setAttribute("href", paint(loss, values));
@@ -102,10 +102,10 @@ One positive d⁺ and one negative d⁻. The loss is softplus(e) / β, or softpl
     return [[-1, -1 - (1 - 2 * gamma)], [2, 2 - (1 - 2 * gamma)]];
   }
 
-  function build(host, set, width) {
+  function build(host, set, width, get) {
     const narrow = width < NARROW, side = narrow ? (width - 8) / 2 : (width - 24) / 3;
     const maps = Object.entries(LOSSES).map(([name, loss]) =>
-      makeMap(host, name === "oucl" ? "Loss: OUCL" : "Loss: InfoNCE", loss, side, side, set));
+      makeMap(host, name === "oucl" ? "Loss: OUCL" : "Loss: InfoNCE", loss, side, side, set, get));
     const axes = makeAxes(host, {
       width: narrow ? width : side, height: side, title: "Gradient at this d⁺, share of the largest",
       x: "d⁻, similarity of a negative", y: " ", ylim: [0, 1.05],
