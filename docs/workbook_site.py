@@ -148,9 +148,14 @@ def write_card(path: Path, folder: Path) -> str:
 
 def find_verdicts(notebook: NotebookNode) -> list[str]:
     """The verdicts of the claims that a notebook shows, as `claims.judge` wrote them into its outputs."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
-    texts = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.data]
-    return re.findall(r"^\*\*Claim \(.\): .+ – (.+)\.\*\*", "\n".join(texts), re.MULTILINE)
+    texts = "\n".join(list_outputs(notebook, "text/markdown"))
+    return re.findall(r"^\*\*Claim \(.\): .+ – (.+)\.\*\*", texts, re.MULTILINE)
+
+
+def list_outputs(notebook: NotebookNode, kind: str) -> list[str]:
+    """What the cells of a notebook put out of one kind, such as image/png."""
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [data[kind] for data in outputs if kind in data]
 
 
 def find_picture(name: str, notebook: NotebookNode) -> Image.Image:
@@ -159,9 +164,8 @@ def find_picture(name: str, notebook: NotebookNode) -> Image.Image:
     for figure in [*re.findall(r'"(\d\d-[\w-]+)"', code), BEST_FIGURES.get(name, "")]:
         if (file := ROOT / "figures" / f"{figure}.png").exists():
             return Image.open(file)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
-    pngs = [base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.data]
-    return max((Image.open(io.BytesIO(png)) for png in pngs), key=lambda picture: picture.width * picture.height)
+    pictures = [Image.open(io.BytesIO(base64.b64decode(png))) for png in list_outputs(notebook, "image/png")]
+    return max(pictures, key=lambda picture: picture.width * picture.height)
 
 
 def write_citation() -> str:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from metaug_core import extensions, methods
 from metaug_core.config import Config, ConfigError
 from metaug_core.data import datasets
+from metaug_core.data.images import spread_rows
 from metaug_core.errors import suggestion
 from metaug_core.evaluation import confusion, invariances, label_free, representations
 from metaug_core.evaluation.probes import MEASURES
@@ -163,7 +164,7 @@ def load_networks(run: Run, splits: datasets.Splits, trained: bool) -> nn.Module
 
 def sample(images: datasets.Images | datasets.StreamedImages, count: int) -> Any:
     """Up to so many images, evenly spaced (image folders are sorted by class)."""
-    return images.take(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
+    return images.take(spread_rows(len(images), count))
 
 
 def find_neighbours(run: Run, splits: datasets.Splits, queries: int = 6, count: int = 5) -> pd.DataFrame:
@@ -175,15 +176,15 @@ def find_neighbours(run: Run, splits: datasets.Splits, queries: int = 6, count: 
     labels = splits.test.labels.tolist()
     first = [labels.index(number) for number in sorted(set(labels))[:queries]]
     asked = splits.test.take(torch.tensor(first, device=splits.test.labels.device))
-    tables = []
+    found = []
     for panel, trained in (("before", False), ("after", True)):
         networks = load_networks(run, splits, trained)
         h, known = (representations.features(networks, images, run.config) for images in (asked, splits.train))
         cosines = functional.normalize(h, dim=1) @ functional.normalize(known, dim=1).T
         for query, nearest in zip(first, cosines.topk(count, dim=1).indices.tolist(), strict=True):
             ranks = range(1, count + 1)
-            tables.append(pd.DataFrame({"panel": panel, "query": query, "rank": ranks, "neighbour": nearest}))
-    return pd.concat(tables, ignore_index=True)
+            found.append(pd.DataFrame({"panel": panel, "query": query, "rank": ranks, "neighbour": nearest}))
+    return pd.concat(found, ignore_index=True)
 
 
 def measure_accuracies(run: Run, splits: datasets.Splits, augmented: bool = False) -> pd.DataFrame:
@@ -324,11 +325,8 @@ def tabulate_similarities(requests: tables.Requests, images: int) -> pd.DataFram
             continue
         config = run.config
         splits = splits or load_images(config)
-        networks, mag = representations.load_networks(config, len(splits.train.classes), run.encoder_files()[-1])
-        device = splits.train.labels.device
+        networks, mag = representations.prepare_networks(config, splits.train, run.encoder_files()[-1])
         assert mag is not None
-        networks, mag = networks.to(device), mag.to(device)
-        representations.estimate_mag_bn_stats(networks, mag, splits.train, config)
         both = representations.embeddings(networks, sample(splits.test, images), config, mag)
         z, augmented = both.chunk(2)
         labels = {"margin": config.margin, "delta": config.delta, "alpha": config.alpha}
@@ -343,13 +341,7 @@ def tabulate_invariances(runs: Sequence[Run], images: int) -> pd.DataFrame:
     splits, measured = load_images(runs[0].config), []
     for run, trained in [(runs[0], False), *((run, True) for run in runs)]:
         file = run.encoder_files()[-1] if trained else None
-        networks, mag = representations.load_networks(run.config, len(splits.train.classes), file)
-        networks, mag = networks.to(splits.train.labels.device), mag if trained else None
-        if not trained:
-            representations.estimate_bn_stats(networks, splits.train, run.config)
-        if mag is not None:
-            mag = mag.to(splits.train.labels.device)
-            representations.estimate_mag_bn_stats(networks, mag, splits.train, run.config)
+        networks, mag = representations.prepare_networks(run.config, splits.train, file)
         table = invariances.measure_invariances(networks, sample(splits.test, images), run.config, mag)
         measured.append(table.assign(encoder=run.config.method if trained else "untrained"))
     return pd.concat(measured, ignore_index=True)
@@ -365,11 +357,7 @@ def tabulate_augmented(requests: tables.Requests, images: int) -> pd.DataFrame:
         if not run.finished or not method.description.augmented_by:
             continue
         splits = splits or load_images(run.config)
-        networks, mag = representations.load_networks(run.config, len(splits.train.classes), run.encoder_files()[-1])
-        networks = networks.to(splits.train.labels.device)
-        if mag is not None:
-            mag = mag.to(splits.train.labels.device)
-            representations.estimate_mag_bn_stats(networks, mag, splits.train, run.config)
+        networks, mag = representations.prepare_networks(run.config, splits.train, run.encoder_files()[-1])
         z = representations.embeddings(networks, sample(splits.test, images), run.config)
         augmented = untrained.augment_features(method, z, mag)
         values, rank, similarity = label_free.compare_augmented(z.flatten(0, 1), augmented.flatten(0, 1))

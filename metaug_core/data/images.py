@@ -209,6 +209,11 @@ class StreamedImages:
 AnyImages = Images | StreamedImages
 
 
+def spread_rows(count: int, most: int) -> Tensor:
+    """Up to `most` of so many rows, evenly spaced (image folders are sorted by class): int64."""
+    return torch.linspace(0, count - 1, min(most, count)).long()
+
+
 def copy_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Copy pinned batches to a CUDA device, each on a stream of its own beside the step before it."""
     side = torch.cuda.Stream(device)

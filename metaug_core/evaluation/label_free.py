@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metaug_core.data.images import AnyImages
+from metaug_core.data.images import AnyImages, spread_rows
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation.crops import split_rows
 from metaug_core.objectives.losses import alignment, uniformity
@@ -15,6 +15,7 @@ from metaug_core.runs.encoder import Encoder
 from metaug_core.views.augmentation import augment, split
 
 IMAGES = 2048  # for RankMe, alpha-ReQ and uniformity; a rank cannot be larger
+RANKME_EPSILON = 1e-7
 LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10  # n and q
 FIRST_RANK, LAST_RANK = 12, 100  # of the eigenvalues that alpha-ReQ fits, as its authors' code has it
 BETTER = {"rankme": "higher", "lidar": "higher", "alpha_req": "near 1", "uniformity": "lower", "alignment": "lower"}
@@ -32,13 +33,8 @@ def entropy_rank(values: Tensor, epsilon: float) -> float:
 
 
 def rankme(h: Tensor) -> float:
-    """RankMe (Garrido et al. 2023) of features (N, D), not centred: `entropy_rank` of the singular values, epsilon 1e-7."""
-    return entropy_rank(torch.linalg.svdvals(to_double(h)), 1e-7)
-
-
-def spread_rows(count: int) -> Tensor:
-    """Up to 2,048 of so many rows, evenly spaced (image folders are sorted by class): int64."""
-    return torch.linspace(0, count - 1, min(IMAGES, count)).long()
+    """RankMe (Garrido et al. 2023) of features (N, D), not centred: `entropy_rank` of the singular values."""
+    return entropy_rank(torch.linalg.svdvals(to_double(h)), RANKME_EPSILON)
 
 
 def compare_augmented(z: Tensor, augmented: Tensor) -> tuple[Tensor, float, float]:
@@ -46,7 +42,8 @@ def compare_augmented(z: Tensor, augmented: Tensor) -> tuple[Tensor, float, floa
     their RankMe, how many directions z~ - z fills; and the mean d(z, z~) in [0, 1]. Where z~ is z the first two are nan."""
     z, augmented = to_double(z), to_double(augmented)
     values = torch.linalg.svdvals(augmented - z)
-    return values / values[0], rankme(augmented - z), float((1 + (z * augmented).sum(1).mean()) / 2)
+    rank = entropy_rank(values, RANKME_EPSILON)
+    return values / values[0], rank, float((1 + (z * augmented).sum(1).mean()) / 2)
 
 
 def alpha_req(h: Tensor) -> float:
@@ -97,8 +94,8 @@ def measure_label_free(encoder: Encoder, h: Tensor, images: AnyImages) -> dict[s
     taken; of up to 1,000 of these 10 augmentations for LiDAR, and two of them for alignment."""
     if len(images) < 2:
         raise MetaugError("measures without labels need at least two images")
-    rows = spread_rows(len(images)).to(h.device)
-    h, some = h[rows], images.take(rows[torch.linspace(0, len(rows) - 1, min(LIDAR_IMAGES, len(rows))).long()])
+    rows = spread_rows(len(images), IMAGES).to(h.device)
+    h, some = h[rows], images.take(rows[spread_rows(len(rows), LIDAR_IMAGES).to(rows.device)])
     augmented = augmented_features(encoder, some, LIDAR_VIEWS)
     first, second, *_ = F.normalize(augmented, dim=2).unbind(1)
     return {

@@ -22,10 +22,10 @@ from metaug_core import methods, sources
 from metaug_core.config import EVALUATION_VERSION, Config
 from metaug_core.contradictions import unordered
 from metaug_core.data import datasets
-from metaug_core.data.images import AnyImages
+from metaug_core.data.images import AnyImages, spread_rows
 from metaug_core.errors import MetaugError, suggestion
 from metaug_core.evaluation.crops import count_draws, read_images, take_in_turn
-from metaug_core.evaluation.label_free import rankme, spread_rows
+from metaug_core.evaluation.label_free import IMAGES, rankme
 from metaug_core.evaluation.probes import DEFAULT_MEASURES, LABEL_FREE, MEASURES, Labelled, predict
 from metaug_core.extensions import name_failures
 from metaug_core.methods.base import initial_networks
@@ -118,7 +118,7 @@ def average_bn_stats(module: nn.Module, images: AnyImages, forward: Callable[[Te
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
     momenta = [norm.momentum for norm in norms]
-    rows = torch.linspace(0, len(images) - 1, min(STATISTICS_IMAGES, len(images))).long()
+    rows = spread_rows(len(images), STATISTICS_IMAGES)
     parts = rows.tensor_split(-(-len(rows) // STATISTICS_BATCH))  # of equal size, so that each has the same weight
     with evaluating(module):
         for norm in norms:
@@ -142,6 +142,20 @@ def load_networks(config: Config, classes: int, file: Path | None = None) -> tup
         for prefix, module in (("networks.", networks), ("mag.", mag)):
             if module is not None:
                 load_module(module, tensors, prefix, file)
+    return networks, mag
+
+
+def prepare_networks(config: Config, images: AnyImages, file: Path | None = None) -> tuple[nn.Module, nn.Module | None]:
+    """`load_networks` on the device of these training images, from which untrained encoders and a trained MAG have BatchNorm's
+    statistics. There is no untrained MAG: None."""
+    networks, mag = load_networks(config, len(images.classes), file)
+    networks = networks.to(images.labels.device)
+    if file is None:
+        estimate_bn_stats(networks, images, config)
+        return networks, None
+    if mag is not None:
+        mag = mag.to(images.labels.device)
+        estimate_mag_bn_stats(networks, mag, images, config)
     return networks, mag
 
 
@@ -313,7 +327,7 @@ def measure_representation(
         predicted = predict(train, test.x, val, len(classes), accuracies, crops)
         by_epoch.append({key: ranked.cpu() for key, ranked in predicted.items()})
         if "rankme" in measures:
-            ranks.append(rankme(train.x[spread_rows(len(train.x)).to(train.x.device)]))
+            ranks.append(rankme(train.x[spread_rows(len(train.x), IMAGES).to(train.x.device)]))
         labels = test.y.cpu()
     shares = [share_correct_by_measure(predicted, labels, len(classes)) for predicted in by_epoch]
     row = {key: float(torch.stack([one[key] for one in shares]).mean(0).mean()) for key in shares[0]} | {

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from metaug_core.data.datasets import Splits
+from metaug_core.data.images import spread_rows
 from metaug_core.evaluation import probes, representations
 from metaug_core.meta.forward_ad import frozen_statistics
 from metaug_core.methods.base import Context
@@ -78,7 +79,7 @@ def knn_monitor(s: TrainState, splits: Splits) -> float | None:
     if splits.val is None:
         return None
     train, val = (
-        images.take(torch.linspace(0, len(images) - 1, min(most, len(images))).long())
+        images.take(spread_rows(len(images), most))
         for images, most in ((splits.train, MONITOR_TRAIN), (splits.val, MONITOR_VAL))
     )
     networks = s.networks

@@ -46,8 +46,7 @@ NAMES = {  # a method's name in METHODS -> as the paper prints it
     "metaug+randaugment": "MetAug + RandAugment",
     "metaug-nnclr": "MetAug*",
     # Not in the paper; printed as their authors do.
-    "simclr+dcl": "SimCLR + DCL",
-    "cmc+dcl": "CMC + DCL",
+    "dcl": "DCL",
     "ft": "FT",
     "adco": "AdCo",
     "hallucinator": "Hallucinator",
@@ -55,8 +54,6 @@ NAMES = {  # a method's name in METHODS -> as the paper prints it
     "synco": "SynCo",
     "vicreg": "VICReg",
     "imix": "i-Mix",
-    "cmc+noise": "CMC + noise",
-    "cmc+dropout": "CMC + dropout",
 }
 
 # Table 1's double dagger, "reduced learnable parameters": a split AlexNet for each view (Appendix B.1). The other rows

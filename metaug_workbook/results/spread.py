@@ -35,11 +35,11 @@ def tabulate_spread(run: Run, by_seed: pd.DataFrame, measure: str = "probe_plain
     The probe's seed: on the features of this run. The training's seed: the finished runs of `find_seeds` that are evaluated, which
     share the probe's seed. The test set: `estimate_sampling` of these.
     """
-    runs = [one for one in find_seeds(run) if measure in one.correct(split)]
-    accuracies = [one.evaluation(split)["trained"][measure] for one in runs]
-    n, sampling = len(runs), float("nan")
-    if n > 1:
-        sampling = estimate_sampling(np.mean([one.correct(split)[measure].double().numpy() for one in runs], 0), n)
+    stored = [(one, one.correct(split)) for one in find_seeds(run)]
+    accuracies = [one.evaluation(split)["trained"][measure] for one, correct in stored if measure in correct]
+    shares = [correct[measure].double().numpy() for _, correct in stored if measure in correct]
+    n = len(shares)
+    sampling = estimate_sampling(np.mean(shares, 0), n) if n > 1 else float("nan")
     rows = {
         "seed of the probe": (*estimate_deviation(by_seed["accuracy"].tolist()), len(by_seed)),
         "seed of the training": (*estimate_deviation(accuracies), n),

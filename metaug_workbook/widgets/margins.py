@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metaug_core.data import datasets
+from metaug_core.data.images import spread_rows
 from metaug_core.errors import MetaugError
 from metaug_core.evaluation import representations
 from metaug_core.objectives.losses import margin_regularisation
@@ -39,14 +40,12 @@ def embed_run(run: Run, splits: datasets.Splits | None = None) -> tuple[Tensor, 
     if not (files := run.encoder_files()):
         raise MetaugError(f"run {run.path.name} has kept no encoder yet: it does so at the end of training")
     images = (splits or datasets.load(run.config)).train
-    networks, mag = representations.load_networks(run.config, len(images.classes), files[-1])
+    networks, mag = representations.prepare_networks(run.config, images, files[-1])
     if mag is None:
         raise MetaugError(
             f"method {run.config.method!r} of run {run.path.name} has no MAG, so there is nothing to push"
         )
-    networks, mag = networks.to(images.labels.device), mag.to(images.labels.device)
-    representations.estimate_mag_bn_stats(networks, mag, images, run.config)
-    some = images.take(torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long())
+    some = images.take(spread_rows(len(images), IMAGES))
     z, augmented = representations.embeddings(networks, some, run.config, mag).cpu().chunk(2)
     return z, augmented
 

@@ -5,8 +5,8 @@ A page holds <div class="explorer" data-explorer="NAME" data-settings='{"beta": 
   presets [name, sentence, values]; legend [mark, text], a mark being SVG of 26 x 12;
   reset: a sentence on how it begins; caption: where its numbers are from, if not from a formula;
   measure(values) -> every number that is shown, without drawing;
-  build(host, set, width) -> update(values), which draws into host, width px wide, and returns a sentence with the most telling
-    numbers; set(values) moves controls. */
+  build(host, set, width, get) -> update(values), which draws into host, width px wide, and returns a sentence with the most
+    telling numbers; set(values) moves controls, get() says where they are, drawn or not yet. */
 "use strict";
 const EXPLORERS = {};
 const NARROW = 560; // px of an explorer, below which a phone's layout is drawn
